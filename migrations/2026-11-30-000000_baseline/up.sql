@@ -129,6 +129,8 @@ CREATE TABLE prompts (
     decision TEXT NOT NULL DEFAULT 'nothing',
     -- A caller was promised that the turn ends cancelled.
     cancel_asked BOOLEAN NOT NULL DEFAULT FALSE,
+    -- `user`, or `agent` for a turn without a prompt, which the agent began by itself.
+    initiator TEXT NOT NULL DEFAULT 'user',
     CHECK ((idempotency_key IS NULL) = (body_hash IS NULL))
 );
 

@@ -23,12 +23,12 @@ use crate::{
     domain::{
         clock::Clock,
         routing::{RecoveryRules, Route, success_window::WindowRules},
-        session::{permission::PermissionPolicy, restart::RestartLimits},
+        session::{background::BackgroundLimits, permission::PermissionPolicy, restart::RestartLimits},
         turn::{agent_error::name_credentials, outcome::Failure},
     },
     store::Store,
     telemetry::metrics::Metrics,
-    transport::Transport,
+    transport::{Transport, http::client::WorkspaceClient},
 };
 
 /// Handles and settings that sessions share. Cheap to clone behind an `Arc`.
@@ -43,6 +43,8 @@ pub(crate) struct Services {
     pub http: Arc<dyn Transport>,
     pub clock: Arc<dyn Clock>,
     pub runtime: RuntimeAvailability,
+    /// Asks the runtime about processes of agents; absent in tests without a runtime.
+    pub runtime_client: Option<WorkspaceClient>,
     /// True from the begin of a drain on.
     pub draining: AtomicBool,
     pub index: SessionIndex,
@@ -98,6 +100,7 @@ impl Services {
             http,
             clock,
             runtime,
+            runtime_client: None,
             draining: AtomicBool::new(false),
             index: SessionIndex::default(),
             closing: ClosingTurns::default(),
@@ -124,6 +127,8 @@ pub(crate) struct SessionSettings {
     pub cancel_grace: Duration,
     /// Idle time after which a session hibernates.
     pub idle_timeout: Duration,
+    /// Limits of work outside a turn.
+    pub background: BackgroundLimits,
     /// Time for a person to answer a permission request.
     pub permission_timeout: Duration,
     /// Permission policy of workspaces that did not choose one.
@@ -171,6 +176,12 @@ impl SessionSettings {
             inactivity_timeout: config.turn.inactivity_timeout(),
             cancel_grace: config.turn.cancel_grace(),
             idle_timeout: Duration::from_secs(config.session.idle_timeout_s),
+            background: BackgroundLimits {
+                silence: config.turn.inactivity_timeout(),
+                longest: Duration::from_secs(config.session.background_max_s),
+                quiet: Duration::from_secs(config.turn.quiet_s),
+                quiet_max: Duration::from_secs(config.turn.quiet_max_s),
+            },
             permission_timeout: Duration::from_secs(config.permission.timeout_s),
             default_policy: config.permission.policy,
             stuck_after: Duration::from_secs(config.database.patience_s) + STUCK_MARGIN,

@@ -76,6 +76,7 @@ pub(super) async fn start_sessions(
         http: Arc::new(http),
         clock,
         runtime,
+        runtime_client: Some(workspace_client.clone()),
         draining: AtomicBool::new(false),
         index: SessionIndex::default(),
         closing: ClosingTurns::default(),

@@ -7,6 +7,7 @@
 //! [`Problem`](super::problem::Problem).
 
 use serde::{Deserialize, Serialize};
+use uuid::Uuid;
 
 use crate::domain::{
     ids::{FolderId, PromptId},
@@ -204,6 +205,24 @@ pub(crate) struct RemoveWorkspace {
 pub(crate) struct RemovedWorkspace {
     /// False if the folder did not exist.
     pub removed: bool,
+}
+
+/// `POST /agent/processes`.
+#[derive(Debug, Clone, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub(crate) struct CountProcesses {
+    /// Id of the connection to the agent.
+    pub connection_id: Uuid,
+    /// Counts processes that started at most this long ago, in milliseconds.
+    pub within_ms: u64,
+}
+
+/// Answer to [`CountProcesses`].
+#[derive(Debug, Clone, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub(crate) struct AgentProcesses {
+    /// Running processes below the agent.
+    pub processes: u64,
 }
 
 /// `POST /workspace/diff`.

@@ -9,7 +9,7 @@ use crate::domain::{
     automation::skip::WantedMode,
     ids::{InstallationId, PromptId, SessionId, UserId, WorkspaceId},
     session::{lifecycle::SessionState, permission::PermissionPolicy},
-    turn::TurnState,
+    turn::{TurnInitiator, TurnState},
 };
 
 /// Body of `POST /acp/session/new`: the workspace, the agent and the purpose of a session.
@@ -268,7 +268,8 @@ pub(crate) struct SessionInfo {
     pub agent: String,
     /// Purpose of the session: `development` or `conversation`.
     pub mode: Mode,
-    /// starting, idle, running, hibernated, expired, interrupted, failed or closed.
+    /// starting, idle, running, background (no turn runs, but the agent still works), hibernated, expired, interrupted,
+    /// failed or closed.
     #[schema(value_type = String)]
     pub state: SessionState,
     /// The failure, if it failed.
@@ -281,7 +282,7 @@ pub(crate) struct SessionInfo {
     /// Time of the last message of the agent, RFC 3339 in UTC.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub last_heartbeat: Option<String>,
-    /// Id of the running turn.
+    /// Id of the running turn, which the agent may have begun by itself.
     #[schema(value_type = Option<String>)]
     #[serde(skip_serializing_if = "Option::is_none")]
     pub running_prompt_id: Option<PromptId>,
@@ -329,7 +330,10 @@ pub(crate) struct PromptInfo {
     /// accepted, running, completed, cancelled, failed or interrupted.
     #[schema(value_type = String)]
     pub state: TurnState,
-    /// The start of the prompt.
+    /// `user`, or `agent` for a turn that the agent began by itself, for example when a background task ended.
+    #[schema(value_type = String)]
+    pub initiator: TurnInitiator,
+    /// The start of the prompt; empty for a turn of the agent.
     pub preview: String,
     /// The result, once the turn ended.
     #[schema(value_type = Option<super::result::ACPSessionResult>)]

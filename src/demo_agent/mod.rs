@@ -33,6 +33,11 @@
 //! | `endless BYTES` | prints that number of bytes without a line end, and falls silent |
 //! | `grandchild` | starts `sleep 1000` and says its process id |
 //! | `unknown-update`, `unknown-request`, `unknown-notification` | sends a message that no client knows |
+//! | `background MS SCRIPT` | announces a task as Claude Code does; after MS milliseconds, begins a turn by itself that runs SCRIPT, with ` , ` between commands |
+//! | `background-qwen MS SCRIPT` | the same as qwen-code does |
+//! | `unannounced MS SCRIPT` | the same without an announcement and without a mark at the end |
+//! | `open-call MS` | leaves a tool call open as codex does, and completes it after MS milliseconds |
+//! | `leave SECONDS` | leaves a process that runs for that time |
 //! | `context` | says the number of blocks ahead of the prompt, and their text |
 //! | `count` | says the number of prompts in this process |
 //! | `usage IN OUT` | reports that number of tokens with the answer |
@@ -41,6 +46,7 @@
 //! With the flag `--oneshot` the agent is the headless command of the fallback instead: it reads the script as text
 //! from stdin, writes its output to stdout as plain text, and echoes commands that need the protocol.
 
+mod background;
 mod flags;
 mod lines;
 mod oneshot;
@@ -53,6 +59,7 @@ use std::{collections::BTreeMap, io, path::PathBuf, process::ExitCode};
 use serde_json::{Value, json};
 
 use self::{
+    background::Task,
     flags::Flags,
     lines::{Lines, Read},
 };
@@ -96,6 +103,9 @@ struct Agent {
     prompts_seen: u64,
     /// The rest of a replay that follows with the next prompt, as pairs of session and update.
     late: Vec<(String, Value)>,
+    /// Work that continues after the turns that began it.
+    tasks: Vec<Task>,
+    turns_of_its_own: u32,
 }
 
 const MODES: [(&str, &str); 2] = [("code", "Code"), ("ask", "Ask")];
@@ -114,12 +124,22 @@ impl Agent {
             next_request: 1,
             prompts_seen: 0,
             late: Vec::new(),
+            tasks: Vec::new(),
+            turns_of_its_own: 0,
         }
     }
 
     fn serve(mut self) -> io::Result<()> {
         self.flags.misbehave_at_start(&mut self.lines)?;
-        while let Read::Text(line) = self.lines.read(None)? {
+        loop {
+            let line = match self.lines.read(self.next_task())? {
+                Read::Text(line) => line,
+                Read::Silence => {
+                    self.run_due_tasks()?;
+                    continue;
+                }
+                Read::End => return Ok(()),
+            };
             let Ok(message) = serde_json::from_str::<Value>(&line) else {
                 let error = json!({"code": -32700, "message": "not JSON"});
                 self.lines.write(&json!({"jsonrpc": "2.0", "id": null, "error": error}))?;
@@ -127,7 +147,6 @@ impl Agent {
             };
             self.handle(&message)?;
         }
-        Ok(())
     }
 
     fn handle(&mut self, message: &Value) -> io::Result<()> {
@@ -198,9 +217,9 @@ impl Agent {
                 true => Ok(self.offers(&id)),
                 false => unknown_session(),
             },
-            "session/close" => match self.conversations.remove(&id) {
-                Some(_) => Ok(json!({})),
-                None => unknown_session(),
+            "session/close" => match self.close(&id) {
+                true => Ok(json!({})),
+                false => unknown_session(),
             },
             "session/set_mode" => self.set_mode(&id, params["modeId"].as_str().unwrap_or_default()),
             "session/set_config_option" => self.set_tone(&id, params),

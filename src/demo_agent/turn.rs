@@ -29,7 +29,7 @@ pub(super) struct Turn {
     error: Option<(i64, String)>,
     /// `data` of the error.
     error_data: Value,
-    tools: u32,
+    pub tools: u32,
     /// Said after the answer to the prompt.
     late: Option<String>,
     /// `messageId` of the last `message`; a late text belongs to it.
@@ -38,6 +38,24 @@ pub(super) struct Turn {
 
 /// Time between the answer to a prompt and the text of `late`.
 const LATE_AFTER: Duration = Duration::from_millis(200);
+
+impl Turn {
+    pub(super) fn new(session: String) -> Self {
+        Self {
+            session,
+            cancelled: false,
+            answer: String::new(),
+            ahead: Vec::new(),
+            stop_reason: "end_turn".into(),
+            usage: None,
+            error: None,
+            error_data: Value::Null,
+            tools: 0,
+            late: None,
+            message_id: None,
+        }
+    }
+}
 
 impl Agent {
     /// Runs a prompt and answers it.
@@ -57,19 +75,8 @@ impl Agent {
             text.unwrap_or_default().to_owned()
         };
         let script = blocks.iter().rev().find(|block| block["type"] == "text").map(texts).unwrap_or_default();
-        let mut turn = Turn {
-            session,
-            cancelled: false,
-            answer: String::new(),
-            ahead: blocks.iter().take(blocks.len().saturating_sub(1)).map(texts).collect(),
-            stop_reason: "end_turn".into(),
-            usage: None,
-            error: None,
-            error_data: Value::Null,
-            tools: 0,
-            late: None,
-            message_id: None,
-        };
+        let ahead = blocks.iter().take(blocks.len().saturating_sub(1)).map(texts).collect();
+        let mut turn = Turn { ahead, ..Turn::new(session) };
         for command in commands(&script) {
             self.perform(&command, &mut turn)?;
             if turn.cancelled || turn.error.is_some() || turn.stop_reason != "end_turn" {
@@ -105,7 +112,7 @@ impl Agent {
         Ok(())
     }
 
-    fn perform(&mut self, command: &Command, turn: &mut Turn) -> io::Result<()> {
+    pub(super) fn perform(&mut self, command: &Command, turn: &mut Turn) -> io::Result<()> {
         match command.word.as_str() {
             "echo" => self.say_in_chunks(turn, &command.rest),
             "write" => self.write_file(command, turn),
@@ -122,6 +129,9 @@ impl Agent {
                 let (id, text) = command.name_and_text();
                 turn.message_id = Some(id.to_owned());
                 self.say_in_message(turn, text)
+            }
+            "background" | "background-qwen" | "unannounced" | "open-call" | "leave" => {
+                self.continue_later(command, turn)
             }
             "late" => {
                 turn.late = Some(command.rest.clone());

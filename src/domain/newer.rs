@@ -15,7 +15,7 @@ use super::{
         lifecycle::{SessionMode, SessionState},
         permission::PermissionPolicy,
     },
-    turn::TurnState,
+    turn::{TurnInitiator, TurnState},
     words::{MigrationStatus, ReasonCode, RollbackKind},
 };
 
@@ -49,6 +49,7 @@ tolerant! {
     AlertKind => Raised,
     // Not posted again, until an operator replays it.
     DeliveryState => Dead,
+    TurnInitiator => User,
 }
 
 impl TurnState {

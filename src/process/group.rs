@@ -26,6 +26,7 @@ use tokio::{
 pub(crate) use super::watch::{Ended, MAX_PIPE_BYTES};
 use super::{
     cgroup::{self, ControlGroup, ControlGroups},
+    members::Members,
     orphans::{self, Orphans},
     user::RunAs,
     watch::GroupWatch,
@@ -67,6 +68,7 @@ pub(crate) enum Streams {
 #[derive(Debug)]
 pub(crate) struct Life {
     end: mpsc::Sender<()>,
+    members: Members,
 }
 
 /// Ends a process group early, without keeping it alive.
@@ -105,6 +107,11 @@ impl Life {
     /// Creates a switch that ends the group before its owner does.
     pub(crate) fn switch(&self) -> EndSwitch {
         EndSwitch { end: self.end.downgrade() }
+    }
+
+    /// The processes of the group.
+    pub(crate) fn members(&self) -> Members {
+        self.members.clone()
     }
 }
 
@@ -257,7 +264,7 @@ fn start(
     let (report, ended) = oneshot::channel();
     orphans.record_start(pid, &mark);
     let watch = GroupWatch::new(pid, stderr, ending, command.kill_grace);
-    let orphans = orphans.clone();
+    let (orphans, members) = (orphans.clone(), Members { leader: pid, mark: mark.clone() });
     tokio::spawn(async move {
         watch.run_until_reaped(report).await;
         if let Some(control_group) = control_group {
@@ -270,7 +277,12 @@ fn start(
         Some(reader) => reader.into(),
         None => child.stdout.take().map(OwnedFd::from).ok_or_else(|| io::Error::other("no stdout"))?,
     };
-    Ok(Started { input: child.stdin.take().map(Into::into), output, life: Life { end }, exit: Exit { ended } })
+    Ok(Started {
+        input: child.stdin.take().map(Into::into),
+        output,
+        life: Life { end, members },
+        exit: Exit { ended },
+    })
 }
 
 /// Runs in the child between fork and exec, where only async-signal-safe calls are allowed.

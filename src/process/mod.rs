@@ -4,6 +4,7 @@
 pub(crate) mod cgroup;
 pub(crate) mod group;
 pub(crate) mod identity;
+pub(crate) mod members;
 pub(crate) mod orphans;
 pub(crate) mod stdio;
 pub(crate) mod terminal;

@@ -31,6 +31,16 @@ impl Mark {
         self.group
     }
 
+    /// The run of the program that made the group.
+    pub(super) fn run(&self) -> &str {
+        &self.run
+    }
+
+    /// True if a process with this run and group carries the mark.
+    pub(super) fn is(&self, run: &str, group: u64) -> bool {
+        (&*self.run, self.group) == (run, group)
+    }
+
     /// The value of [`MARK`].
     pub(crate) fn value(&self) -> String {
         format!("{}:{}", self.run, self.group)
@@ -53,11 +63,12 @@ struct Live {
 }
 
 /// The fields of `/proc/<pid>/stat` that identify a process and its group.
-struct Stat {
-    zombie: bool,
+pub(super) struct Stat {
+    pub zombie: bool,
     group: u32,
     session: u32,
-    started: u64,
+    /// Ticks since the boot.
+    pub started: u64,
 }
 
 impl Orphans {
@@ -203,7 +214,7 @@ fn pid_namespace(pid: u32) -> Option<u64> {
     Some(fs::metadata(format!("/proc/{pid}/ns/pid")).ok()?.st_ino())
 }
 
-fn stat(pid: u32) -> Option<Stat> {
+pub(super) fn stat(pid: u32) -> Option<Stat> {
     let text = fs::read_to_string(format!("/proc/{pid}/stat")).ok()?;
     // The command name may contain spaces and parentheses, so the fields start after its last closing parenthesis.
     let fields: Vec<&str> = text.rsplit_once(") ")?.1.split_ascii_whitespace().collect();
@@ -215,7 +226,7 @@ fn stat(pid: u32) -> Option<Stat> {
     })
 }
 
-fn mark_of(pid: u32) -> Option<(String, u64)> {
+pub(super) fn mark_of(pid: u32) -> Option<(String, u64)> {
     let environment = fs::read(format!("/proc/{pid}/environ")).ok()?;
     let value = environment
         .split(|byte| *byte == 0)

@@ -1,6 +1,6 @@
 //! HTTP routes of the runtime and their access check.
 
-use std::sync::Arc;
+use std::{sync::Arc, time::Duration};
 
 use actix_web::{
     HttpRequest, HttpResponse,
@@ -25,8 +25,8 @@ use crate::{
     contract::{
         fallback::PROCESS_PROMPT,
         runtime::{
-            CONNECTION_ID_HEADER, DiffWorkspace, PrepareWorkspace, PreparedWorkspace, RECEIVED_HEADER,
-            RemoveWorkspace, RuntimeStatus,
+            AgentProcesses, CONNECTION_ID_HEADER, CountProcesses, DiffWorkspace, PrepareWorkspace, PreparedWorkspace,
+            RECEIVED_HEADER, RemoveWorkspace, RuntimeStatus,
         },
     },
     domain::{
@@ -66,6 +66,7 @@ pub(super) fn configure(state: RuntimeState) -> impl FnOnce(&mut web::ServiceCon
             .service(resource("/acp", web::get().to(acp)))
             .service(resource("/status", web::get().to(status)))
             .service(resource("/metrics", web::get().to(metrics)))
+            .service(resource("/agent/processes", web::post().to(processes)))
             .service(resource("/workspace/prepare", web::post().to(prepare)))
             .service(resource("/workspace/diff", web::post().to(diff)))
             .service(resource("/workspace/remove", web::post().to(remove)))
@@ -185,6 +186,22 @@ async fn diff(request: HttpRequest, body: web::Payload, state: web::Data<Runtime
         Ok(asked) => answer(state.workspaces.diff(asked.workspace).await),
         Err(failure) => answer_failure(&failure),
     }
+}
+
+async fn processes(request: HttpRequest, body: web::Payload, state: web::Data<RuntimeState>) -> HttpResponse {
+    let asked = match read::<CountProcesses>(&request, body, MAX_BODY_BYTES, "a request about processes").await {
+        Ok(asked) => asked,
+        Err(failure) => return answer_failure(&failure),
+    };
+    let Some(members) = state.sockets.conversations.members(asked.connection_id) else {
+        return refuse(ErrorCode::NotFound, "no such connection");
+    };
+    let age = Duration::from_millis(asked.within_ms);
+    let counted = web::block(move || members.younger_than(age)).await;
+    answer(match counted {
+        Ok(processes) => Ok(AgentProcesses { processes: processes as u64 }),
+        Err(cause) => Err(Failure::new(ErrorCode::Internal, cause.to_string())),
+    })
 }
 
 async fn remove(request: HttpRequest, body: web::Payload, state: web::Data<RuntimeState>) -> HttpResponse {

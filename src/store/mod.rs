@@ -69,7 +69,7 @@ pub(crate) use self::{
     sessions::{KeptConnection, NewSession, SessionChange, SessionFilter, SessionRow},
     transcript::{TranscriptAppend, TranscriptRow},
     turns::{
-        Acceptance, EndSlot, EndStep, Idempotency, NewTurn, PromptRow, TurnEnd, outcomes::OutcomeCount,
+        AGENT_TURN, Acceptance, EndSlot, EndStep, Idempotency, NewTurn, PromptRow, TurnEnd, outcomes::OutcomeCount,
         recovery::Unfinished,
     },
     workspaces::{NewWorkspace, WorkspaceFilter, WorkspaceRow},

@@ -172,6 +172,7 @@ diesel::table! {
         phase -> Text,
         decision -> Text,
         cancel_asked -> Bool,
+        initiator -> Text,
     }
 }
 

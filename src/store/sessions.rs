@@ -18,7 +18,7 @@ use crate::domain::{
     redaction::Redacted,
     routing::Route,
     session::lifecycle::{SessionMode, SessionState},
-    turn::{TurnPhase, outcome::Failure},
+    turn::{TurnInitiator, TurnPhase, outcome::Failure},
 };
 
 /// The row of a session that is being opened.
@@ -303,7 +303,7 @@ fn open<'a>(session_id: &'a str) -> _ {
     sessions::table.filter(sessions::session_id.eq(session_id)).filter(sessions::state.ne(state))
 }
 
-/// Sessions with a turn that has not ended and is in this phase.
+/// Sessions with a turn of a user that has not ended and is in this phase.
 pub(super) fn rows_with_open_turn(
     connection: &mut AnyConnection,
     phase: TurnPhase,
@@ -311,6 +311,7 @@ pub(super) fn rows_with_open_turn(
     let unfinished = prompts::table
         .filter(prompts::ended_us.is_null())
         .filter(prompts::phase.eq(phase.as_str()))
+        .filter(prompts::initiator.eq(TurnInitiator::User.as_str()))
         .select(prompts::session_id);
     let rows: Vec<Record> = sessions::table.filter(sessions::session_id.eq_any(unfinished)).load(connection)?;
     rows.into_iter().map(Record::read).collect()

@@ -8,6 +8,7 @@
 mod harness;
 
 mod audit;
+mod background;
 mod backup;
 mod bounds;
 mod browser;

@@ -114,8 +114,8 @@ impl RouteGate {
         }
     }
 
-    /// Route to which a handshake outside of a turn is attributed.
-    pub(crate) fn handshake(&self) -> TurnRoute {
+    /// Route to which a handshake outside of a turn is attributed, and a turn that the agent began by itself.
+    pub(crate) fn outside_turns(&self) -> TurnRoute {
         let state = self.0.state.borrow();
         TurnRoute { route: state.route, epoch: state.epoch, canary: None, is_watched: false }
     }

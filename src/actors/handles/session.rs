@@ -7,6 +7,7 @@ use std::sync::{
 
 use parking_lot::{Mutex, MutexGuard};
 use serde_json::{json, value::RawValue};
+use tokio::sync::watch;
 
 use super::{
     event_feed::EventFeed,
@@ -20,6 +21,7 @@ use crate::{
         notify::notification::SessionNotice,
         routing::Route,
         session::{
+            background::Activity,
             connection::ConnectionStatus,
             eta::{PlanProgress, Progress},
             event::EventKind,
@@ -142,6 +144,7 @@ pub(crate) struct SessionShared {
     /// Notification for its user that is written with the row of the session, once the session is ready.
     deferred_notice: Mutex<Option<SessionNotice>>,
     is_stored: AtomicBool,
+    activity: watch::Sender<Activity>,
 }
 
 impl SessionShared {
@@ -152,7 +155,17 @@ impl SessionShared {
             view: Mutex::new(view),
             deferred_notice: Mutex::default(),
             is_stored: AtomicBool::new(false),
+            activity: watch::Sender::default(),
         }
+    }
+
+    /// Publishes the agent's work outside a turn to those who wait for a quiet turn.
+    pub(crate) fn set_activity(&self, activity: Activity) {
+        self.activity.send_replace(activity);
+    }
+
+    pub(crate) fn activity(&self) -> watch::Receiver<Activity> {
+        self.activity.subscribe()
     }
 
     /// Records that the session has a row, to which rows of its transcript may refer.

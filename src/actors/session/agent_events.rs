@@ -9,7 +9,7 @@ use serde_json::{json, value::RawValue};
 use tokio::sync::oneshot;
 use uuid::Uuid;
 
-use super::{Call, Session, connection_log, notices, turn::Turn};
+use super::{Call, Session, connection_log, notices, turn::Turn, woken::completed};
 use crate::{
     acp::{
         jsonrpc::{self, RpcError},
@@ -18,6 +18,7 @@ use crate::{
     actors::handles::messages::{AnswerPermission, CancelTurn, EndCause, SetConfigOption, SetMode},
     domain::{
         session::{
+            background::{Mark, mark_of_notification},
             connection::ConnectionStatus,
             event::EventKind,
             pending_permissions::{Answer, Received},
@@ -60,9 +61,16 @@ impl StreamHandler<AgentEvent> for Session {
         match event {
             AgentEvent::Update { update, meta } => self.on_update(&update, meta.as_deref(), ctx),
             AgentEvent::Notification { method, params } => {
+                let mark = mark_of_notification(&method);
+                if mark == Some(Mark::TurnBegan) {
+                    self.on_turn_mark(mark.as_ref(), ctx);
+                }
                 let update = json!({"method": method, "params": params});
-                let prompt = self.turn.as_ref().map(|turn| turn.prompt_id());
-                self.shared.feed.announce(prompt, EventKind::Notification, &update);
+                self.shared.feed.announce(self.asking_turn(), EventKind::Notification, &update);
+                if mark == Some(Mark::TurnEnded) {
+                    self.outside.work.on_update(&UpdateView::default(), mark.as_ref());
+                    self.on_turn_mark(mark.as_ref(), ctx);
+                }
             }
             AgentEvent::Request { id, method, params } => self.on_request(id, &method, &params, ctx),
             AgentEvent::Answered { call, result } => self.on_answer(call, result, ctx),
@@ -99,6 +107,10 @@ impl StreamHandler<AgentEvent> for Session {
             (true, false) => {}
             (false, _) => self.settle_outside(),
         }
+        self.outside.work.hear(now);
+        if self.turn.is_none() && self.link.is_some() {
+            self.settle_background(ctx);
+        }
     }
 
     fn finished(&mut self, ctx: &mut Context<Self>) {
@@ -125,17 +137,24 @@ impl Session {
         let now = self.services.clock.now();
         let view = view_update(update);
         let Some(is_echo) = self.origin_of(view.as_ref(), update) else { return };
+        let mark = self.note_work(view.as_ref(), update, meta);
+        if is_echo {
+            // The agent has begun the prompt, so it has ended what it had begun by itself.
+            self.end_woken(&completed(), None);
+        }
+        let of_woken = self.is_of_woken(view.as_ref(), is_echo);
         // A tool call or message of the previous turn stays one entry, whenever its update comes.
         let is_known = |turn: &Turn, view: &UpdateView| turn.ticket.as_ref().is_some_and(|ticket| ticket.knows(view));
         let late = &self.late;
         let is_late = |turn: &&mut Turn| {
             !turn.is_sent() || view.as_ref().is_some_and(|view| late.knows(view) && !is_known(turn, view))
         };
-        let turn = self.turn.as_mut().filter(|turn| !is_late(turn));
+        let turn = self.turn.as_mut().filter(|turn| !of_woken && !is_late(turn));
         match turn.and_then(|turn| turn.ticket.as_mut()) {
             Some(ticket) => ticket.on_update(view, update, meta, is_echo, now),
             None => self.on_late_update(view.as_ref(), update, meta, ctx),
         }
+        self.on_turn_mark(mark.as_ref(), ctx);
     }
 
     /// Returns whether an update repeats the running prompt; `None` if it is history that the agent replays, which is
@@ -247,6 +266,10 @@ impl Session {
     /// Settles the agent's messages outside a turn, so that the runtime discards them; does nothing until the end of
     /// the previous turn is on disk. The runtime is notified once enough messages have accumulated.
     fn settle_outside(&self) {
+        // As in a turn, a restarted supervisor receives a pending permission request again.
+        if self.permissions.is_waiting() {
+            return;
+        }
         if self.last_end.as_ref().is_some_and(|end| end.borrow().is_none()) {
             return;
         }
@@ -262,11 +285,20 @@ impl Session {
             let refusal = RpcError::new(jsonrpc::METHOD_NOT_FOUND, format!("this client has no method {method}"));
             return self.respond(&id, Err(refusal), ctx);
         }
-        // Outside a turn, or while the turn is being cancelled, every request is answered as cancelled.
-        let policy = match &self.turn {
-            Some(turn) if !turn.is_cancelled() => self.shared.spec.policy.get(),
-            _ => return self.respond(&id, Ok(json!({"outcome": {"outcome": "cancelled"}})), ctx),
+        if self.turn.is_none() && self.late.takes_updates {
+            // Only an agent that works by itself asks outside a turn.
+            self.wake(self.outside.work.expects_turn());
+        }
+        // While its turn is being cancelled, every request is answered as cancelled.
+        let is_cancelled = match (&self.turn, &self.outside.woken) {
+            (_, Some(woken)) if self.turn.is_none() || woken.is_marked => woken.is_cancelled,
+            (Some(turn), _) => turn.is_cancelled(),
+            (None, _) => true,
         };
+        if is_cancelled || self.ending.is_some() {
+            return self.respond(&id, Ok(json!({"outcome": {"outcome": "cancelled"}})), ctx);
+        }
+        let policy = self.shared.spec.policy.get();
         match self.permissions.receive(policy, id.clone(), params, Uuid::now_v7()) {
             Received::Answer(answer) => self.answer_permission("", answer, PermissionPolicy::as_str(policy), ctx),
             Received::Malformed(cause) => {
@@ -275,8 +307,7 @@ impl Session {
                 self.respond(&id, Err(refusal), ctx);
             }
             Received::Waits { request_id, event } => {
-                let prompt = self.turn.as_ref().map(|turn| turn.prompt_id());
-                self.shared.feed.announce(prompt, EventKind::PermissionRequest, &event);
+                self.shared.feed.announce(self.asking_turn(), EventKind::PermissionRequest, &event);
                 // The timer is not cancelled when the request is answered: `time_out` then finds no request.
                 ctx.run_later(self.services.settings.permission_timeout, move |this, ctx| {
                     if let Some(answer) = this.permissions.time_out(&request_id) {
@@ -314,14 +345,17 @@ impl Session {
             _ => PermissionAnswer::Rejected,
         });
         let update = json!({"requestId": request_id, "outcome": outcome, "optionId": option_id, "by": by});
-        let prompt = self.turn.as_ref().map(|turn| turn.prompt_id());
-        self.shared.feed.announce(prompt, EventKind::PermissionResolved, &update);
-        if let Some(ticket) = self.turn.as_mut().and_then(|turn| turn.ticket.as_mut()) {
-            let text = match option_id {
-                Some(option) => format!("permission: {option} (by {by})"),
-                None => format!("permission: cancelled (by {by})"),
-            };
-            ticket.note(TranscriptEntry::with_payload("permission", &text, &update.to_string()));
+        let asking = self.asking_turn();
+        self.shared.feed.announce(asking, EventKind::PermissionResolved, &update);
+        let text = match option_id {
+            Some(option) => format!("permission: {option} (by {by})"),
+            None => format!("permission: cancelled (by {by})"),
+        };
+        let entry = TranscriptEntry::with_payload("permission", &text, &update.to_string());
+        if let Some(woken) = self.outside.woken.as_mut().filter(|woken| Some(woken.prompt_id()) == asking) {
+            woken.transcript.note(entry);
+        } else if let Some(ticket) = self.turn.as_mut().and_then(|turn| turn.ticket.as_mut()) {
+            ticket.note(entry);
         }
     }
 
@@ -437,10 +471,14 @@ impl Handler<CancelTurn> for Session {
             closing.cancel();
             return Box::pin(std::future::ready(true));
         }
-        let Some(prompt_id) = self.turn.as_ref().filter(|turn| meant(turn)).map(Turn::prompt_id) else {
-            return Box::pin(std::future::ready(false));
+        let prompt_id = match self.turn.as_ref().filter(|turn| meant(turn)).map(Turn::prompt_id) {
+            Some(prompt_id) => {
+                self.cancel_turn(message.cause, ctx);
+                Some(prompt_id)
+            }
+            None => self.cancel_woken(message.prompt_id),
         };
-        self.cancel_turn(message.cause, ctx);
+        let Some(prompt_id) = prompt_id else { return Box::pin(std::future::ready(false)) };
         let services = self.services.clone();
         Box::pin(async move {
             // The agent is asked at once, and the caller is answered when a restart would keep the promise. A database

@@ -3,7 +3,7 @@
 //! Both facts are durable. The agent's end is on disk before the first step, so a turn whose process dies in between is
 //! resumed by the next start. Without automation both facts are one write ([`super::turn_ticket`]).
 
-use std::sync::Arc;
+use std::{sync::Arc, time::Duration};
 
 use tokio::sync::watch;
 
@@ -21,11 +21,17 @@ use crate::{
     domain::{
         redaction::Redacted,
         routing::Route,
-        session::event::EventKind,
+        session::{
+            background::{QuietStep, quiet_step},
+            event::EventKind,
+        },
         turn::{Severity, TurnOutcome},
     },
     store::{EndSlot, EndStep, StoreError, TurnEnd, Unfinished},
 };
+
+/// Time between two looks at the processes that an agent left.
+const PROCESS_POLL: Duration = Duration::from_millis(250);
 
 /// A turn whose agent has ended. Dropped in a panic of a step, it closes with what was made; dropped in any other way,
 /// it stays open for the next start.
@@ -108,8 +114,9 @@ pub(crate) fn resume(services: &Arc<Services>, turns: Vec<Unfinished>) {
 
 impl Closing {
     /// Runs the steps and closes the turn; a drain leaves it open.
-    async fn run(mut self, stop: watch::Receiver<Stop>) {
+    async fn run(mut self, mut stop: watch::Receiver<Stop>) {
         let services = self.services.clone();
+        self.wait_for_quiet(&mut stop).await;
         loop {
             let asked = *stop.borrow();
             match asked {
@@ -123,6 +130,41 @@ impl Closing {
                 None => return self.close(false, None),
             }
         }
+    }
+
+    /// Waits until the agent and the processes that it started in the turn are quiet, so that automation sees finished
+    /// files; at most `[turn] quiet_max_s`. The agent of a resumed turn has ended.
+    async fn wait_for_quiet(&mut self, stop: &mut watch::Receiver<Stop>) {
+        let Some(shared) = self.shared.clone() else { return };
+        let (limits, ended) = (self.services.settings.background, self.services.clock.now());
+        let mut activity = shared.activity();
+        while *stop.borrow() == Stop::No {
+            let seen = *activity.borrow_and_update();
+            let wait = match quiet_step(seen, ended, self.services.clock.now(), limits) {
+                QuietStep::Wait(wait) => wait,
+                QuietStep::CheckProcesses if !self.has_processes(&shared).await => return,
+                QuietStep::CheckProcesses => PROCESS_POLL,
+                QuietStep::GiveUp => {
+                    let message =
+                        "not-quiet: the agent, or a process that it started, still worked when automation began";
+                    return self.agent.result.remark(Severity::Warn, message);
+                }
+            };
+            tokio::select! {
+                () = tokio::time::sleep(wait) => {}
+                Ok(()) = activity.changed() => {}
+                _ = stop.changed() => {}
+            }
+        }
+    }
+
+    /// True if a process that the agent started in the turn still runs. A runtime that does not answer knows of none.
+    async fn has_processes(&self, shared: &SessionShared) -> bool {
+        let Some(client) = &self.services.runtime_client else { return false };
+        let connection = shared.view().facts.as_ref().and_then(|facts| facts.connection_id.parse().ok());
+        let Some(connection) = connection.filter(|_| self.agent.protocol == Route::Acp) else { return false };
+        let age = self.services.clock.now().since(self.agent.accepted_at);
+        client.processes(connection, age).await.is_ok_and(|processes| processes > 0)
     }
 
     /// Writes the whole end of the turn, then notifies its callers. A cancelled turn keeps what was made.

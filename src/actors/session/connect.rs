@@ -158,7 +158,7 @@ impl Session {
     fn route_of_handshake(&self, failed: bool) -> TurnRoute {
         match &self.turn {
             Some(turn) => turn.route.of_handshake(failed),
-            None => self.shared.spec.gate.handshake(),
+            None => self.shared.spec.gate.outside_turns(),
         }
     }
 
@@ -262,6 +262,7 @@ impl Session {
             ctx.cancel_future(stream);
         }
         self.link = None;
+        self.cut_off_background("the connection to the agent was replaced", None);
         // Its agent answers none of them any more.
         self.calls.clear();
         let status = self.shared.connection_status();
@@ -335,6 +336,7 @@ impl Session {
             view.last_heard = Some(self.services.clock.now());
         }
         self.write_late_updates();
+        self.outside.work.begin(self.services.clock.now());
         self.late.begin(!facts.remembers || self.turn.as_ref().is_some_and(Turn::is_sent));
         self.stream = Some(ctx.add_stream(opened.events));
         let state = if self.turn.is_some() { SessionState::Running } else { SessionState::Idle };

@@ -46,6 +46,11 @@ impl LateUpdates {
         (self.prompt_id, self.transcript, self.takes_updates) = (None, TranscriptBuilder::default(), takes_updates);
     }
 
+    /// Adds an entry of the service.
+    pub(super) fn note(&mut self, entry: TranscriptEntry) {
+        self.waiting.push_back((None, vec![entry]));
+    }
+
     /// True if the update changes a tool call or message of the turn that ended last.
     pub(super) fn knows(&self, view: &UpdateView) -> bool {
         self.transcript.knows(view)
@@ -61,14 +66,26 @@ impl Session {
         meta: Option<&RawValue>,
         ctx: &mut Context<Self>,
     ) {
-        self.shared.feed.publish(None, EventKind::Update, update, meta);
-        let Some(view) = view.filter(|_| self.late.takes_updates) else { return };
-        self.late.transcript.on_update(view, update);
+        let now = self.services.clock.now();
+        let view = view.filter(|_| self.late.takes_updates);
+        let (work, limits) = (&self.outside.work, self.services.settings.background);
+        let is_marked = work.expects_turn();
+        let wakes = view.is_some_and(|view| !self.late.knows(view) && work.wakes(view, now, limits));
+        let is_woken = view.is_some_and(|view| !self.late.knows(view))
+            && (self.outside.woken.is_some() || (wakes && self.wake(is_marked)));
+        match (view, &mut self.outside.woken) {
+            (Some(view), Some(woken)) if is_woken => woken.on_update(view, update, meta, now),
+            (view, _) => {
+                self.shared.feed.publish(None, EventKind::Update, update, meta);
+                view.into_iter().for_each(|view| self.late.transcript.on_update(view, update));
+            }
+        }
         self.arm_late_timer(ctx);
     }
 
     fn arm_late_timer(&mut self, ctx: &mut Context<Self>) {
-        let waits = !self.late.transcript.is_empty() || !self.late.waiting.is_empty();
+        let is_woken = self.outside.woken.as_ref().is_some_and(|woken| !woken.transcript.is_empty());
+        let waits = is_woken || !self.late.transcript.is_empty() || !self.late.waiting.is_empty();
         if waits && self.late.timer.is_none() {
             self.late.timer = Some(ctx.run_later(WRITE_AFTER, |this, ctx| {
                 this.late.timer = None;
@@ -84,6 +101,9 @@ impl Session {
         let late = &mut self.late;
         if !late.transcript.is_empty() {
             late.waiting.push_back((late.prompt_id, late.transcript.take()));
+        }
+        if let Some(woken) = self.outside.woken.as_mut().filter(|woken| !woken.transcript.is_empty()) {
+            late.waiting.push_back((Some(woken.prompt_id()), woken.transcript.take()));
         }
         if !self.shared.is_stored() {
             return;

@@ -6,6 +6,7 @@
 pub(crate) mod adoption;
 pub(crate) mod agent_events;
 pub(crate) mod automation;
+mod background;
 pub(crate) mod closing;
 mod connect;
 pub(crate) mod connection_log;
@@ -13,6 +14,7 @@ mod late_updates;
 pub(crate) mod notices;
 mod turn;
 pub(crate) mod turn_ticket;
+mod woken;
 
 use std::{sync::Arc, time::Duration};
 
@@ -21,7 +23,11 @@ use serde_json::{json, value::RawValue};
 use tokio::sync::watch;
 use uuid::Uuid;
 
-use self::{late_updates::LateUpdates, turn::Turn};
+use self::{
+    background::{Outside, reason_of},
+    late_updates::LateUpdates,
+    turn::Turn,
+};
 use super::{
     handles::{
         messages::{Adopted, EndCause, EndSession, Later, Past, SessionEnded, TurnEnded},
@@ -80,6 +86,8 @@ pub(crate) struct Session {
     turn: Option<Turn>,
     /// Updates outside a turn.
     late: LateUpdates,
+    /// Work of the agent outside a prompt turn.
+    outside: Outside,
     /// End of the previous turn; set once it is on disk.
     last_end: Option<watch::Receiver<Option<Arc<TurnEnded>>>>,
     permissions: PendingPermissions,
@@ -164,6 +172,7 @@ impl Session {
             calls: Correlator::new(MAX_CALLS),
             turn: None,
             late: LateUpdates::default(),
+            outside: Outside::default(),
             last_end: None,
             permissions: PendingPermissions::default(),
             missing: Missing::Nothing,
@@ -192,6 +201,12 @@ impl Session {
             EndCause::Idle | EndCause::Closed | EndCause::Drained => self.shared.connection_status(),
         };
         self.link = None;
+        match reason_of(&cause) {
+            Some(reason) => self.cut_off_background(reason, None),
+            None => {
+                self.cut_off_background("the session was closed", Some(TurnOutcome::Cancelled { confirmed: true }))
+            }
+        }
         self.write_late_updates();
         self.close_record(status, cause.name());
         self.ending = Some(cause.clone());
@@ -220,7 +235,7 @@ impl Session {
             if this.services.closing.get(this.shared.spec.session_id).is_some() {
                 return this.arm_idle_timer(ctx);
             }
-            if this.turn.is_none() {
+            if this.turn.is_none() && this.shared.view().state != SessionState::Background {
                 this.stop(EndCause::Idle, ctx);
             }
         }));

@@ -10,6 +10,7 @@ use super::{
     Call, Session,
     automation::{accept, mismatch},
     turn_ticket::{TurnTicket, WhenDropped},
+    woken::completed,
 };
 use crate::{
     actors::handles::{
@@ -28,7 +29,7 @@ use crate::{
         },
         session::{connection::ConnectionStatus, context::Missing, lifecycle::SessionState},
         turn::{
-            CancelCause, Severity, TurnOutcome, Usage,
+            CancelCause, Severity, TurnInitiator, TurnOutcome, Usage,
             outcome::{ErrorCode, Failure},
             prompt::Prompt,
             transcript::{KeptEntry, TranscriptEntry},
@@ -204,10 +205,11 @@ impl Session {
             prompt_id,
             session_id: self.shared.spec.session_id,
             key: self.shared.spec.workspace.clone(),
+            initiator: TurnInitiator::User,
             idempotency: idempotency.clone(),
             preview: crate::domain::redaction::Redacted::new(&prompt.preview()),
             again,
-            user_entry: TranscriptEntry::with_payload("user_message", prompt.text(), &prompt.as_json()),
+            first_entry: TranscriptEntry::with_payload("user_message", prompt.text(), &prompt.as_json()),
             route: route.route,
             protocol: carrier,
             epoch: route.epoch,
@@ -315,6 +317,9 @@ impl Session {
         }
         if self.missing == Missing::Unread {
             return self.read_conversation(ctx);
+        }
+        if self.outside.woken.as_ref().is_some_and(|woken| !woken.is_marked) {
+            self.end_woken(&completed(), Some("the end of the turn is assumed: a prompt followed"));
         }
         let (Some(link), Some(facts), Some(turn)) = (&mut self.link, &self.facts, &mut self.turn) else { return };
         let Some(ticket) = &mut turn.ticket else { return };
@@ -451,6 +456,15 @@ impl Session {
         };
         self.note_health(&turn, &outcome);
         self.note_memory(&turn, &outcome);
+        let (is_completed, now) = (matches!(outcome, TurnOutcome::Completed(_)), self.services.clock.now());
+        if is_completed {
+            self.end_woken(&completed(), Some("the agent did not mark the end of the turn"));
+        }
+        match self.connection_route {
+            Route::Acp => self.outside.work.turn_ended(is_completed, now),
+            // The agent ended with the turn.
+            Route::Http => self.outside.work.begin(now),
+        }
         match turn.ticket {
             Some(ticket) => {
                 // Messages that arrive from now on are settled only after this end is on disk, see `settle_outside`.
@@ -469,7 +483,10 @@ impl Session {
         }
         match self.ending.take() {
             Some(cause) => self.release(cause, ctx),
-            None => self.arm_idle_timer(ctx),
+            None => {
+                self.arm_idle_timer(ctx);
+                self.settle_background(ctx);
+            }
         }
     }
 }

@@ -322,7 +322,7 @@ async fn route_actors_of_a_released_workspace_stop_although_it_is_rolled_back() 
     // As a session holds it.
     let gate = routing.gate().clone();
     for _ in 0..5 {
-        let (turn, at) = (gate.handshake(), services.clock.steady());
+        let (turn, at) = (gate.outside_turns(), services.clock.steady());
         gate.reporter()(TurnReport { turn, carrier: Route::Acp, sample: Some(Sample::Failure), at });
     }
     while gate.route() == Route::Acp {

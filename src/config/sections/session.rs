@@ -15,11 +15,13 @@ pub(crate) struct Session {
     pub idle_timeout_s: u64,
     /// A hibernated session expires after this time without use, in seconds, 1 or more.
     pub max_age_s: u64,
+    /// A session whose agent works on after a turn does not hibernate for this time, in seconds, 1 or more.
+    pub background_max_s: u64,
 }
 
 impl Default for Session {
     fn default() -> Self {
-        Self { idle_timeout_s: 1800, max_age_s: 7200 }
+        Self { idle_timeout_s: 1800, max_age_s: 7200, background_max_s: 1800 }
     }
 }
 
@@ -27,6 +29,7 @@ impl Session {
     pub(super) fn validate(&self, check: &mut Check<'_>) {
         check.seconds("session.idle_timeout_s", self.idle_timeout_s);
         check.seconds("session.max_age_s", self.max_age_s);
+        check.seconds("session.background_max_s", self.background_max_s);
     }
 }
 
@@ -40,11 +43,17 @@ pub(crate) struct Turn {
     /// Time limit for an agent to confirm a cancel before it is killed, in seconds, 1 or more. Known agents take up to
     /// 1 s.
     pub cancel_grace_s: u64,
+    /// A turn is quiet when its agent and the processes that it started have been silent for this time, in seconds, 1 or
+    /// more. Automation of the turn's changes waits for that.
+    pub quiet_s: u64,
+    /// The longest wait for a quiet turn, in seconds, 1 or more. A turn that the agent began by itself ends after this
+    /// time of silence, unless the agent marks its end.
+    pub quiet_max_s: u64,
 }
 
 impl Default for Turn {
     fn default() -> Self {
-        Self { inactivity_timeout_s: 600, cancel_grace_s: 5 }
+        Self { inactivity_timeout_s: 600, cancel_grace_s: 5, quiet_s: 1, quiet_max_s: 60 }
     }
 }
 
@@ -60,6 +69,8 @@ impl Turn {
     pub(super) fn validate(&self, check: &mut Check<'_>) {
         check.seconds("turn.inactivity_timeout_s", self.inactivity_timeout_s);
         check.seconds("turn.cancel_grace_s", self.cancel_grace_s);
+        check.seconds("turn.quiet_s", self.quiet_s);
+        check.seconds("turn.quiet_max_s", self.quiet_max_s);
     }
 }
 

@@ -13,6 +13,8 @@ words! {
         Idle = "idle",
         /// A turn is running.
         Running = "running",
+        /// No turn is running, but its agent still works: the session does not hibernate, and accepts prompts.
+        Background = "background",
         /// The session was idle for long: no process, no seat; the next prompt wakes it.
         Hibernated = "hibernated",
         /// The session was unused for so long that only a load restores it.
@@ -29,7 +31,7 @@ words! {
 impl SessionState {
     /// True for states with a seat and an agent process.
     pub(crate) fn is_live(self) -> bool {
-        matches!(self, Self::Starting | Self::Idle | Self::Running)
+        matches!(self, Self::Starting | Self::Idle | Self::Running | Self::Background)
     }
 
     /// Checks whether the session accepts a prompt. A prompt wakes a hibernated session.
@@ -38,7 +40,7 @@ impl SessionState {
     /// The code with which the prompt is refused.
     pub(crate) fn admits_prompt(self) -> Result<(), ErrorCode> {
         match self {
-            Self::Starting | Self::Idle | Self::Running | Self::Hibernated => Ok(()),
+            Self::Starting | Self::Idle | Self::Running | Self::Background | Self::Hibernated => Ok(()),
             Self::Expired | Self::Interrupted => Err(ErrorCode::SessionNotLoaded),
             Self::Failed => Err(ErrorCode::SessionFailed),
             Self::Closed => Err(ErrorCode::SessionClosed),
@@ -60,7 +62,9 @@ impl SessionState {
     /// each turn, and up to a minute after it expired.
     pub(crate) fn kept_as(self) -> &'static [Self] {
         match self {
-            Self::Starting | Self::Idle | Self::Running => &[Self::Starting, Self::Idle, Self::Running],
+            Self::Starting | Self::Idle | Self::Running | Self::Background => {
+                &[Self::Starting, Self::Idle, Self::Running, Self::Background]
+            }
             Self::Hibernated => &[Self::Hibernated],
             Self::Expired => &[Self::Hibernated, Self::Expired],
             Self::Interrupted => &[Self::Interrupted],
@@ -82,7 +86,7 @@ impl SessionState {
     pub(crate) fn after_restart(self) -> Self {
         match self {
             Self::Running => Self::Interrupted,
-            Self::Starting | Self::Idle => Self::Hibernated,
+            Self::Starting | Self::Idle | Self::Background => Self::Hibernated,
             other => other,
         }
     }

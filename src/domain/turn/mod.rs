@@ -38,6 +38,17 @@ words! {
 }
 
 words! {
+    /// Initiator of a turn.
+    TurnInitiator {
+        /// A caller sent a prompt.
+        User = "user",
+        /// The agent began the turn by itself, for example when a background task ended. It has no prompt and no stop
+        /// reason.
+        Agent = "agent",
+    }
+}
+
+words! {
     /// Phase of a turn's end.
     TurnPhase {
         /// The agent has not ended the turn.

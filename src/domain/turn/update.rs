@@ -19,6 +19,8 @@ pub(crate) struct UpdateView {
     pub message_id: Option<String>,
     /// `toolCallId` of a tool call.
     pub call_id: Option<String>,
+    /// Whether the `status` of a tool call is final; `None` if the update has none.
+    pub call_ended: Option<bool>,
 }
 
 /// Parses an update; `None` if it has no `sessionUpdate`.
@@ -33,15 +35,18 @@ pub(crate) fn view_update(update: &RawValue) -> Option<UpdateView> {
         message_id: Option<&'a RawValue>,
         #[serde(borrow)]
         tool_call_id: Option<&'a RawValue>,
+        #[serde(borrow)]
+        status: Option<&'a RawValue>,
     }
     let update: Update<'_> = serde_json::from_str(update.get()).ok()?;
     let kind = update.session_update;
-    let is_chunk = kind.ends_with("_chunk");
+    let (is_chunk, is_call) = (kind.ends_with("_chunk"), kind.starts_with("tool_call"));
     let id = |raw: &RawValue| serde_json::from_str(raw.get()).unwrap_or_else(|_| raw.get().to_owned());
     Some(UpdateView {
         text: is_chunk.then_some(update.content).flatten().and_then(text_of_block),
         message_id: update.message_id.filter(|_| is_chunk).map(id),
-        call_id: update.tool_call_id.filter(|_| kind.starts_with("tool_call")).map(id),
+        call_id: update.tool_call_id.filter(|_| is_call).map(id),
+        call_ended: update.status.filter(|_| is_call).map(|it| matches!(it.get(), r#""completed""# | r#""failed""#)),
         kind,
     })
 }

@@ -269,6 +269,7 @@ pub(crate) async fn get_prompt(
         session_id: row.session_id,
         // The row is `accepted` until the end; only the live session knows that the turn is running.
         state: if running && row.state == TurnState::Accepted { TurnState::Running } else { row.state },
+        initiator: row.initiator,
         preview: row.preview,
         // Before the end it is the agent's part alone.
         result: row.result.filter(|_| row.ended.is_some()).and_then(|result| RawValue::from_string(result).ok()),

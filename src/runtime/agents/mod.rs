@@ -27,6 +27,7 @@ use crate::{
     domain::turn::outcome::{ErrorCode, Failure},
     process::{
         self, AgentCommand, AgentProcess,
+        members::Members,
         stdio::{self, StdioLimits},
         user::{RunAs, RunAsError},
     },
@@ -81,6 +82,8 @@ pub(crate) struct StartedAgent {
     /// Client requests that the runtime answers itself.
     pub serves: ServedRequests,
     pub workplace: Workplace,
+    /// The processes of the agent.
+    pub members: Members,
 }
 
 /// Folders in which the sessions of one agent may work. Cheap to clone.
@@ -249,10 +252,11 @@ impl Agents {
             folders.add(home.clone())?;
         }
         let process = self.spawn(place, &agent.command).await?;
+        let members = process.life.members();
         let interceptor =
             requests::open(self.client_request_settings(agent.serves, user), folders.clone(), self.limits.stdio.pipe);
         let pipe = stdio::connect(process, self.limits.stdio, Some(interceptor));
-        Ok(StartedAgent { pipe, serves: agent.serves, workplace: Workplace { folders, home } })
+        Ok(StartedAgent { pipe, serves: agent.serves, workplace: Workplace { folders, home }, members })
     }
 
     /// Starts the agent's headless command, with the same user, folder and environment as the agent itself.

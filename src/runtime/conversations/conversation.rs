@@ -18,6 +18,7 @@ use crate::{
     acp::jsonrpc,
     contract::runtime::{AGENT_EXITED, Resumed, ResumedPrompt},
     domain::delivery::{Inbox, OutOfRange, Outbox, PendingAck},
+    process::members::Members,
     runtime::{
         agents::{StartedAgent, Workplace},
         conversations::outgoing::AgentEnd,
@@ -49,6 +50,8 @@ pub(crate) struct Conversation {
     /// Wakes the keeper of the conversation: a client attached or left, or the conversation has ended.
     changed: Notify,
     pub(crate) workplace: Workplace,
+    /// The processes of the agent.
+    members: Members,
     pub(crate) retention: Retention,
     silence: Duration,
     /// Called with `true` when the client leaves, and with `false` when it is back or no longer awaited.
@@ -161,6 +164,7 @@ impl Conversation {
             state: Mutex::new(state),
             changed: Notify::new(),
             workplace: agent.workplace,
+            members: agent.members,
             retention,
             silence,
             on_away: Box::new(on_away),
@@ -169,6 +173,11 @@ impl Conversation {
 
     pub(crate) fn lock(&self) -> MutexGuard<'_, State> {
         self.state.lock()
+    }
+
+    /// The processes of the agent.
+    pub(crate) fn members(&self) -> Members {
+        self.members.clone()
     }
 
     /// Attaches a socket whose client has everything up to `received`; without a number, all that is held is replayed.

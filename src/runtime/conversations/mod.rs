@@ -24,11 +24,11 @@ use self::{
     conversation::{Conversation, FIRST_SOCKET, Retention},
 };
 use super::agents::StartedAgent;
-use crate::telemetry::Metrics;
 use crate::{
     contract::runtime::Resumed,
     domain::turn::outcome::{ErrorCode, Failure},
 };
+use crate::{process::members::Members, telemetry::Metrics};
 
 /// All conversations of a runtime whose messages are numbered, by connection id.
 ///
@@ -128,6 +128,11 @@ impl Conversations {
             Ok(None) => Err(not_found("has ended".into())),
             Err(cause) => Err(not_found(cause.to_string())),
         }
+    }
+
+    /// The processes of a conversation's agent; `None` if the conversation is not held.
+    pub(crate) fn members(&self, id: Uuid) -> Option<Members> {
+        self.lock().get(&id).map(|conversation| conversation.members())
     }
 
     async fn look_after(self: Arc<Self>, id: Uuid, conversation: Arc<Conversation>) {

@@ -8,7 +8,12 @@ use diesel::{
 };
 
 use crate::{
-    domain::{clock::Timestamp, ids::InstallationId, routing::Route, turn::TurnState},
+    domain::{
+        clock::Timestamp,
+        ids::InstallationId,
+        routing::Route,
+        turn::{TurnInitiator, TurnState},
+    },
     store::{
         Store, StoreError,
         engine::{columns, connection::AnyConnection},
@@ -85,7 +90,7 @@ const TURNS: &str = "SELECT day, installation_id, protocol, state, COUNT(*) AS t
      FROM (SELECT accepted_us / 86400000000 AS day, installation_id, protocol, state, \
      ended_us - accepted_us AS took FROM prompts \
      WHERE accepted_us >= $1 AND accepted_us < $2 AND ($3 IS NULL OR installation_id = $3) \
-     AND prompt_id >= $4 AND prompt_id < $5) AS turns) AS ranked \
+     AND prompt_id >= $4 AND prompt_id < $5 AND initiator = 'user') AS turns) AS ranked \
      GROUP BY day, installation_id, protocol, state";
 
 const FLIPS: &str = "SELECT day, installation_id, to_protocol, COUNT(*) AS flips \
@@ -215,6 +220,7 @@ fn since_when(
         .filter(prompts::prompt_id.lt(id_of(until, 1)))
         .filter(prompts::accepted_us.ge(from.0))
         .filter(prompts::accepted_us.lt(until.0))
+        .filter(prompts::initiator.eq(TurnInitiator::User.as_str()))
         .into_boxed();
     if let Some(tenant) = tenant {
         turns = turns.filter(prompts::installation_id.eq(tenant));

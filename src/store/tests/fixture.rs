@@ -16,7 +16,7 @@ use crate::{
         redaction::Redacted,
         routing::Route,
         session::lifecycle::{SessionMode, SessionState},
-        turn::{TurnState, transcript::TranscriptEntry},
+        turn::{TurnInitiator, TurnState, transcript::TranscriptEntry},
     },
     store::{
         DatabaseUrl, EndStep, NewSession, NewTurn, NewWorkspace, Store, StoreError, StoreOptions, TranscriptAppend,
@@ -334,6 +334,7 @@ pub(super) fn prompt_at(time: Timestamp) -> PromptId {
 
 pub(super) fn new_turn(session_id: SessionId, us: i64) -> NewTurn {
     NewTurn {
+        initiator: TurnInitiator::User,
         again: false,
         prompt_id: prompt_at(at(us)),
         session_id,
@@ -346,7 +347,7 @@ pub(super) fn new_turn(session_id: SessionId, us: i64) -> NewTurn {
         is_canary: false,
         wanted: WantedMode::Github,
         decision: Automation::Nothing,
-        user_entry: TranscriptEntry::with_payload("user_message", "fix it", r#"[{"type":"text"}]"#),
+        first_entry: TranscriptEntry::with_payload("user_message", "fix it", r#"[{"type":"text"}]"#),
         now: at(us),
     }
 }

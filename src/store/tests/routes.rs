@@ -86,7 +86,8 @@ async fn rows(store: &Store) -> (i64, i64, i64) {
 }
 
 async fn ended(store: &Store, session: SessionId, protocol: Route, user: &str, agent: &str, us: i64) -> PromptId {
-    let turn = NewTurn { protocol, user_entry: TranscriptEntry::text("user_message", user), ..new_turn(session, us) };
+    let turn =
+        NewTurn { protocol, first_entry: TranscriptEntry::text("user_message", user), ..new_turn(session, us) };
     let prompt = turn.prompt_id;
     store.accept_turn(turn).await.unwrap();
     let entries = vec![TranscriptEntry::text("agent_message", agent)];
@@ -372,7 +373,7 @@ both_databases! {
     async fn turns_that_an_agent_may_replay_are_read_with_their_tool_calls(database: TestDatabase) {
         let store = database.open();
         let session = session(&store).await;
-        let turn = NewTurn { user_entry: TranscriptEntry::text("user_message", "one"), ..new_turn(session, 1) };
+        let turn = NewTurn { first_entry: TranscriptEntry::text("user_message", "one"), ..new_turn(session, 1) };
         let entries = vec![
             TranscriptEntry::text("agent_thought", "hm"),
             TranscriptEntry::with_payload("tool_call", "", r#"{"sessionUpdate":"tool_call","toolCallId":"t1"}"#),
@@ -383,7 +384,7 @@ both_databases! {
         store.accept_turn(turn).await.unwrap();
         end(&store, known).await.unwrap();
         ended(&store, session, Route::Http, "over http", "not replayed", 3).await;
-        let turn = NewTurn { user_entry: TranscriptEntry::text("user_message", "stopped"), ..new_turn(session, 5) };
+        let turn = NewTurn { first_entry: TranscriptEntry::text("user_message", "stopped"), ..new_turn(session, 5) };
         let cancelled = TurnEnd { state: TurnState::Cancelled, entries: vec![], ..turn_end(session, turn.prompt_id, 6) };
         store.accept_turn(turn).await.unwrap();
         end(&store, cancelled).await.unwrap();
@@ -422,7 +423,7 @@ both_databases! {
         assert_eq!(store.last_messages(session, 100).await.unwrap().len(), 47);
         assert_eq!(store.unknown_to(Some("agent-2".into()), session, 100).await.unwrap().len(), 47, "a fresh conversation");
         // A turn over ACP that this conversation did not complete is missing too.
-        let turn = NewTurn { user_entry: TranscriptEntry::text("user_message", "stopped"), ..new_turn(session, 5) };
+        let turn = NewTurn { first_entry: TranscriptEntry::text("user_message", "stopped"), ..new_turn(session, 5) };
         let cancelled = TurnEnd { state: TurnState::Cancelled, entries: vec![], ..turn_end(session, turn.prompt_id, 6) };
         store.accept_turn(turn).await.unwrap();
         end(&store, cancelled).await.unwrap();

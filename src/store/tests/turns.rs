@@ -270,7 +270,7 @@ both_databases! {
 
         let turn = NewTurn {
             preview: Redacted::new("p\0"),
-            user_entry: TranscriptEntry::with_payload("user_message\0", "u\0", "{\0}"),
+            first_entry: TranscriptEntry::with_payload("user_message\0", "u\0", "{\0}"),
             ..keyed(new_turn(session, 1), "k\0", "h\0")
         };
         let prompt = turn.prompt_id;

@@ -30,7 +30,7 @@ use crate::{
         redaction::Redacted,
         retention::IDEMPOTENCY_PERIOD,
         routing::Route,
-        turn::{TurnPhase, TurnState, outcome::Failure, transcript::TranscriptEntry},
+        turn::{TurnInitiator, TurnPhase, TurnState, outcome::Failure, transcript::TranscriptEntry},
     },
 };
 
@@ -48,12 +48,13 @@ pub(crate) struct NewTurn {
     pub prompt_id: PromptId,
     pub session_id: SessionId,
     pub key: WorkspaceKey,
+    pub initiator: TurnInitiator,
     /// The caller's key, where one was sent.
     pub idempotency: Option<Idempotency>,
     /// The beginning of the prompt, for lists.
     pub preview: Redacted,
-    /// The user's message, for the transcript.
-    pub user_entry: TranscriptEntry,
+    /// The first entry of its transcript: the user's message, or the note that the agent began the turn.
+    pub first_entry: TranscriptEntry,
     /// True if an earlier attempt may have written the turn; if it did, that row is returned.
     pub again: bool,
     /// The workspace's route when it began.
@@ -111,6 +112,7 @@ pub(crate) struct PromptRow {
     pub known_by: Option<String>,
     /// True if a caller was promised that the turn ends cancelled.
     pub cancel_asked: bool,
+    pub initiator: TurnInitiator,
 }
 
 /// The part of a turn's end that a write records.
@@ -188,6 +190,7 @@ pub(crate) struct Record {
     phase: String,
     decision: String,
     cancel_asked: bool,
+    initiator: String,
 }
 
 impl Record {
@@ -213,6 +216,7 @@ impl Record {
             decision: Automation::from_stored(&self.decision).unwrap_or(Automation::Nothing),
             known_by: self.known_by,
             cancel_asked: self.cancel_asked,
+            initiator: TurnInitiator::tolerant(&self.initiator),
         })
     }
 }
@@ -221,10 +225,13 @@ fn find(connection: &mut AnyConnection, prompt_id: &str) -> diesel::QueryResult<
     prompts::table.find(prompt_id).first(connection).optional()
 }
 
-/// The turns that have not ended and are in this phase.
+/// The turns of users that have not ended and are in this phase.
 pub(crate) fn open_turns(connection: &mut AnyConnection, phase: TurnPhase) -> Result<Vec<PromptRow>, StoreError> {
-    let open = prompts::table.filter(prompts::ended_us.is_null()).filter(prompts::phase.eq(phase.as_str()));
-    let open: Vec<Record> = open.load(connection)?;
+    let open: Vec<Record> = prompts::table
+        .filter(prompts::ended_us.is_null())
+        .filter(prompts::phase.eq(phase.as_str()))
+        .filter(prompts::initiator.eq(TurnInitiator::User.as_str()))
+        .load(connection)?;
     open.into_iter().map(Record::read).collect()
 }
 
@@ -293,12 +300,13 @@ pub(crate) fn acceptance(turn: NewTurn) -> impl FnMut(&mut WriteTx<'_>) -> Resul
         phase: TurnPhase::Agent.as_str().to_owned(),
         decision: turn.decision.to_stored(),
         cancel_asked: false,
+        initiator: turn.initiator.as_str().to_owned(),
     };
     let mut said = Entries::new(TranscriptAppend {
         session_id: turn.session_id,
         key: turn.key,
         prompt_id: Some(turn.prompt_id),
-        entries: vec![turn.user_entry],
+        entries: vec![turn.first_entry],
         settles: 0,
         now: turn.now,
     });
@@ -457,6 +465,22 @@ impl Store {
         self.write(acceptance(turn)).await
     }
 
+    /// Queues the row of a turn that an agent began by itself, and reserves the place of its end. While the database is
+    /// unavailable the row is retained and retried, so that it is always written before the turn's entries and its end.
+    ///
+    /// # Errors
+    /// [`StoreError::Busy`] if the queue is full; nothing was queued.
+    pub(crate) fn begin_woken(&self, turn: NewTurn) -> Result<EndSlot, StoreError> {
+        let (place, slot) = (self.place()?, self.reserve_end()?);
+        let prompt_id = turn.prompt_id;
+        place.send(Job::new(Outage::Keep, acceptance(turn), move |stored| {
+            if let Err(cause) = stored {
+                tracing::error!(marker = "[ACP]", %prompt_id, %cause, "turn of the agent was not written");
+            }
+        }));
+        Ok(slot)
+    }
+
     /// One turn. Cancel-safe.
     pub(crate) async fn prompt(&self, prompt_id: PromptId) -> Result<Option<PromptRow>, StoreError> {
         self.read(move |connection| find(connection, &prompt_id.to_string())?.map(Record::read).transpose()).await
@@ -482,13 +506,15 @@ impl Store {
     }
 }
 
+/// Type of the first transcript entry of a turn that the agent began by itself.
+pub(crate) const AGENT_TURN: &str = "agent_turn";
+
 /// Types of transcript entries that are not part of the conversation.
 const NOTES: [&str; 4] = ["rollback", "toast", "automation", "info"];
 
 impl Store {
     /// The newest turns of a session, the newest first, at most `most` and [`MAX_PAGE`](crate::store::MAX_PAGE). The
-    /// turns are found by their user messages in the transcript, because an index of turns by session would add a
-    /// write to each turn. Cancel-safe.
+    /// turns are found by their first entry in the transcript, which has them in order. Cancel-safe.
     pub(crate) async fn newest_turns(
         &self,
         session_id: SessionId,
@@ -498,7 +524,7 @@ impl Store {
         self.read(move |connection| {
             let said: Vec<Option<String>> = transcript_entries::table
                 .filter(transcript_entries::session_id.eq(session_id.to_string()))
-                .filter(transcript_entries::event_type.eq("user_message"))
+                .filter(transcript_entries::event_type.eq_any(["user_message", AGENT_TURN]))
                 .order(transcript_entries::seq.desc())
                 .limit(columns::limit(most))
                 .select(transcript_entries::prompt_id)

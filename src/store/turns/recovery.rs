@@ -10,8 +10,8 @@ use crate::{
         clock::Timestamp,
         ids::{PromptId, SessionId, WorkspaceKey},
         redaction::Redacted,
-        session::lifecycle::SessionState,
-        turn::{TurnPhase, TurnState, outcome::ErrorCode},
+        session::{background::cut_off_note, lifecycle::SessionState},
+        turn::{TurnInitiator, TurnPhase, TurnState, outcome::ErrorCode, transcript::TranscriptEntry},
     },
     store::{
         Store, StoreError,
@@ -21,6 +21,7 @@ use crate::{
         },
         schema::{prompts, prompts as prompts_table, sessions, transcript_entries},
         sessions::{EVENT_ID_JUMP, SessionRow, rows_with_open_turn},
+        transcript::{Entries, TranscriptAppend},
         turns,
     },
 };
@@ -49,9 +50,12 @@ fn recover(
     let live = SessionState::ALL.into_iter().filter(|state| state.is_live()).map(SessionState::as_str);
     // A turn whose agent has ended is resumed, not interrupted.
     let with_agent = || prompts_table::phase.eq(TurnPhase::Agent.as_str());
+    let of_agent = || prompts_table::initiator.eq(TurnInitiator::Agent.as_str());
+    note_cut_off(tx, now, kept)?;
     let unfinished = prompts_table::table
         .filter(prompts_table::ended_us.is_null())
         .filter(with_agent())
+        .filter(prompts_table::initiator.eq(TurnInitiator::User.as_str()))
         .filter(prompts_table::session_id.ne_all(kept))
         .select(prompts_table::session_id);
     // A session with an open turn was running, even if its row was not updated in time. The sessions are updated
@@ -80,7 +84,9 @@ fn recover(
     diesel::update(sessions::table.filter(sessions::session_id.eq_any(kept)))
         .set(sessions::last_event_id.eq(sessions::last_event_id + EVENT_ID_JUMP))
         .execute(tx.connection)?;
-    let open = || prompts_table::ended_us.is_null().and(prompts_table::session_id.ne_all(kept)).and(with_agent());
+    // A kept session continues the turn of its user; what its agent began besides is begun anew.
+    let is_lost = || prompts_table::session_id.ne_all(kept).or(of_agent());
+    let open = || prompts_table::ended_us.is_null().and(is_lost()).and(with_agent());
     let cancelled_turns = diesel::update(prompts_table::table.filter(open()).filter(prompts_table::cancel_asked))
         .set((
             prompts_table::phase.eq(TurnPhase::Closed.as_str()),
@@ -110,8 +116,29 @@ fn recover(
     Ok(Recovered { interrupted_turns, sessions: recovered })
 }
 
+/// Notes in the transcripts of sessions that background work of their agents was cut off.
+fn note_cut_off(tx: &mut WriteTx<'_>, now: Timestamp, kept: &[String]) -> Result<(), StoreError> {
+    let cut_off: Vec<(String, String, String)> = sessions::table
+        .filter(sessions::state.eq(SessionState::Background.as_str()))
+        .filter(sessions::session_id.ne_all(kept))
+        .select((sessions::session_id, sessions::installation_id, sessions::workspace_id))
+        .load(tx.connection)?;
+    for (session_id, installation_id, workspace_id) in cut_off {
+        let mut note = Entries::new(TranscriptAppend {
+            session_id: columns::parse(&session_id, "sessions.session_id")?,
+            key: columns::workspace_key(installation_id, workspace_id)?,
+            prompt_id: None,
+            entries: vec![TranscriptEntry::text("info", &cut_off_note("the service stopped", None))],
+            settles: 0,
+            now,
+        });
+        note.write(tx)?;
+    }
+    Ok(())
+}
+
 impl Store {
-    /// Reads the turns that had not ended when the service last stopped and were in `phase`, at most one for each
+    /// Reads the turns of users that had not ended when the service last stopped and were in `phase`, at most one for each
     /// session. Must be called at start, before anything else writes. Cancel-safe.
     pub(crate) async fn unfinished(&self, phase: TurnPhase) -> Result<Vec<Unfinished>, StoreError> {
         self.read(move |connection| {

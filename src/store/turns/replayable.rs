@@ -12,11 +12,12 @@ use crate::{
         Store, StoreError,
         engine::connection::AnyConnection,
         schema::{prompts, transcript_entries},
+        turns::AGENT_TURN,
     },
 };
 
 /// Types of entries by which a replay is recognised.
-const REPLAYED: [&str; 4] = ["user_message", "agent_message", "agent_thought", "tool_call"];
+const REPLAYED: [&str; 5] = ["user_message", "agent_message", "agent_thought", "tool_call", AGENT_TURN];
 /// Entries in each read, the newest first.
 const ENTRIES_PER_READ: i64 = 50;
 /// Reads at most: 500 entries are several turns of any known agent.
@@ -106,15 +107,20 @@ fn first_prompt(
     }))
 }
 
-/// Joins entries, the newest first, to turns, oldest first. A turn whose prompt was not read is left out.
+/// Joins entries, the newest first, to turns, oldest first. A turn whose prompt was not read is left out. A turn that
+/// the agent began by itself has no message of the user in a replay either, so it continues the turn before it.
 fn turns(entries: Vec<Entry>) -> Vec<PastTurn> {
-    let mut turns: Vec<(String, PastTurn)> = Vec::new();
+    let mut turns: Vec<(Vec<String>, PastTurn)> = Vec::new();
     for Entry { prompt_id, event_type, text, payload, is_known } in entries.into_iter().rev() {
         if event_type == "user_message" {
-            turns.push((prompt_id, PastTurn { asked: text, is_known, ..PastTurn::default() }));
+            turns.push((vec![prompt_id], PastTurn { asked: text, is_known, ..PastTurn::default() }));
             continue;
         }
-        let Some((_, turn)) = turns.iter_mut().rev().find(|(id, _)| *id == prompt_id) else { continue };
+        if event_type == AGENT_TURN {
+            turns.iter_mut().next_back().into_iter().for_each(|(ids, _)| ids.push(prompt_id.clone()));
+            continue;
+        }
+        let Some((_, turn)) = turns.iter_mut().rev().find(|(ids, _)| ids.contains(&prompt_id)) else { continue };
         match event_type.as_str() {
             "agent_message" => turn.answered.push_str(&text),
             "agent_thought" => turn.thought.push_str(&text),

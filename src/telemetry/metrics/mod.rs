@@ -248,6 +248,11 @@ impl Metrics {
         self.all.connections.adopted_turns.inc();
     }
 
+    /// An agent began a turn by itself.
+    pub(crate) fn woken_turn_began(&self) {
+        self.all.connections.woken_turns.inc();
+    }
+
     pub(crate) fn agent_process_started(&self) {
         self.all.agent_processes.inc();
     }
@@ -389,6 +394,7 @@ mod tests {
             "lumilink_restarts_total{cause=\"panic\"}",
             "lumilink_reconnects_total",
             "lumilink_adopted_turns_total",
+            "lumilink_woken_turns_total",
             "lumilink_queue_depth{queue=\"writes\"}",
             "lumilink_permission_requests_total{answer=\"timed_out\"}",
             "lumilink_http_requests_total{method=\"GET\",status=\"5xx\"}",

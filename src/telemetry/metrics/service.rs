@@ -50,6 +50,7 @@ impl Writer {
 pub(in crate::telemetry) struct Connections {
     pub reconnects: IntCounter,
     pub adopted_turns: IntCounter,
+    pub woken_turns: IntCounter,
     pub held: IntGauge,
     pub runtime_available: IntGauge,
 }
@@ -65,6 +66,8 @@ impl Connections {
                 "lumilink_adopted_turns_total",
                 "Running turns adopted after a restart of the supervisor.",
             )?,
+            woken_turns: make
+                .counter("lumilink_woken_turns_total", "Turns that agents began by themselves, without a prompt.")?,
             held: make.gauge(
                 "lumilink_held_conversations",
                 "Conversations with agents that the embedded runtime keeps for a disconnected supervisor.",

@@ -5,6 +5,7 @@ use std::time::Duration;
 use reqwest::{Method, Url, header};
 use secrecy::{ExposeSecret, SecretString};
 use serde::{Serialize, de::DeserializeOwned};
+use uuid::Uuid;
 
 use crate::{
     contract::{
@@ -12,8 +13,8 @@ use crate::{
         keep_alive::CLIENT_KEEP_ALIVE,
         problem::Problem,
         runtime::{
-            DiffWorkspace, PrepareWorkspace, PreparedWorkspace, RemoveWorkspace, RemovedWorkspace, RuntimeStatus,
-            WorkspaceDiff,
+            AgentProcesses, CountProcesses, DiffWorkspace, PrepareWorkspace, PreparedWorkspace, RemoveWorkspace,
+            RemovedWorkspace, RuntimeStatus, WorkspaceDiff,
         },
     },
     domain::{
@@ -164,6 +165,18 @@ impl WorkspaceClient {
     /// The failure of the runtime, or [`ErrorCode::RuntimeUnavailable`]. Idempotent, so a retry is safe.
     pub(crate) async fn prepare(&self, request: &PrepareWorkspace) -> Result<PreparedWorkspace, Failure> {
         self.post("workspace/prepare", request, self.prepare_timeout).await
+    }
+
+    /// Counts the processes below the agent of a connection that started within `age` and still run. Takes at most
+    /// 60 s. Cancel-safe.
+    ///
+    /// # Errors
+    /// [`ErrorCode::NotFound`] for a connection that the runtime does not hold, or [`ErrorCode::RuntimeUnavailable`].
+    pub(crate) async fn processes(&self, connection_id: Uuid, age: Duration) -> Result<u64, Failure> {
+        let within_ms = u64::try_from(age.as_millis()).unwrap_or(u64::MAX);
+        let counted: AgentProcesses =
+            self.post("agent/processes", &CountProcesses { connection_id, within_ms }, READ_TIMEOUT).await?;
+        Ok(counted.processes)
     }
 
     /// Returns the changes in a workspace since it was prepared. Takes at most 60 s.

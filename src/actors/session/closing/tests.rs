@@ -43,7 +43,7 @@ use crate::{
             mcp,
             permission::PermissionPolicy,
         },
-        turn::{TurnOutcome, TurnPhase, TurnState, transcript::TranscriptEntry, update::view_update},
+        turn::{TurnInitiator, TurnOutcome, TurnPhase, TurnState, transcript::TranscriptEntry, update::view_update},
     },
     store::{Acceptance, NewSession, NewTurn, NewWorkspace, PromptRow, Store},
     telemetry::SystemClock,
@@ -201,6 +201,7 @@ async fn agent_ends(services: &Arc<Services>) -> Turn {
     let (prompt_id, now) = (PromptId(Uuid::now_v7()), services.clock.now());
     let route = shared.spec.gate.next_turn();
     let turn = NewTurn {
+        initiator: TurnInitiator::User,
         again: false,
         prompt_id,
         session_id,
@@ -213,7 +214,7 @@ async fn agent_ends(services: &Arc<Services>) -> Turn {
         is_canary: false,
         wanted: WantedMode::Github,
         decision: Automation::Run,
-        user_entry: TranscriptEntry::text("user_message", "fix it"),
+        first_entry: TranscriptEntry::text("user_message", "fix it"),
         now,
     };
     let slot = services.store.reserve_end().unwrap();
