@@ -392,6 +392,25 @@ mod tests {
     }
 
     #[tokio::test]
+    async fn processes_that_an_agent_left_are_counted_wherever_they_moved() {
+        let script = "read one; sleep 1000 & setsid sleep 1000 & echo $!; wait";
+        let mut spawned = spawn(shell(script, Streams::Dialogue), ()).await.unwrap();
+        let members = spawned.life.members();
+        assert_eq!(members.younger_than(Duration::from_secs(3600)), 0, "the leader itself does not count");
+        let mut input = spawned.input.take().unwrap();
+        tokio::io::AsyncWriteExt::write_all(&mut input, b"go\n").await.unwrap();
+        printed_pid(&mut spawned.output).await;
+        assert_eq!(members.younger_than(Duration::from_secs(3600)), 2);
+        drop(spawned.life);
+        spawned.exit.wait().await;
+        let deadline = Instant::now() + Duration::from_secs(10);
+        while members.younger_than(Duration::from_secs(3600)) > 0 {
+            assert!(Instant::now() < deadline, "a process is still counted");
+            tokio::time::sleep(Duration::from_millis(5)).await;
+        }
+    }
+
+    #[tokio::test]
     async fn control_group_kills_a_process_that_removed_its_mark() {
         if !ControlGroups::find(Orphans::new().run()).are_allowed() {
             // No other mechanism finds such a process; see the module `orphans`.

@@ -12,9 +12,9 @@ use crate::harness::{
     api::result_of,
     block_on, demo_agent, json,
     program::Folder,
-    sse::message_of,
+    sse::{Event, message_of},
     stdio_client::StdioClient,
-    stub_model::{FILE_CONTENT, StubModel},
+    stub_model::{ANSWER, FILE_CONTENT, StubModel},
     wait_for,
 };
 
@@ -200,4 +200,30 @@ fn runtime_uses_the_agent_named_by_the_session() {
     let body = json!({"workspaceId": "ws", "installationId": "tenant-1", "agent": "example"});
     let session = program.api.open_with(body);
     assert!(session.completes("anything")["meta"]["message"].as_str().is_some_and(|it| !it.is_empty()));
+}
+
+/// Claude Code answers while its shell runs on, and begins a turn by itself when the shell ends.
+#[test]
+fn claude_works_on_in_the_background_and_its_own_turn_is_recorded() {
+    let (model, folder) = (StubModel::start(), Folder::new());
+    let agent = agents::claude(model.url(), folder.path());
+    let program = Program::builder()
+        .folder(&folder)
+        .config(&agent.as_toml(None))
+        .set("session.idle_timeout_s", 1)
+        .set("turn.quiet_max_s", 3600)
+        .start();
+    let session = program.api.open("ws");
+    session.post("mode", json!({"modeId": "default"})).expect(200);
+    let mut events = program.api.events(&format!("/acp/session/{}/events", session.id));
+    let result = session.completes("please run-in-background 3 now");
+    let prompt_id = result["meta"]["promptId"].as_str().unwrap();
+    assert_eq!(session.state()["state"], "background");
+    let of_agent = |event: &Event| event.name == "result" && event.data["promptId"] != prompt_id;
+    let seen = events.until("the end of the agent's own turn, by its mark", of_agent);
+    let result = &seen.last().unwrap().data["update"];
+    assert_eq!(result["meta"]["message"], ANSWER.concat(), "{result}");
+    let turn = program.api.get(&format!("/acp/prompt/{}", result["meta"]["promptId"].as_str().unwrap())).expect(200);
+    assert_eq!(turn["initiator"], "agent", "{turn}");
+    session.becomes("hibernated");
 }

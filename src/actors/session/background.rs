@@ -37,7 +37,7 @@ pub(super) struct Outside {
 
 impl Outside {
     /// True if the session must not hibernate.
-    fn is_working(&self) -> bool {
+    pub(super) fn is_working(&self) -> bool {
         self.work.is_open() || (self.woken.is_some() && !self.work.is_over())
     }
 }

@@ -235,7 +235,15 @@ impl Session {
             if this.services.closing.get(this.shared.spec.session_id).is_some() {
                 return this.arm_idle_timer(ctx);
             }
-            if this.turn.is_none() && this.shared.view().state != SessionState::Background {
+            if this.outside.is_working() {
+                this.settle_background(ctx);
+                // The end of the background work starts the timer again.
+                if this.shared.view().state != SessionState::Background {
+                    this.arm_idle_timer(ctx);
+                }
+                return;
+            }
+            if this.turn.is_none() {
                 this.stop(EndCause::Idle, ctx);
             }
         }));

@@ -16,12 +16,15 @@ use crate::{
         routing::{Route, success_window::Sample},
         session::lifecycle::SessionState,
         turn::{
-            TurnPhase, TurnState,
+            TurnInitiator, TurnPhase, TurnState,
             outcome::{ErrorCode, Failure},
             transcript::{MAX_ENTRY_BYTES, TranscriptEntry},
         },
     },
-    store::{Acceptance, AuditFilter, EndStep, Idempotency, NewTurn, OutcomeCount, Page, StoreError, TurnEnd},
+    store::{
+        AGENT_TURN, Acceptance, AuditFilter, EndStep, Idempotency, NewTurn, OutcomeCount, Page, SessionChange,
+        StoreError, TurnEnd,
+    },
 };
 
 fn keyed(turn: NewTurn, key: &str, hash: &str) -> NewTurn {
@@ -125,6 +128,50 @@ both_databases! {
         assert!(row.result.unwrap().contains("githubAutomation"));
         assert_eq!(texts(&store, session).await, ["fix it", "done"]);
         assert!(store.unfinished(TurnPhase::Automation).await.unwrap().is_empty());
+    }
+
+    async fn turn_of_the_agent_alone_interrupts_no_session_and_is_part_of_what_it_replays(database: TestDatabase) {
+        let store = database.open();
+        let (cut_off, kept) = (session(&store).await, session(&store).await);
+        let mut woken = Vec::new();
+        for (session, state) in [(cut_off, SessionState::Background), (kept, SessionState::Idle)] {
+            let asked = new_turn(session, 1);
+            let prompt = asked.prompt_id;
+            store.accept_turn(asked).await.unwrap();
+            end(&store, TurnEnd { known_by: Some("c".into()), ..turn_end(session, prompt, 2) }).await.unwrap();
+            let change = SessionChange { state: Some(state), ..SessionChange::new(session) };
+            assert!(store.update_session(change).await.unwrap());
+            for ended in [true, false] {
+                let first_entry = TranscriptEntry::text(AGENT_TURN, "began");
+                let turn = NewTurn { initiator: TurnInitiator::Agent, first_entry, ..new_turn(session, 3) };
+                let id = turn.prompt_id;
+                let slot = store.begin_woken(turn).unwrap();
+                if ended {
+                    let entries = vec![TranscriptEntry::text("agent_message", " and later")];
+                    let (sent, written) = tokio::sync::oneshot::channel();
+                    let end = TurnEnd { entries, counts: None, ..turn_end(session, id, 4) };
+                    slot.end_turn(end, Box::new(|stored| drop(sent.send(stored))));
+                    assert_eq!(written.await.unwrap(), Ok(()));
+                } else {
+                    woken.push(id);
+                }
+            }
+        }
+        assert!(store.unfinished(TurnPhase::Agent).await.unwrap().is_empty(), "no turn of a user is open");
+        let past = store.replayable(cut_off, "c".into()).await.unwrap();
+        let past: Vec<_> = past.iter().map(|turn| (turn.asked.as_str(), turn.answered.as_str())).collect();
+        assert_eq!(past, [("fix it", "done and later")], "a replay shows no prompt of the turn");
+        assert_eq!(store.newest_turns(cut_off, 10).await.unwrap().len(), 3);
+
+        assert_eq!(store.recover(at(9), &[kept], Vec::new()).await.unwrap().interrupted_turns, 2);
+        for id in woken {
+            let row = store.prompt(id).await.unwrap().unwrap();
+            assert_eq!((row.state, row.initiator), (TurnState::Interrupted, TurnInitiator::Agent), "also if kept");
+        }
+        assert_eq!(store.session(cut_off).await.unwrap().unwrap().state, SessionState::Hibernated);
+        let notes = texts(&store, cut_off).await;
+        assert!(notes.last().unwrap().contains("the service stopped"), "{notes:?}");
+        assert!(!texts(&store, kept).await.iter().any(|text| text.contains("cut off")));
     }
 
     async fn turn_whose_cancel_was_promised_is_cancelled_by_recovery(database: TestDatabase) {

@@ -1,7 +1,7 @@
 //! A stub model on loopback with the parts of the Anthropic and `OpenAI` APIs that the agents use.
 //!
-//! The last user message controls it: `write-file PATH` makes it call the agent's tool for writing files, and
-//! `slowly` makes it stream for 20 s unless the caller disconnects. A request without tools, such as one for a title,
+//! The last user message controls it: `write-file PATH` makes it call the agent's tool for writing files,
+//! `run-in-background SECONDS` makes it call Claude Code's shell with a command that outlives the turn, and `slowly` makes it stream for 20 s unless the caller disconnects. A request without tools, such as one for a title,
 //! gets a short answer.
 
 use std::{sync::mpsc, thread, time::Duration};
@@ -72,6 +72,7 @@ impl Drop for StubModel {
 /// The reaction of the model to a request.
 enum Reply {
     Write { tool: String, path: String },
+    RunInBackground { tool: String, seconds: String },
     Say(Vec<String>, Duration),
 }
 
@@ -82,7 +83,7 @@ async fn answer(request: HttpRequest, body: web::Bytes) -> HttpResponse {
         path if path.ends_with("/count_tokens") => HttpResponse::Ok().json(json!({"input_tokens": 7})),
         path if path.ends_with("/messages") && is_streamed => events(anthropic(&body)),
         path if path.ends_with("/messages") => HttpResponse::Ok().json(json!({
-            "id": "msg_1", "type": "message", "role": "assistant", "model": body["model"],
+            "id": message_id(), "type": "message", "role": "assistant", "model": body["model"],
             "content": [{"type": "text", "text": ANSWER[0]}],
             "stop_reason": "end_turn", "stop_sequence": null, "usage": {"input_tokens": 3, "output_tokens": 2}
         })),
@@ -101,10 +102,19 @@ async fn answer(request: HttpRequest, body: web::Bytes) -> HttpResponse {
     }
 }
 
+fn message_id() -> String {
+    format!("msg_{}", uuid::Uuid::new_v4().simple())
+}
+
 fn decide(prompt: &str, tools: &[String], has_tool_result: bool) -> Reply {
     let words = |it: &[&str]| it.iter().map(|word| (*word).to_owned()).collect();
-    let path = prompt.split("write-file ").nth(1).and_then(|rest| rest.split_whitespace().next());
+    let word_after = |verb: &str| prompt.split(verb).nth(1).and_then(|rest| rest.split_whitespace().next());
+    let (path, seconds) = (word_after("write-file "), word_after("run-in-background "));
     let tool = tools.iter().find(|tool| ["write", "Write"].contains(&tool.as_str()));
+    if let (Some(seconds), Some(shell), false) = (seconds, tools.iter().find(|tool| *tool == "Bash"), has_tool_result)
+    {
+        return Reply::RunInBackground { tool: shell.clone(), seconds: seconds.to_owned() };
+    }
     match (path, tool) {
         (Some(path), Some(tool)) if !has_tool_result => Reply::Write { tool: tool.clone(), path: path.to_owned() },
         _ if prompt.contains("slowly") && !tools.is_empty() => {
@@ -158,22 +168,30 @@ fn anthropic(body: &Value) -> Vec<Timed> {
     let (prompt, has_tool_result) = last_block(last_of(&body["messages"], "user"));
     let reply = decide(&prompt, &names(&body["tools"], "/name"), has_tool_result);
     let mut texts = vec![at_once(event(json!({"type": "message_start", "message": {
-        "id": "msg_1", "type": "message", "role": "assistant", "model": body["model"], "content": [],
+        "id": message_id(), "type": "message", "role": "assistant", "model": body["model"], "content": [],
         "stop_reason": null, "stop_sequence": null, "usage": {"input_tokens": 3, "output_tokens": 1}
     }})))];
     let start =
         |block: Value| at_once(event(json!({"type": "content_block_start", "index": 0, "content_block": block})));
     let delta =
         |pause, delta: Value| (pause, event(json!({"type": "content_block_delta", "index": 0, "delta": delta})));
-    let stop_reason = match reply {
-        Reply::Write { tool, path } => {
-            let id = format!("toolu_{}", uuid::Uuid::new_v4().simple());
-            let input = json!({"file_path": path, "content": FILE_CONTENT}).to_string();
+    let call = match &reply {
+        Reply::Write { tool, path } => Some((tool.clone(), json!({"file_path": path, "content": FILE_CONTENT}))),
+        Reply::RunInBackground { tool, seconds } => {
+            let command = format!("sleep {seconds}");
+            Some((tool.clone(), json!({"command": command, "description": "Waits", "run_in_background": true})))
+        }
+        Reply::Say(..) => None,
+    };
+    let stop_reason = match (call, reply) {
+        (Some((tool, input)), _) => {
+            let (id, input) = (format!("toolu_{}", uuid::Uuid::new_v4().simple()), input.to_string());
             texts.push(start(json!({"type": "tool_use", "id": id, "name": tool, "input": {}})));
             texts.push(delta(Duration::ZERO, json!({"type": "input_json_delta", "partial_json": input})));
             "tool_use"
         }
-        Reply::Say(words, pause) => {
+        (None, Reply::Write { .. } | Reply::RunInBackground { .. }) => unreachable!("both are calls"),
+        (None, Reply::Say(words, pause)) => {
             texts.push(start(json!({"type": "text", "text": ""})));
             texts.extend(words.iter().map(|text| delta(pause, json!({"type": "text_delta", "text": text}))));
             "end_turn"
@@ -213,6 +231,7 @@ fn openai(body: &Value) -> Vec<Timed> {
             texts.push(at_once(chunk(delta, Value::Null)));
             texts.push(at_once(chunk(json!({}), json!("tool_calls"))));
         }
+        Reply::RunInBackground { .. } => texts.push(at_once(chunk(json!({}), json!("stop")))),
         Reply::Say(words, pause) => {
             let say = |text: &String| chunk(json!({"role": "assistant", "content": text}), Value::Null);
             texts.extend(words.iter().map(|text| (pause, say(text))));

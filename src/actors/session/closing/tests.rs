@@ -39,6 +39,7 @@ use crate::{
         redaction::Redacted,
         routing::{Route, Routing, turn_route::TurnStart},
         session::{
+            background::Activity,
             lifecycle::{SessionMode, SessionState},
             mcp,
             permission::PermissionPolicy,
@@ -124,7 +125,8 @@ impl Automate for TwoSteps {
 fn services(folder: &Path, steps: TwoSteps) -> Arc<Services> {
     let store = Store::for_tests(&folder.join("test.db"));
     let transport = || Arc::new(FakeTransport::new().0);
-    let settings = SessionSettings::new(&Config::default());
+    let mut settings = SessionSettings::new(&Config::default());
+    settings.background.quiet = Duration::from_millis(10);
     let services = Services::of_test(store, transport(), transport(), settings);
     Arc::new(Services { automate: Some(Arc::new(steps)), ..services })
 }
@@ -339,6 +341,47 @@ async fn drain_leaves_the_turn_open_and_the_next_start_closes_it() {
     let second = services(folder.path(), TwoSteps::new(2));
     recover(&second).await;
     is_closed(&second, turn.prompt_id, TurnState::Completed, Some(SkipDetail::NothingStaged)).await;
+}
+
+#[tokio::test]
+async fn automation_waits_until_the_background_work_of_the_agent_ends() {
+    let folder = tempfile::tempdir().unwrap();
+    let steps = TwoSteps::new(2);
+    let begun = steps.begun.clone();
+    let services = services(folder.path(), steps);
+    let turn = agent_ends(&services).await;
+    turn.shared.set_activity(Activity { is_open: true, heard: services.clock.now() });
+    row(&services, turn.prompt_id, |row| row.state == TurnState::Running).await;
+    // Longer than the silence that a turn without open work needs.
+    let waits = tokio::time::timeout(Duration::from_millis(300), until_begun(&begun, 1)).await;
+    assert!(waits.is_err(), "a tool call is still open");
+    turn.shared.set_activity(Activity { is_open: false, heard: services.clock.now() });
+    is_closed(&services, turn.prompt_id, TurnState::Completed, Some(SkipDetail::NothingStaged)).await;
+    let result = row(&services, turn.prompt_id, |row| row.ended.is_some()).await.result.unwrap();
+    assert!(!result.contains("not-quiet"), "{result}");
+}
+
+#[tokio::test]
+async fn automation_begins_with_a_diagnostic_when_an_agent_never_becomes_quiet() {
+    let folder = tempfile::tempdir().unwrap();
+    let mut services = Arc::into_inner(services(folder.path(), TwoSteps::new(2))).unwrap();
+    services.settings.background.quiet_max = Duration::from_millis(200);
+    let services = Arc::new(services);
+    let turn = agent_ends(&services).await;
+    turn.shared.set_activity(Activity { is_open: true, heard: services.clock.now() });
+    is_closed(&services, turn.prompt_id, TurnState::Completed, Some(SkipDetail::NothingStaged)).await;
+    let result = row(&services, turn.prompt_id, |row| row.ended.is_some()).await.result.unwrap();
+    assert!(result.contains("not-quiet"), "{result}");
+}
+
+#[tokio::test]
+async fn cancel_ends_the_wait_for_a_quiet_agent() {
+    let folder = tempfile::tempdir().unwrap();
+    let services = services(folder.path(), TwoSteps::new(2));
+    let turn = agent_ends(&services).await;
+    turn.shared.set_activity(Activity { is_open: true, heard: services.clock.now() });
+    services.closing.get(turn.session_id).unwrap().cancel();
+    is_closed(&services, turn.prompt_id, TurnState::Cancelled, None).await;
 }
 
 #[tokio::test]
