@@ -131,6 +131,9 @@ CREATE TABLE prompts (
     cancel_asked BOOLEAN NOT NULL DEFAULT FALSE,
     -- `user`, or `agent` for a turn without a prompt, which the agent began by itself.
     initiator TEXT NOT NULL DEFAULT 'user',
+    -- The number of the agent's last message that the end of the turn covers: a supervisor that finds the agent again
+    -- ignores it and all before it.
+    settled_seq BIGINT NOT NULL DEFAULT 0,
     CHECK ((idempotency_key IS NULL) = (body_hash IS NULL))
 );
 

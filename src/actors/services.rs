@@ -13,6 +13,7 @@ use super::handles::{
     closing::{Automate, ClosingTurns},
     folder_use::FolderUse,
     index::SessionIndex,
+    left_agents::LeftAgents,
     rollback_storm::Storm,
     runtime_availability::RuntimeAvailability,
     session_progress::TelemetryFeed,
@@ -50,6 +51,8 @@ pub(crate) struct Services {
     pub index: SessionIndex,
     /// Turns whose agent has ended and whose automation runs.
     pub closing: ClosingTurns,
+    /// Agents that an earlier process left idle.
+    pub left: LeftAgents,
     /// Automation of the changes of turns; this version has no automation of its own.
     pub automate: Option<Arc<dyn Automate>>,
     /// Keeps the removal of folders and their use apart.
@@ -104,6 +107,7 @@ impl Services {
             draining: AtomicBool::new(false),
             index: SessionIndex::default(),
             closing: ClosingTurns::default(),
+            left: LeftAgents::default(),
             automate: None,
             folders: FolderUse::default(),
             storm,

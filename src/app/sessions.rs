@@ -1,6 +1,7 @@
 //! Sessions and workspaces: the services that they share, and the recovery of what the last process left.
 
 use std::{
+    future::ready,
     sync::{Arc, atomic::AtomicBool},
     time::{Duration, Instant},
 };
@@ -15,18 +16,22 @@ use crate::{
             closing::ClosingTurns,
             folder_use::FolderUse,
             index::SessionIndex,
+            left_agents::LeftAgents,
             rollback_storm::Storm,
             runtime_availability::RuntimeAvailability,
             session_progress::{self, TelemetrySource},
         },
         services::{Services, SessionSettings},
-        session::{adoption, closing},
+        session::{
+            adoption::{self, Found},
+            closing,
+        },
         upkeep::capacity::CapacityWatch,
         workspaces::Workspaces,
     },
     cluster::membership::Membership,
     config::Config,
-    domain::{clock::Clock, turn::TurnPhase},
+    domain::{clock::Clock, ids::SessionId, session::lifecycle::SessionState, turn::TurnPhase},
     store::{Store, Unfinished},
     telemetry::{DatabaseClock, Metrics},
     transport::{http::client::WorkspaceClient, socket::websocket::Endpoint},
@@ -80,6 +85,7 @@ pub(super) async fn start_sessions(
         draining: AtomicBool::new(false),
         index: SessionIndex::default(),
         closing: ClosingTurns::default(),
+        left: LeftAgents::default(),
         automate: None,
         folders: FolderUse::default(),
         storm,
@@ -102,6 +108,8 @@ impl SessionsHandle {
     }
 }
 
+/// Agents without a turn that are adopted concurrently.
+const ADOPTIONS_AT_ONCE: usize = 32;
 /// Turns that are cancelled at once.
 const CANCELS_AT_ONCE: usize = 16;
 /// Longest wait for the cancels of all turns; a runtime that does not answer ends them after its own grace.
@@ -123,6 +131,31 @@ async fn stop_fallback_turns(runtime: &WorkspaceClient, turns: &[Unfinished]) {
     let _ = tokio::time::timeout(CANCEL_WAIT, all).await;
 }
 
+/// Finds the agents that the last process left without a running turn. Those that worked in the background are adopted
+/// now, and the others by the load of their session. Returns the sessions that continue.
+async fn resume_idle(
+    workspaces: &Workspaces,
+    unfinished: &[Unfinished],
+    resumed: &[SessionId],
+) -> Result<Vec<SessionId>, AppError> {
+    let services = workspaces.services();
+    let has_turn = |id: SessionId| resumed.contains(&id) || unfinished.iter().any(|one| one.session.session_id == id);
+    let left = services.store.live_sessions().await?.into_iter().filter(|row| !has_turn(row.session_id));
+    let (working, idle): (Vec<_>, Vec<_>) = left.partition(|row| row.state == SessionState::Background);
+    let adopting = working.into_iter().map(|session| async {
+        let adopted = adoption::find_idle(services, &session).await?;
+        let session_id = session.session_id;
+        let resumed = workspaces.resume(Found { adopted, session }).await;
+        resumed
+            .inspect_err(|cause| tracing::warn!(marker = "[ACP]", %session_id, %cause, "agent was not resumed"))
+            .ok()?;
+        Some(session_id)
+    });
+    let continuing = stream::iter(adopting).buffer_unordered(ADOPTIONS_AT_ONCE).filter_map(ready).collect().await;
+    services.left.record(idle);
+    Ok(continuing)
+}
+
 async fn recover(workspaces: &Workspaces, can_resume: bool) -> Result<(), AppError> {
     let services = workspaces.services();
     let mut unfinished = services.store.unfinished(TurnPhase::Agent).await?;
@@ -138,6 +171,7 @@ async fn recover(workspaces: &Workspaces, can_resume: bool) -> Result<(), AppErr
     }
     unfinished.retain(|one| !resumed.contains(&one.session.session_id));
     if can_resume {
+        resumed.extend(resume_idle(workspaces, &unfinished, &resumed).await?);
         stop_fallback_turns(workspaces.workspace_client(), &unfinished).await;
     }
     let results = adoption::results_of_interrupted(services, &unfinished).await?;

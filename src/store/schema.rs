@@ -173,6 +173,7 @@ diesel::table! {
         decision -> Text,
         cancel_asked -> Bool,
         initiator -> Text,
+        settled_seq -> BigInt,
     }
 }
 

@@ -303,6 +303,16 @@ fn open<'a>(session_id: &'a str) -> _ {
     sessions::table.filter(sessions::session_id.eq(session_id)).filter(sessions::state.ne(state))
 }
 
+/// Sessions whose rows are in a live state and name a connection to an agent.
+pub(super) fn live_rows(connection: &mut AnyConnection) -> Result<Vec<SessionRow>, StoreError> {
+    let live = SessionState::ALL.into_iter().filter(|state| state.is_live()).map(SessionState::as_str);
+    let rows: Vec<Record> = sessions::table
+        .filter(sessions::state.eq_any(live))
+        .filter(sessions::connection_id.is_not_null())
+        .load(connection)?;
+    rows.into_iter().map(Record::read).collect()
+}
+
 /// Sessions with a turn of a user that has not ended and is in this phase.
 pub(super) fn rows_with_open_turn(
     connection: &mut AnyConnection,

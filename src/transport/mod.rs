@@ -68,6 +68,9 @@ pub(crate) struct AdoptRequest {
     pub agent_session_id: String,
     /// The number of the last message that is persisted; 0 if none is.
     pub received: u64,
+    /// The newest turn that has ended, with the number of the last message that its end covers. The number holds only if
+    /// the prompt was sent over this connection.
+    pub ended: Option<(PromptId, u64)>,
     /// The [`AgentFacts::cookies`] of the conversation.
     pub cookies: Option<String>,
 }

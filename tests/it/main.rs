@@ -26,6 +26,7 @@ mod faults;
 mod flip_kills;
 mod idempotency;
 mod interop;
+mod left_agents;
 mod memory;
 mod metrics;
 mod migrations;

@@ -202,10 +202,18 @@ pub(crate) struct StartSession {
 #[rtype(result = "()")]
 pub(crate) struct Proven(pub SessionId, pub Arc<AgentFacts>);
 
-/// An agent that an earlier process left behind during a turn.
+/// An agent that an earlier process left behind.
 pub(crate) struct Adopted {
     pub session: AdoptedSession,
     pub facts: AgentFacts,
+    /// The turn that the agent runs; `None` for an agent without a prompt.
+    pub turn: Option<AdoptedTurn>,
+    /// True if the agent worked outside a turn when it was left behind.
+    pub in_background: bool,
+}
+
+/// The running turn of an adopted agent.
+pub(crate) struct AdoptedTurn {
     pub prompt: PromptRow,
     /// Id of the turn's request.
     pub call: u64,

@@ -8,6 +8,7 @@ pub(crate) mod closing;
 pub(crate) mod event_feed;
 pub(crate) mod folder_use;
 pub(crate) mod index;
+pub(crate) mod left_agents;
 pub(crate) mod messages;
 pub(crate) mod rollback_storm;
 pub(crate) mod route_gate;

@@ -12,11 +12,15 @@ use futures_util::{StreamExt, stream};
 use tokio::time::Instant;
 
 use crate::{
-    actors::{handles::messages::Adopted, services::Services},
+    actors::{
+        handles::messages::{Adopted, AdoptedTurn},
+        services::Services,
+    },
     contract::result::{ACPSessionResult, ResultRollback, ResultWorkspace, TurnFacts},
     domain::{
         ids::PromptId,
         redaction::Redacted,
+        session::lifecycle::SessionState,
         turn::{
             TurnOutcome, TurnProgress,
             outcome::{ErrorCode, Failure},
@@ -75,6 +79,48 @@ pub(crate) async fn find_again(services: &Services, unfinished: Vec<Unfinished>)
     stream::iter(asking).buffer_unordered(AT_ONCE).filter_map(std::future::ready).collect().await
 }
 
+/// Time limit for the adoption of an agent without a turn; afterwards its session gets a fresh agent.
+const IDLE_ADOPTION_TIMEOUT: Duration = Duration::from_secs(5);
+
+/// Finds the agent of a session that had no running turn when the service last stopped. `None` if the runtime does not
+/// hold it, or if it has a prompt that this service does not know to have ended: such an agent is ended.
+pub(crate) async fn find_idle(services: &Services, session: &SessionRow) -> Option<Adopted> {
+    let (connection, agent_session_id) = (session.connection.clone()?, session.agent_session_id.clone()?);
+    let found = tokio::time::timeout(IDLE_ADOPTION_TIMEOUT, async {
+        let newest = services.store.newest_prompt(session.session_id).await.map_err(|cause| cause.to_string())?;
+        let newest = newest.map(|row| (row.prompt_id, row.settled_seq));
+        let request = AdoptRequest {
+            connection_id: connection.id,
+            agent_session_id,
+            received: session.settled_seq,
+            ended: newest,
+            cookies: connection.cookies,
+        };
+        let facts = AgentFacts::from_kept(session.agent_facts.as_deref().unwrap_or("{}"), &request);
+        let adopted = services.acp.adopt(request).await.map_err(|failure| failure.to_string())?;
+        match (&adopted.prompt, newest) {
+            (None, _) => {}
+            (Some(held), Some((id, settled))) if held.prompt_id == id && settled > 0 => {}
+            // Dropping the connection ends the agent.
+            (Some(_), _) => return Err("its newest prompt is not known to have ended".to_owned()),
+        }
+        let in_background = session.state == SessionState::Background;
+        Ok(Adopted { session: adopted, facts, turn: None, in_background })
+    });
+    let session_id = session.session_id;
+    let found = found.await.unwrap_or_else(|_| Err("the runtime did not answer in time".to_owned()));
+    match found {
+        Ok(adopted) => {
+            tracing::info!(marker = "[ACP]", %session_id, "agent of an earlier process was adopted");
+            Some(adopted)
+        }
+        Err(cause) => {
+            tracing::debug!(marker = "[ACP]", %session_id, cause = %Redacted::new(&cause), "agent was not adopted");
+            None
+        }
+    }
+}
+
 /// Builds the results of interrupted turns, with the agent output that is on disk.
 ///
 /// # Errors
@@ -128,6 +174,7 @@ async fn adopt_agent(
         connection_id: connection.id,
         agent_session_id,
         received: session.settled_seq,
+        ended: None,
         cookies: connection.cookies,
     };
     let facts = AgentFacts::from_kept(session.agent_facts.as_deref().unwrap_or("{}"), &request);
@@ -154,6 +201,6 @@ async fn adopt_agent(
         services.store.messages_of_turn(session.session_id, prompt.prompt_id).await.map_err(|it| it.to_string())?;
     let kept = services.store.changeable_entries(session.session_id, prompt.prompt_id, MAX_TRACKED);
     let kept = kept.await.map_err(|cause| cause.to_string())?;
-    let adopted = Adopted { session: adopted, facts, prompt, call: newest.call, slot, said, kept };
-    Ok(Found { adopted, session })
+    let turn = AdoptedTurn { prompt, call: newest.call, slot, said, kept };
+    Ok(Found { adopted: Adopted { session: adopted, facts, turn: Some(turn), in_background: false }, session })
 }

@@ -267,7 +267,7 @@ impl Session {
     /// the previous turn is on disk. The runtime is notified once enough messages have accumulated.
     fn settle_outside(&self) {
         // As in a turn, a restarted supervisor receives a pending permission request again.
-        if self.permissions.is_waiting() {
+        if self.permissions.is_waiting() || self.has_unwritten_updates() {
             return;
         }
         if self.last_end.as_ref().is_some_and(|end| end.borrow().is_none()) {

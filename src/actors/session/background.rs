@@ -11,6 +11,7 @@ use super::{
 use crate::{
     actors::handles::messages::EndCause,
     domain::{
+        clock::Timestamp,
         ids::PromptId,
         routing::Route,
         session::{
@@ -36,6 +37,13 @@ pub(super) struct Outside {
 }
 
 impl Outside {
+    /// Continues with an agent that an earlier process left behind.
+    pub(super) fn resume(&mut self, in_background: bool, now: Timestamp) {
+        self.work.resume(in_background, now);
+        // The row may say `background`.
+        self.is_recorded = true;
+    }
+
     /// True if the session must not hibernate.
     pub(super) fn is_working(&self) -> bool {
         self.work.is_open() || (self.woken.is_some() && !self.work.is_over())

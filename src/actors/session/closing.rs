@@ -198,6 +198,7 @@ impl Closing {
             entries: Vec::new(),
             skipped: None,
             counts: None,
+            settles: 0,
             now,
         };
         let feed = self.shared.as_ref().map(|shared| {

@@ -12,7 +12,7 @@ use super::{
 use crate::{
     actors::{
         handles::{
-            messages::{Adopted, EndCause, Later},
+            messages::{Adopted, AdoptedTurn, EndCause, Later},
             session::SessionSpec,
         },
         services::Services,
@@ -296,21 +296,29 @@ impl Session {
         ctx.spawn(writing.into_actor(self));
     }
 
-    /// Resumes an agent that an earlier process left during a turn.
+    /// Resumes an agent that an earlier process left behind.
     fn take_over(&mut self, adopted: Adopted, ctx: &mut Context<Self>) {
-        let Adopted { session, facts, prompt, call, slot, said, kept } = adopted;
+        let Adopted { session, facts, turn, in_background } = adopted;
         let AdoptedSession { link, events, next_call, prompt: _ } = session;
+        // The earlier process may have sent a part of the conversation ahead of the prompt.
+        (self.missing, self.remembered) = (Missing::Unread, remembered(&facts));
+        let opened = |link| OpenedSession { link, events, next_call, facts };
+        let Some(AdoptedTurn { prompt, call, slot, said, kept }) = turn else {
+            self.connected(Route::Acp, opened(link), ctx);
+            self.outside.resume(in_background, self.services.clock.now());
+            // An agent that is found again replays nothing: what it says is new.
+            self.late.takes_updates = true;
+            return self.settle_background(ctx);
+        };
         // Before the events are read: the answer to the prompt may be among those that are replayed.
         self.calls.reopen(call, Call::Prompt);
         self.services.metrics.turn_adopted();
-        // The earlier process may have sent a part of the conversation ahead of the prompt.
-        (self.missing, self.remembered) = (Missing::Unread, remembered(&facts));
         self.resume_turn(&prompt, slot, (&said, &kept));
         let known = link.delivered().handled();
         if let Some(turn) = &mut self.turn {
             turn.settled_seq = known;
         }
-        self.connected(Route::Acp, OpenedSession { link, events, next_call, facts }, ctx);
+        self.connected(Route::Acp, opened(link), ctx);
         self.watch_inactivity(self.services.settings.inactivity_timeout, ctx);
         if prompt.cancel_asked {
             // The earlier process may not have delivered the cancel.

@@ -1,7 +1,14 @@
 //! Updates that the agent sends outside a turn: before the first one, and after the end of one. They are events and
 //! entries of the transcript, as the updates of a turn are.
 
-use std::{collections::VecDeque, time::Duration};
+use std::{
+    collections::VecDeque,
+    sync::{
+        Arc,
+        atomic::{AtomicUsize, Ordering},
+    },
+    time::Duration,
+};
 
 use actix::{AsyncContext, Context, SpawnHandle};
 use serde_json::value::RawValue;
@@ -31,11 +38,27 @@ pub(super) struct LateUpdates {
     /// False while the agent may still replay a conversation that it has loaded, which the transcript has already.
     pub(super) takes_updates: bool,
     /// Entries that could not be queued, the oldest first.
-    waiting: VecDeque<(Option<PromptId>, Vec<TranscriptEntry>)>,
+    waiting: VecDeque<Waiting>,
+    /// Writes that were queued and have not ended.
+    in_flight: Arc<AtomicUsize>,
     timer: Option<SpawnHandle>,
 }
 
+/// Entries that wait for the queue.
+struct Waiting {
+    prompt_id: Option<PromptId>,
+    entries: Vec<TranscriptEntry>,
+    /// Number of the agent's last message that these entries and those before them cover; 0 if a turn's own writes count
+    /// the messages.
+    covers: u64,
+}
+
 impl LateUpdates {
+    /// True if updates are not on disk yet.
+    fn is_unwritten(&self) -> bool {
+        !self.transcript.is_empty() || !self.waiting.is_empty() || self.in_flight.load(Ordering::Acquire) > 0
+    }
+
     /// Continues with the transcript of a turn that has ended.
     pub(super) fn follow(&mut self, prompt_id: PromptId, transcript: TranscriptBuilder) {
         (self.prompt_id, self.transcript) = (Some(prompt_id), transcript);
@@ -48,7 +71,7 @@ impl LateUpdates {
 
     /// Adds an entry of the service.
     pub(super) fn note(&mut self, entry: TranscriptEntry) {
-        self.waiting.push_back((None, vec![entry]));
+        self.waiting.push_back(Waiting { prompt_id: None, entries: vec![entry], covers: 0 });
     }
 
     /// True if the update changes a tool call or message of the turn that ended last.
@@ -83,9 +106,14 @@ impl Session {
         self.arm_late_timer(ctx);
     }
 
-    fn arm_late_timer(&mut self, ctx: &mut Context<Self>) {
+    /// True if updates outside a turn are not on disk yet.
+    pub(super) fn has_unwritten_updates(&self) -> bool {
         let is_woken = self.outside.woken.as_ref().is_some_and(|woken| !woken.transcript.is_empty());
-        let waits = is_woken || !self.late.transcript.is_empty() || !self.late.waiting.is_empty();
+        is_woken || self.late.is_unwritten()
+    }
+
+    fn arm_late_timer(&mut self, ctx: &mut Context<Self>) {
+        let waits = self.has_unwritten_updates();
         if waits && self.late.timer.is_none() {
             self.late.timer = Some(ctx.run_later(WRITE_AFTER, |this, ctx| {
                 this.late.timer = None;
@@ -98,39 +126,49 @@ impl Session {
     /// Queues the entries outside a turn for the database. They are kept while the session has no row or the queue is
     /// full, and dropped with the session.
     pub(super) fn write_late_updates(&mut self) {
+        let delivered = self.link.as_ref().map(|link| link.delivered()).unwrap_or_default();
+        let covers = if self.turn.is_none() { delivered.handled() } else { 0 };
         let late = &mut self.late;
         if !late.transcript.is_empty() {
-            late.waiting.push_back((late.prompt_id, late.transcript.take()));
+            late.waiting.push_back(Waiting { prompt_id: late.prompt_id, entries: late.transcript.take(), covers });
         }
         if let Some(woken) = self.outside.woken.as_mut().filter(|woken| !woken.transcript.is_empty()) {
-            late.waiting.push_back((Some(woken.prompt_id()), woken.transcript.take()));
+            let (prompt_id, entries) = (Some(woken.prompt_id()), woken.transcript.take());
+            late.waiting.push_back(Waiting { prompt_id, entries, covers });
         }
         if !self.shared.is_stored() {
             return;
         }
         let spec = &self.shared.spec;
-        while let Some((prompt_id, entries)) = late.waiting.pop_front() {
+        while let Some(Waiting { prompt_id, entries, covers }) = late.waiting.pop_front() {
             let append = TranscriptAppend {
                 session_id: spec.session_id,
                 key: spec.workspace.clone(),
                 prompt_id,
                 entries,
-                settles: 0,
+                settles: covers,
                 now: self.services.clock.now(),
             };
-            let refused = self.services.store.try_append(append, |written| {
-                if let Err(cause) = written {
-                    tracing::error!(marker = "[ACP]", %cause, "updates outside a turn were not written");
+            late.in_flight.fetch_add(1, Ordering::AcqRel);
+            let (in_flight, settle) = (late.in_flight.clone(), delivered.clone());
+            let refused = self.services.store.try_append(append, move |written| {
+                in_flight.fetch_sub(1, Ordering::AcqRel);
+                match written {
+                    Ok(()) => settle.settle(covers),
+                    Err(cause) => {
+                        tracing::error!(marker = "[ACP]", %cause, "updates outside a turn were not written")
+                    }
                 }
             });
             if let Err((_, append)) = refused {
-                late.waiting.push_front((prompt_id, append.entries));
+                late.in_flight.fetch_sub(1, Ordering::AcqRel);
+                late.waiting.push_front(Waiting { prompt_id, entries: append.entries, covers });
                 break;
             }
         }
-        let mut kept = late.waiting.iter().map(|(_, entries)| entries.len()).sum::<usize>();
+        let mut kept = late.waiting.iter().map(|waiting| waiting.entries.len()).sum::<usize>();
         while kept > MAX_ENTRIES_WAITING
-            && let Some((_, dropped)) = late.waiting.pop_front()
+            && let Some(Waiting { entries: dropped, .. }) = late.waiting.pop_front()
         {
             kept -= dropped.len();
             tracing::error!(marker = "[ACP]", session_id = %spec.session_id, entries = dropped.len(),

@@ -332,7 +332,7 @@ impl Begun {
         let end = TurnEnd {
             error: failure.clone(),
             skipped: skipped.map(|skipped| (skipped.run, skipped.session_notice)),
-            ..self.row(EndStep::Whole, &outcome, &result, &report, now)
+            ..self.row(EndStep::Whole, &outcome, &result, (&report, delivered.as_deref()), now)
         };
         let (report_outcome, counted) = (self.shared.spec.gate.reporter(), self.counted);
         let (skip, session_id) = (skipped_for, self.shared.spec.session_id);
@@ -389,7 +389,7 @@ impl Begun {
         log_ended(&self.shared.spec, self.prompt_id, outcome, self.carrier, updates, took);
         let report = self.report(outcome);
         let stored = result.clone().into_bounded_json();
-        let end = self.row(EndStep::Agent, outcome, &stored, &report, now);
+        let end = self.row(EndStep::Agent, outcome, &stored, (&report, delivered.as_deref()), now);
         let agent = AgentEnded {
             prompt_id: self.prompt_id,
             session_id: end.session_id,
@@ -419,7 +419,7 @@ impl Begun {
         step: EndStep,
         outcome: &TurnOutcome,
         result: &RawValue,
-        report: &TurnReport,
+        (report, delivered): (&TurnReport, Option<&Delivered>),
         now: Timestamp,
     ) -> TurnEnd {
         let bucket = bucket_start(report.at, self.services.settings.window.bucket);
@@ -437,6 +437,7 @@ impl Begun {
             error: None,
             entries: std::mem::take(&mut self.entries),
             skipped: None,
+            settles: delivered.map_or(0, Delivered::handled),
             now,
         }
     }

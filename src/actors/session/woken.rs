@@ -150,6 +150,7 @@ impl WokenTurn {
             entries,
             skipped: None,
             counts: None,
+            settles: 0,
             now,
         };
         let session_id = spec.session_id;

@@ -32,7 +32,7 @@ use super::{
     },
     routing::WorkspaceRouting,
     services::Services,
-    session::adoption::{Found, kept_connection},
+    session::adoption::{self, Found, kept_connection},
 };
 use crate::{
     config::DEFAULT_AGENT,
@@ -205,6 +205,14 @@ impl Workspaces {
             let written = services.store.set_workspace_path(row.key.clone(), prepared.path.clone()).await;
             written.map_err(|cause| store::failure(&cause))?;
         }
+        let adopted = match services.left.take(row.session_id) {
+            Some(left) => adoption::find_idle(services, &left).await,
+            None => None,
+        };
+        // An agent that is not adopted ends here, before another one needs its seat in the runtime: it has the servers of
+        // the earlier process.
+        let adopted = adopted.filter(|_| mcp_servers.is_none()).map(Box::new);
+        let is_adopted = adopted.is_some();
         let kept = || RawValue::from_string(row.mcp_servers.clone()).unwrap_or_else(|_| mcp::none());
         let mcp_servers = mcp_servers.unwrap_or_else(kept);
         let (supervised, spec) = self.place(&workspace, &prepared, Placing::again(row, mcp_servers)).await?;
@@ -213,7 +221,7 @@ impl Workspaces {
             last_event_id: row.next_event_after(),
             restarts: row.restarts,
         };
-        let facts = start(&supervised, spec, past, seat, None).await?;
+        let facts = start(&supervised, spec, past, seat, adopted).await?;
         self.mark_stored(row.session_id);
         let protocol = self.carrier_of(row.session_id);
         let change = SessionChange {
@@ -221,7 +229,8 @@ impl Workspaces {
             agent_session_id: kept_session(&facts, protocol),
             protocol_version: facts.protocol_version,
             agent_facts: (protocol == Route::Acp).then(|| agent_facts(&facts)),
-            connection: (protocol == Route::Acp).then(|| kept_connection(&facts)),
+            // The row of an adopted agent names its connection, and what was received over it.
+            connection: (protocol == Route::Acp && !is_adopted).then(|| kept_connection(&facts)),
             last_used: Some(services.clock.now()),
             ..SessionChange::new(row.session_id)
         };

@@ -17,6 +17,9 @@ use crate::domain::{
 /// Announced tasks that are remembered, the newest ones. An agent that announces more is quiet too early.
 const MAX_TASKS: usize = 64;
 
+/// More than any time after which a turn counts as quiet.
+const LONG_AGO: Duration = Duration::from_secs(365 * 24 * 3600);
+
 /// Time limits of work outside a turn.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) struct BackgroundLimits {
@@ -134,6 +137,15 @@ impl Background {
     /// Begins with a new connection, whose agent has no open work.
     pub(crate) fn begin(&mut self, now: Timestamp) {
         *self = Self { heard: now, since: now, ..Self::default() };
+    }
+
+    /// Continues with an agent that worked before, whose open work is not known. Its next output begins a turn.
+    pub(crate) fn resume(&mut self, in_background: bool, now: Timestamp) {
+        *self = Self { heard: now.minus(LONG_AGO), since: now, had_turn: true, ..Self::default() };
+        if in_background {
+            self.tasks.push_back(String::new());
+            self.heard = now;
+        }
     }
 
     /// Records a message of the agent.

@@ -366,6 +366,7 @@ pub(super) fn turn_end(session_id: SessionId, prompt_id: PromptId, us: i64) -> T
         error: None,
         entries: vec![TranscriptEntry::text("agent_message", "done")],
         counts: None,
+        settles: 0,
         now: at(us),
     }
 }

@@ -113,6 +113,8 @@ pub(crate) struct PromptRow {
     /// True if a caller was promised that the turn ends cancelled.
     pub cancel_asked: bool,
     pub initiator: TurnInitiator,
+    /// The number of the agent's last message that the end of the turn covers; 0 if it is unknown.
+    pub settled_seq: u64,
 }
 
 /// The part of a turn's end that a write records.
@@ -162,6 +164,8 @@ pub(crate) struct TurnEnd {
     pub skipped: Option<(AutomationRunItem, SessionNotice)>,
     /// The outcome for the workspace's success window; counted only if this write ends the turn.
     pub counts: Option<OutcomeCount>,
+    /// The number of the agent's last message that this end covers; 0 if it is unknown.
+    pub settles: u64,
     pub now: Timestamp,
 }
 
@@ -191,6 +195,7 @@ pub(crate) struct Record {
     decision: String,
     cancel_asked: bool,
     initiator: String,
+    settled_seq: i64,
 }
 
 impl Record {
@@ -217,6 +222,7 @@ impl Record {
             known_by: self.known_by,
             cancel_asked: self.cancel_asked,
             initiator: TurnInitiator::tolerant(&self.initiator),
+            settled_seq: columns::unsigned(self.settled_seq),
         })
     }
 }
@@ -301,6 +307,7 @@ pub(crate) fn acceptance(turn: NewTurn) -> impl FnMut(&mut WriteTx<'_>) -> Resul
         decision: turn.decision.to_stored(),
         cancel_asked: false,
         initiator: turn.initiator.as_str().to_owned(),
+        settled_seq: 0,
     };
     let mut said = Entries::new(TranscriptAppend {
         session_id: turn.session_id,
@@ -404,6 +411,8 @@ pub(crate) fn ending(end: TurnEnd) -> impl FnMut(&mut WriteTx<'_>) -> Result<End
             prompts::phase.eq(after.as_str()),
             prompts::protocol.eq(end.protocol.as_str()),
             prompts::known_by.eq(known_by.as_deref()),
+            // The second step of an end covers no further message.
+            prompts::settled_seq.eq(prompts::settled_seq + columns::signed(end.settles)),
         );
         let ended = Cached::<EndTurn, _>::new(Update::new(prompts::table, is_open, changes));
         let ended = execute!(tx.connection, ended)?;
@@ -484,6 +493,21 @@ impl Store {
     /// One turn. Cancel-safe.
     pub(crate) async fn prompt(&self, prompt_id: PromptId) -> Result<Option<PromptRow>, StoreError> {
         self.read(move |connection| find(connection, &prompt_id.to_string())?.map(Record::read).transpose()).await
+    }
+
+    /// The newest turn of a session that a user began. Cancel-safe.
+    pub(crate) async fn newest_prompt(&self, session_id: SessionId) -> Result<Option<PromptRow>, StoreError> {
+        self.read(move |connection| {
+            let newest: Option<Record> = prompts::table
+                .filter(prompts::session_id.eq(session_id.to_string()))
+                .filter(prompts::initiator.eq(TurnInitiator::User.as_str()))
+                // Ids begin with their time.
+                .order(prompts::prompt_id.desc())
+                .first(connection)
+                .optional()?;
+            newest.map(Record::read).transpose()
+        })
+        .await
     }
 
     /// The turn of a session that holds this `Idempotency-Key` at `now`. Cancel-safe.

@@ -20,7 +20,7 @@ use crate::{
             writer::WriteTx,
         },
         schema::{prompts, prompts as prompts_table, sessions, transcript_entries},
-        sessions::{EVENT_ID_JUMP, SessionRow, rows_with_open_turn},
+        sessions::{EVENT_ID_JUMP, SessionRow, live_rows, rows_with_open_turn},
         transcript::{Entries, TranscriptAppend},
         turns,
     },
@@ -151,6 +151,12 @@ impl Store {
             Ok(sessions.into_iter().filter_map(with_turn).collect())
         })
         .await
+    }
+
+    /// Reads the sessions that were live when the service last stopped, with the connections to their agents. Must be
+    /// called at start, before [`recover`](Self::recover). Cancel-safe.
+    pub(crate) async fn live_sessions(&self) -> Result<Vec<SessionRow>, StoreError> {
+        self.read(live_rows).await
     }
 
     /// Ends the turns and sessions that were live when the service last stopped, except the sessions that continue

@@ -79,7 +79,9 @@ pub(crate) async fn adopt(endpoint: &Endpoint, request: &AdoptRequest) -> Result
     let (pipe, carrier, delivered) = ends(endpoint);
     // The runtime replays messages that are on disk but whose acknowledgement it never received; messages from before
     // the turn belong to ended turns.
-    let known = request.received.max(resumed.prompt.as_ref().map_or(0, |prompt| prompt.after));
+    let newest = resumed.prompt.as_ref();
+    let ended = request.ended.filter(|(id, _)| newest.is_some_and(|newest| newest.prompt_id == *id));
+    let known = request.received.max(newest.map_or(0, |prompt| prompt.after)).max(ended.map_or(0, |(_, seq)| seq));
     let carrier = carrier.adopt(endpoint.resume, resumed.after, known, resumed.received);
     let (connection_id, cookies) = (peer.connection_id.clone(), peer.cookies.clone());
     tokio::spawn(Conversation { carrier, peer, attempts: 0 }.run(socket, resumed.received + 1));

@@ -646,7 +646,7 @@ async fn handshake_asks_for_numbers_and_settles_itself() {
 }
 
 fn adopt_request(received: u64) -> AdoptRequest {
-    AdoptRequest { connection_id: "c1".into(), agent_session_id: "s".into(), received, cookies: None }
+    AdoptRequest { connection_id: "c1".into(), agent_session_id: "s".into(), received, ended: None, cookies: None }
 }
 
 #[tokio::test]
