@@ -62,7 +62,7 @@ pub(crate) use self::{
     retention::Retained,
     routing::{
         RouteFilter, RouteRow, SaveRoute, SavedRoute,
-        flips::{FlipRecord, UnendedStorm},
+        flips::FlipRecord,
         migrations::{MigrationRunFilter, MigrationRunRow, SaveMigrationRun, SavedMigrationRun},
         tenants::TenantProtocol,
     },

@@ -177,7 +177,7 @@ fn is_notified(tx: &mut WriteTx<'_>, notification: &NewNotification) -> diesel::
 }
 
 /// Appends a notification to its stream, which is locked. `false`, and nothing is added, if the cause was notified before.
-fn add(tx: &mut WriteTx<'_>, notification: &NewNotification, now: Timestamp) -> Result<bool, StoreError> {
+pub(crate) fn add(tx: &mut WriteTx<'_>, notification: &NewNotification, now: Timestamp) -> Result<bool, StoreError> {
     let (stream, cause_id) = (notification.to.stream(), super::engine::columns::clean(notification.cause_id.clone()));
     let name = stream.to_string();
     let ours = notification_streams::table.find(name.as_str());
