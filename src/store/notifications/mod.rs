@@ -4,13 +4,12 @@ pub(crate) mod deliveries;
 pub(crate) mod inbox;
 pub(crate) mod notes;
 
-use std::{
-    sync::{
-        Arc,
-        atomic::{AtomicBool, Ordering},
-    },
-    time::Duration,
+#[cfg(test)]
+use std::sync::{
+    Arc,
+    atomic::{AtomicBool, Ordering},
 };
+use std::time::Duration;
 
 use diesel::{
     BoolExpressionMethods, ExpressionMethods, Insertable, OptionalExtension, QueryDsl, Queryable, RunQueryDsl,
@@ -258,8 +257,9 @@ pub(crate) fn ends(connection: &mut AnyConnection, stream: &Stream) -> Result<St
 }
 
 impl Store {
-    /// Adds a notification whose cause has no record of its own. Waits for room in the queue and for the commit, as
+    /// Adds a notification without a record of its cause. Waits for room in the queue and for the commit, as
     /// [`Store::append`] does. `false` if the cause was notified before. Safe to retry. A dropped future may have written.
+    #[cfg(test)]
     pub(crate) async fn add_notification(
         &self,
         notification: NewNotification,
