@@ -271,7 +271,16 @@ impl Store {
         let readers = ReadPool::new(url, readers);
         let writer_ended = Mutex::new(Some(ended));
         Ok(Self {
-            inner: Arc::new(Inner { epoch, queue, room: Room::new(), readers, metrics, grown, patience, writer_ended }),
+            inner: Arc::new(Inner {
+                epoch,
+                queue,
+                room: Room::new(),
+                readers,
+                metrics,
+                grown,
+                patience,
+                writer_ended,
+            }),
         })
     }
 

@@ -99,6 +99,10 @@ mod tests {
         let joined = rollback(20).storm(begun, 7, second);
         assert_eq!(joined, Some(RollbackStorm { most_flipped: 7, ..begun.unwrap() }));
         assert_eq!(rollback(30).storm(joined, 6, second), joined, "the peak remains");
-        assert_eq!(rollback(400).storm(joined, 3, second), None, "the rate has fallen, although no end was announced");
+        assert_eq!(
+            rollback(400).storm(joined, 3, second),
+            None,
+            "the rate has fallen, although no end was announced"
+        );
     }
 }

@@ -89,8 +89,7 @@ mod tests {
     #[test]
     fn owed_share_gets_the_next_free_bytes_and_returns_them() {
         let room = Room::new();
-        let (half, quarter, rest) =
-            (room.try_take(ALL / 2), room.try_take(ALL / 4), room.try_take(ALL / 4));
+        let (half, quarter, rest) = (room.try_take(ALL / 2), room.try_take(ALL / 4), room.try_take(ALL / 4));
         assert!(half.is_some() && quarter.is_some() && rest.is_some() && room.try_take(1).is_none());
         let owed = room.owe(ALL / 2);
         let mut waiting = Box::pin(room.take(1));

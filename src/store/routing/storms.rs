@@ -79,8 +79,7 @@ pub(crate) fn join(
         let peak = rollback_storm::most_flipped.eq(most_flipped);
         diesel::update(rollback_storm::table).set(peak).execute(tx.connection)?;
     } else {
-        let record =
-            Record { one: true, storm_id: storm.id.to_string(), since_us: storm.since.0, most_flipped };
+        let record = Record { one: true, storm_id: storm.id.to_string(), since_us: storm.since.0, most_flipped };
         tx.rows += diesel::insert_into(rollback_storm::table).values(record).execute(tx.connection)?;
         add(tx, &to_operators(notice::of_storm(flipped, rollback.live), id), now)?;
     }
