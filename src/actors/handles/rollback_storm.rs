@@ -11,10 +11,10 @@ use std::{
 
 use crate::{
     domain::{
-        clock::Clock,
+        clock::{Clock, Timestamp},
         routing::{
             Route,
-            storm::{RollbackStorm, is_storm},
+            storm::{AutomaticRollback, RollbackStorm, is_storm},
         },
     },
     store::{Store, StoreError},
@@ -30,13 +30,15 @@ pub(crate) struct Storm {
     store: Store,
     metrics: Metrics,
     clock: Arc<dyn Clock>,
+    started: Timestamp,
     is_active: Arc<AtomicBool>,
 }
 
 impl Storm {
     /// Starts without a storm.
     pub(crate) fn new(store: Store, metrics: Metrics, clock: Arc<dyn Clock>) -> Self {
-        Self { store, metrics, clock, is_active: Arc::default() }
+        let started = clock.steady();
+        Self { store, metrics, clock, started, is_active: Arc::default() }
     }
 
     /// Resumes the storm that an earlier process left.
@@ -56,8 +58,13 @@ impl Storm {
         self.is_active.load(Ordering::Acquire)
     }
 
+    /// An automatic rollback at this moment.
+    pub(crate) fn rollback(&self) -> AutomaticRollback {
+        AutomaticRollback { at: self.clock.steady(), live: self.live(), started: self.started }
+    }
+
     /// Workspaces in use.
-    pub(crate) fn live(&self) -> usize {
+    fn live(&self) -> usize {
         let on = |route| self.metrics.routes().workspaces(route);
         usize::try_from(on(Route::Acp) + on(Route::Http)).unwrap_or(usize::MAX)
     }
@@ -125,12 +132,10 @@ mod tests {
         actors::routing::router,
         config::Config,
         domain::{
-            clock::Timestamp,
             ids::WorkspaceKey,
             notify::notification::{Scope, Stream},
             routing::{
                 Routing,
-                storm::AutomaticRollback,
                 success_window::{WindowFigures, WindowState},
             },
         },
@@ -187,8 +192,7 @@ mod tests {
             let mut routing = Routing::new(Route::Acp);
             let now = self.clock.now();
             let flip = routing.on_breach(figures, now, 0.5, &settings.recovery).unwrap();
-            let automatic = Some(AutomaticRollback { at: now, live: storm.live() });
-            let flip = Some(router::of(&flip, automatic, &[], &settings.window, now));
+            let flip = Some(router::of(&flip, Some(storm.rollback()), &[], &settings.window, now));
             let (migration_enabled, auto_rollout) = (None, None);
             let save = SaveRoute { key, expected_epoch: 0, routing, migration_enabled, auto_rollout, flip, now };
             assert_eq!(self.store.save_route(save).await, Ok(SavedRoute::Saved));
@@ -243,6 +247,23 @@ mod tests {
         tokio::join!(one.look(), two.look(), one.look(), two.look());
         let causes: Vec<_> = stage.notifications().await.into_iter().map(|row| row.cause_id).collect();
         assert_eq!(causes, [causes[0].clone(), format!("{}:resolved", causes[0])]);
+    }
+
+    #[actix::test]
+    async fn rollbacks_before_a_restart_begin_no_storm_among_the_few_workspaces_in_use() {
+        let stage = stage();
+        let first = stage.start().await;
+        for n in 0..4 {
+            stage.falls(&first, n).await;
+        }
+        stage.pass(10);
+        let second = stage.start().await;
+        for n in 4..8 {
+            stage.falls(&second, n).await;
+        }
+        assert!(!second.is_active() && stage.notifications().await.is_empty());
+        stage.falls(&second, 8).await;
+        assert!(second.is_active());
     }
 
     #[actix::test]

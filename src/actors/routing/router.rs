@@ -112,10 +112,8 @@ impl ProtocolRouter {
         }
         let now = self.services.clock.now();
         let sessions = self.services.index.of_workspace(self.key());
-        let automatic = flip
-            .as_ref()
-            .filter(|flip| flip.is_automatic_rollback())
-            .map(|_| AutomaticRollback { at: self.services.clock.steady(), live: self.services.storm.live() });
+        let is_automatic = flip.as_ref().is_some_and(Flip::is_automatic_rollback);
+        let automatic = is_automatic.then(|| self.services.storm.rollback());
         let record_of = |flip: &Flip| {
             let record = of(flip, automatic, &sessions, &self.services.settings.window, now);
             FlipRecord { run_id, ..record }

@@ -44,9 +44,19 @@ pub(crate) struct AutomaticRollback {
     pub at: Timestamp,
     /// Workspaces in use.
     pub live: usize,
+    /// Start of the process, by the same clock.
+    pub started: Timestamp,
 }
 
 impl AutomaticRollback {
+    /// The times at which other rollbacks count. Those from before the start of the process count for an open storm
+    /// alone: their workspaces are not among those in use before their sessions come back.
+    pub(crate) fn counted(self, is_open: bool) -> Range<Timestamp> {
+        let Range { start, end } = counted_at(self.at);
+        let start = if is_open { start } else { start.max(self.started) };
+        start..end
+    }
+
     /// The storm to which the rollback `id` belongs: the open one, or one that it begins. `flipped` workspaces,
     /// including its own, rolled back within the period. `None`: the workspace's users are notified. A storm is
     /// ended elsewhere, so that a rate around the threshold does not raise one alarm after the other.
@@ -92,7 +102,7 @@ mod tests {
     #[test]
     fn first_rollback_above_the_threshold_begins_the_storm_and_the_others_join_it() {
         let (first, second) = (Uuid::from_u128(1), Uuid::from_u128(2));
-        let rollback = |seconds| AutomaticRollback { at: at(seconds), live: 20 };
+        let rollback = |seconds| AutomaticRollback { at: at(seconds), live: 20, started: at(0) };
         assert_eq!(rollback(0).storm(None, 4, first), None);
         let begun = rollback(10).storm(None, 5, first);
         assert_eq!(begun, Some(RollbackStorm { id: first, since: at(10), most_flipped: 5 }));
@@ -104,5 +114,12 @@ mod tests {
             None,
             "the rate has fallen, although no end was announced"
         );
+    }
+    #[test]
+    fn rollbacks_before_the_start_of_the_process_count_for_an_open_storm_alone() {
+        let rollback = AutomaticRollback { at: at(400), live: 20, started: at(350) };
+        let counts = |is_open, seconds| rollback.counted(is_open).contains(&at(seconds));
+        assert!(counts(false, 350) && !counts(false, 349));
+        assert!(counts(true, 101) && !counts(true, 100));
     }
 }

@@ -1,7 +1,7 @@
 //! The rollback storm in progress: at most one row. It is changed with the operators' stream locked, after which a
 //! transaction sees the committed rollbacks of every other one: writers of several processes agree on begin and end.
 
-use std::{fmt::Display, sync::Arc};
+use std::{fmt::Display, ops::Range, sync::Arc};
 
 use diesel::{ExpressionMethods, Insertable, OptionalExtension, Queryable, RunQueryDsl, sql_types::BigInt};
 use parking_lot::Mutex;
@@ -49,13 +49,12 @@ fn open(connection: &mut AnyConnection) -> Result<Option<RollbackStorm>, StoreEr
 pub(crate) const FLIPPED: &str = "SELECT COUNT(*) AS flipped FROM (SELECT DISTINCT installation_id, workspace_id \
      FROM rollback_events WHERE counted_us >= $1 AND counted_us < $2) AS workspaces";
 
-fn flipped(connection: &mut AnyConnection, now: Timestamp) -> diesel::QueryResult<usize> {
+fn flipped(connection: &mut AnyConnection, counted: Range<Timestamp>) -> diesel::QueryResult<usize> {
     #[derive(diesel::QueryableByName)]
     struct Counted {
         #[diesel(sql_type = BigInt)]
         flipped: i64,
     }
-    let counted = counted_at(now);
     let query = diesel::sql_query(FLIPPED).bind::<BigInt, _>(counted.start.0).bind::<BigInt, _>(counted.end.0);
     Ok(usize::try_from(query.get_result::<Counted>(connection)?.flipped).unwrap_or(0))
 }
@@ -72,7 +71,8 @@ pub(crate) fn join(
     id: Uuid,
     now: Timestamp,
 ) -> Result<Option<RollbackStorm>, StoreError> {
-    let (open, flipped) = (open(tx.connection)?, flipped(tx.connection, rollback.at)?);
+    let open = open(tx.connection)?;
+    let flipped = flipped(tx.connection, rollback.counted(open.is_some()))?;
     let Some(storm) = rollback.storm(open, flipped, id) else { return Ok(None) };
     let most_flipped = i64::try_from(storm.most_flipped).unwrap_or(i64::MAX);
     if open.is_some() {
@@ -94,7 +94,7 @@ fn end(
     now: Timestamp,
 ) -> Result<Option<RollbackStorm>, StoreError> {
     let Some(storm) = open(tx.connection)? else { return Ok(None) };
-    if is_storm(flipped(tx.connection, at)?, live) {
+    if is_storm(flipped(tx.connection, counted_at(at))?, live) {
         return Ok(None);
     }
     tx.rows += diesel::delete(rollback_storm::table).execute(tx.connection)?;
@@ -108,7 +108,7 @@ impl Store {
     /// time of the database. Cancel-safe.
     pub(crate) async fn rollback_storm(&self, at: Timestamp) -> Result<Option<(RollbackStorm, usize)>, StoreError> {
         self.read(move |connection| match open(connection)? {
-            Some(storm) => Ok(Some((storm, flipped(connection, at)?))),
+            Some(storm) => Ok(Some((storm, flipped(connection, counted_at(at))?))),
             None => Ok(None),
         })
         .await

@@ -77,7 +77,7 @@ async fn flip_workspace(
         event_id: Uuid::now_v7(),
         run_id: None,
         note: TranscriptEntry::text("rollback", notice::of_flip(&flip).body.as_str()),
-        automatic: flip.is_automatic_rollback().then_some(AutomaticRollback { at: now, live: LIVE }),
+        automatic: flip.is_automatic_rollback().then_some(AutomaticRollback { at: now, live: LIVE, started: at(0) }),
         flip,
         reason_code: ReasonCode::Threshold,
         follow_up: Some(FollowUp::NotifyUsers),
