@@ -61,6 +61,8 @@
 //! | the outcome of a turn is decided | `domain/turn/mod.rs` |
 //! | an error gets its code | `domain/turn/outcome.rs` |
 //! | an outcome counts for or against ACP | `domain/routing/sampling.rs` |
+//! | a rollback storm begins and ends | rule `domain/routing/storm.rs`, counts and alarm `store/routing/storms.rs` |
+//! | writes that wait for the database are bounded in bytes | `store/engine/room.rs` |
 //! | a file request of an agent is answered | `runtime/agents/requests.rs`, `runtime/agents/files.rs` |
 //! | events are streamed to a client (SSE) | `http/sessions/stream.rs` |
 //! | tables are created and upgraded | `store/engine/upgrade.rs`, SQL in `migrations/` beside `src/` |
@@ -182,8 +184,9 @@
 //! 1. The turn's ticket writes end and outcome; `domain/routing/sampling.rs` makes it a success, a failure or neither,
 //!    and `actors/routing/window.rs` counts it.
 //! 2. `actors/routing/router.rs` applies the count to a copy of the route state (rules: `domain/routing/mod.rs`). The
-//!    new state and the flip are one transaction (`store/routing/flips.rs`), which fails if the epoch has changed.
-//!    After the commit, the copy replaces the state.
+//!    new state and the flip are one transaction (`store/routing/flips.rs`), which fails if the epoch has changed. The
+//!    transaction counts the rollbacks of other workspaces: many at once are a storm, with one alarm for operators
+//!    (`store/routing/storms.rs`). After the commit, the copy replaces the state.
 //! 3. `actors/handles/route_gate.rs` shows the new route; the next turn of each session closes its connection and opens
 //!    one on the other route. Ahead of the prompt, the new agent gets the part of the conversation that it missed.
 //! 4. After the cool-down, the router starts the recovery: a probe, canaries, then the restore.

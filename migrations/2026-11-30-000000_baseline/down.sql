@@ -12,6 +12,7 @@ DROP TABLE acp_connections;
 DROP TABLE migration_runs;
 DROP TABLE tenant_protocols;
 DROP TABLE outcome_buckets;
+DROP TABLE rollback_storm;
 DROP TABLE rollback_events;
 DROP TABLE protocol_migrations;
 DROP TABLE workspace_routes;

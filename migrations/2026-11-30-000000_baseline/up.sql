@@ -239,12 +239,24 @@ CREATE TABLE rollback_events (
     -- The cause of the alarm that notified operators in place of the workspace's users, for one of many rollbacks. Its
     -- users are not notified of the recovery either.
     alarm_id TEXT,
+    -- Time of an automatic rollback by the database's clock, by which rollback storms are counted. NULL for other events.
+    counted_us BIGINT,
     UNIQUE (installation_id, workspace_id, epoch)
 );
 
 CREATE INDEX rollback_events_by_age ON rollback_events (created_us, event_id);
 CREATE INDEX rollback_events_by_tenant ON rollback_events (installation_id, created_us, event_id);
 CREATE INDEX rollback_events_by_workspace ON rollback_events (installation_id, workspace_id, created_us, event_id);
+CREATE INDEX rollback_events_counted ON rollback_events (counted_us) WHERE counted_us IS NOT NULL;
+
+-- The rollback storm in progress, if there is one: its alarm was raised, and its end was not announced.
+CREATE TABLE rollback_storm (
+    one BOOLEAN NOT NULL PRIMARY KEY CHECK (one),
+    -- The rollback event that raised the alarm.
+    storm_id TEXT NOT NULL,
+    since_us BIGINT NOT NULL,
+    most_flipped BIGINT NOT NULL CHECK (most_flipped > 0)
+);
 
 -- The counts of success windows, so that they survive a restart. Each turn changes a row, but no indexed column of it.
 CREATE TABLE outcome_buckets (

@@ -57,7 +57,7 @@ pub(crate) struct Services {
     pub automate: Option<Arc<dyn Automate>>,
     /// Keeps the removal of folders and their use apart.
     pub folders: FolderUse,
-    /// Detects rollbacks of many workspaces at once.
+    /// Observes rollbacks of many workspaces at once.
     pub storm: Storm,
     /// Publishes session progress to the subscribers that asked for it.
     pub telemetry: TelemetryFeed,

@@ -94,6 +94,7 @@ pub(super) fn transports(config: &Config, endpoint: Endpoint) -> Result<(AcpTran
         handshake_timeout,
         reconnect_grace: Duration::from_secs(config.runtime.reconnect_grace_s),
         frame_bytes: config.limits.frame_bytes,
+        queue_bytes: config.limits.queue_bytes,
         auth_methods: auth_methods.clone(),
     };
     let fallback = HttpFallback::new(&endpoint.url, endpoint.token.clone(), limits)?;
@@ -139,7 +140,6 @@ pub(super) fn runtime_options(
         max_agents: config.runtime.max_agents,
         kill_grace: Duration::from_millis(config.runtime.kill_grace_ms),
         frame_bytes: config.limits.frame_bytes,
-        body_bytes: config.limits.body_bytes,
         acp: config.runtime.acp,
         pipe: pipe_limits(config),
         diff_bytes: config.limits.diff_bytes,

@@ -1,4 +1,4 @@
-//! Work beside the sessions: alerts of capacity, expiry and retention.
+//! Work beside the sessions: alerts of capacity and of rollback storms, expiry and retention.
 
 use std::time::Duration;
 
@@ -22,9 +22,11 @@ pub(super) struct UpkeepHandle {
     expiry: JoinHandle<()>,
     retention: JoinHandle<()>,
     folders: JoinHandle<()>,
+    storms: JoinHandle<()>,
 }
 
-/// Starts the capacity alerts, the expiry of sessions and the removal of old rows and folders.
+/// Starts the capacity alerts, the ends of rollback storms, the expiry of sessions and the removal of old rows and
+/// folders.
 pub(super) fn start_upkeep(config: &Config, workspaces: &Workspaces, capacity: CapacityWatch) -> UpkeepHandle {
     let services = workspaces.services();
     let max_age = Duration::from_secs(config.session.max_age_s);
@@ -38,6 +40,7 @@ pub(super) fn start_upkeep(config: &Config, workspaces: &Workspaces, capacity: C
             workspaces.workspace_client().clone(),
             config.retention.folders(),
         )),
+        storms: actix::spawn(services.storm.clone().watch()),
     }
 }
 
@@ -47,6 +50,7 @@ impl UpkeepHandle {
         self.expiry.abort();
         self.retention.abort();
         self.folders.abort();
+        self.storms.abort();
         guard.close();
         if tokio::time::timeout(flush, self.capacity).await.is_err() {
             tracing::error!(marker = "[CAPACITY]", "capacity alert changes were not written");

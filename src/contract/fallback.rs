@@ -6,7 +6,7 @@
 //! running turn or gets the same answer. `GET /process-prompt/{promptId}` joins a known turn, else 404; it never runs
 //! one. `DELETE /process-prompt/{promptId}` cancels a turn ([`TurnCancelled`]).
 //!
-//! A client that accepts [`NDJSON`] gets a stream of [`TurnLine`]; any other client gets the result as JSON, preceded by
+//! A client that accepts [`NDJSON`] gets a stream of [`TurnLine`], each at most [`line_bytes`] long; any other client gets the result as JSON, preceded by
 //! white space while the turn runs.
 
 use serde::{Deserialize, Serialize};
@@ -26,7 +26,16 @@ pub(crate) const NDJSON: &str = "application/x-ndjson";
 /// replayed as far as they are kept. Absent: new lines only.
 pub(crate) const AFTER: &str = "after";
 
-/// Body of `POST /process-prompt`: a turn to run.
+/// Bytes of a line or request beside the message in it.
+const ENVELOPE_BYTES: usize = 64 * 1024;
+
+/// The largest line of the stream and the largest request for a turn, in bytes: one message of `frame_bytes`
+/// (`[limits] frame_bytes`), as over ACP, and 64 KiB for its envelope.
+pub(crate) fn line_bytes(frame_bytes: usize) -> usize {
+    frame_bytes.saturating_add(ENVELOPE_BYTES)
+}
+
+/// Body of `POST /process-prompt`: a turn to run, at most [`line_bytes`] long.
 #[derive(Debug, Clone, Serialize, Deserialize)]
 #[serde(rename_all = "camelCase", deny_unknown_fields)]
 pub(crate) struct ProcessPrompt {

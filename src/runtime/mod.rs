@@ -89,10 +89,8 @@ pub(crate) struct RuntimeOptions {
     pub max_agents: usize,
     /// Time between SIGTERM and SIGKILL.
     pub kill_grace: Duration,
-    /// Largest ACP message, in bytes.
+    /// Largest message to or from an agent, in bytes.
     pub frame_bytes: usize,
-    /// Largest body of `POST /process-prompt`, in bytes.
-    pub body_bytes: usize,
     /// True if ACP over WebSocket is offered; otherwise only the HTTP fallback is.
     pub acp: bool,
     /// Queue limits for each direction of a connection.
@@ -300,7 +298,7 @@ fn build(options: RuntimeOptions, stopping: watch::Receiver<bool>) -> Result<Run
     let fallback = FallbackSettings {
         grace: retention.grace,
         lines: LineLimits { lines: retention.frames, bytes: retention.bytes },
-        body_bytes: options.body_bytes,
+        frame_bytes: options.frame_bytes,
     };
     let fallback = Arc::new(Fallback::new(agents.clone(), fallback, stopping.clone()));
     let settings = WorkspaceSettings {

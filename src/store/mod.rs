@@ -23,7 +23,7 @@ mod workspaces;
 use std::{fmt, sync::Arc, time::Duration};
 
 use parking_lot::Mutex;
-use tokio::sync::{OwnedSemaphorePermit, Semaphore, mpsc, oneshot};
+use tokio::sync::{mpsc, oneshot};
 
 use crate::domain::{
     clock::Timestamp,
@@ -36,6 +36,7 @@ use self::engine::{
     grown::GrownStreams,
     job::{Job, Message, Outage},
     pool::ReadPool,
+    room::{Room, Share},
     writer::{WriteTx, Writer},
 };
 pub(crate) use self::{
@@ -62,7 +63,7 @@ pub(crate) use self::{
     retention::Retained,
     routing::{
         RouteFilter, RouteRow, SaveRoute, SavedRoute,
-        flips::{FlipRecord, UnendedStorm},
+        flips::FlipRecord,
         migrations::{MigrationRunFilter, MigrationRunRow, SaveMigrationRun, SavedMigrationRun},
         tenants::TenantProtocol,
     },
@@ -217,8 +218,7 @@ impl Place {
 struct Inner {
     epoch: String,
     queue: mpsc::Sender<Message>,
-    /// KiB of transcript entries that may still be queued.
-    room_kib: Arc<Semaphore>,
+    room: Room,
     readers: ReadPool,
     metrics: Metrics,
     grown: GrownStreams,
@@ -242,10 +242,6 @@ impl fmt::Debug for Store {
 /// Time that a write of new work waits in the queue before it is withdrawn: a writer that waits for a stopped server or a
 /// hanging disk takes nothing out of the queue. Longer than SQLite waits for another process's lock (5 s).
 const QUEUE_TIMEOUT: Duration = Duration::from_secs(6);
-
-/// Transcript entries that may wait for the database, queued and retained, in KiB: 64 MiB. In an outage they are what
-/// fills the memory; beyond this, sessions keep their entries, and then stop reading from their agents.
-const MAX_WAITING_KIB: u32 = 64 * 1024;
 
 /// Time that [`Store::close`] waits for the queued writes and for turns that hold a reserved place for their end.
 const CLOSE_PATIENCE: Duration = Duration::from_secs(10);
@@ -274,9 +270,17 @@ impl Store {
             .map_err(|cause| StoreError::Unavailable(format!("the writer's thread: {cause}")))?;
         let readers = ReadPool::new(url, readers);
         let writer_ended = Mutex::new(Some(ended));
-        let room_kib = Arc::new(Semaphore::new(MAX_WAITING_KIB as usize));
         Ok(Self {
-            inner: Arc::new(Inner { epoch, queue, room_kib, readers, metrics, grown, patience, writer_ended }),
+            inner: Arc::new(Inner {
+                epoch,
+                queue,
+                room: Room::new(),
+                readers,
+                metrics,
+                grown,
+                patience,
+                writer_ended,
+            }),
         })
     }
 
@@ -361,12 +365,22 @@ impl Store {
         &self,
         run: impl FnMut(&mut WriteTx<'_>) -> Result<T, StoreError> + Send + 'static,
     ) -> Result<T, StoreError> {
+        self.write_with_share(None, run).await
+    }
+
+    /// [`Self::write`] of a write that is not small.
+    async fn write_with_share<T: Send + 'static>(
+        &self,
+        share: Option<Share>,
+        run: impl FnMut(&mut WriteTx<'_>) -> Result<T, StoreError> + Send + 'static,
+    ) -> Result<T, StoreError> {
         let (answer, mut answered) = oneshot::channel();
         let place = self.place()?;
         let job = Job::new(Outage::Refuse, run, move |outcome| {
             // Without a receiver if the caller's future was dropped.
             let _ = answer.send(outcome);
         });
+        let job = job.with_share(share);
         let claim = job.claim_of();
         place.send(job);
         match tokio::time::timeout(QUEUE_TIMEOUT, &mut answered).await {
@@ -386,11 +400,22 @@ impl Store {
         &self,
         run: impl FnMut(&mut WriteTx<'_>) -> Result<T, StoreError> + Send + 'static,
     ) -> Result<T, StoreError> {
+        self.keep(None, run).await
+    }
+
+    /// [`Self::write_when_there_is_room`] of a write that is not small.
+    async fn keep<T: Send + 'static>(
+        &self,
+        share: Option<Share>,
+        run: impl FnMut(&mut WriteTx<'_>) -> Result<T, StoreError> + Send + 'static,
+    ) -> Result<T, StoreError> {
         let (answer, answered) = oneshot::channel();
         // Created before the wait for room, which counts towards its patience.
         let job = Job::new(Outage::Keep, run, move |outcome| {
             let _ = answer.send(outcome);
         });
+        // Held by the write and not by the caller, who gets an error while the write is still retained.
+        let job = job.with_share(share);
         let room = tokio::time::timeout(self.inner.patience, self.inner.queue.clone().reserve_owned());
         let place = room.await.map_err(|_| StoreError::Busy)?.map_err(|_| StoreError::Closed)?;
         Place(place).send(job);
@@ -404,27 +429,20 @@ impl Store {
         })
     }
 
-    /// Takes the share of `bytes` of transcript entries that may wait; `Busy` if there is none.
-    fn share(&self, bytes: usize) -> Result<OwnedSemaphorePermit, StoreError> {
-        let room = self.inner.room_kib.clone().try_acquire_many_owned(kib(bytes));
-        room.map_err(|_| StoreError::Busy)
+    /// Takes a share of the bytes that may wait; `Busy` if there is no room.
+    fn share(&self, bytes: usize) -> Result<Share, StoreError> {
+        self.inner.room.try_take(bytes).ok_or(StoreError::Busy)
     }
 
     /// [`Self::share`], waiting for room as long as the patience allows.
-    async fn share_when_there_is_room(&self, bytes: usize) -> Result<OwnedSemaphorePermit, StoreError> {
-        let room = self.inner.room_kib.clone().acquire_many_owned(kib(bytes));
-        let room = tokio::time::timeout(self.inner.patience, room).await;
-        room.map_err(|_| StoreError::Busy)?.map_err(|_| StoreError::Closed)
+    async fn share_when_there_is_room(&self, bytes: usize) -> Result<Share, StoreError> {
+        let share = tokio::time::timeout(self.inner.patience, self.inner.room.take(bytes)).await;
+        share.map_err(|_| StoreError::Busy)?.ok_or(StoreError::Closed)
     }
 
     fn observe_failure(&self) {
         self.inner.metrics.commit_failed();
     }
-}
-
-/// KiB of an append, at least 1; one that is larger than the whole budget takes all of it.
-fn kib(bytes: usize) -> u32 {
-    u32::try_from(bytes.div_ceil(1024)).unwrap_or(u32::MAX).clamp(1, MAX_WAITING_KIB)
 }
 
 /// The failure that callers of the API get for an error of the store.

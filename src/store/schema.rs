@@ -236,6 +236,16 @@ diesel::table! {
         metrics_snapshot -> Text,
         created_us -> BigInt,
         alarm_id -> Nullable<Text>,
+        counted_us -> Nullable<BigInt>,
+    }
+}
+
+diesel::table! {
+    rollback_storm (one) {
+        one -> Bool,
+        storm_id -> Text,
+        since_us -> BigInt,
+        most_flipped -> BigInt,
     }
 }
 
@@ -363,6 +373,7 @@ diesel::allow_tables_to_appear_in_same_query!(
     protocol_migrations,
     removals,
     rollback_events,
+    rollback_storm,
     sessions,
     tenant_protocols,
     transcript_entries,

@@ -363,8 +363,8 @@ fn last_messages(
     Ok(said)
 }
 
-fn size_of_entries(append: &TranscriptAppend) -> usize {
-    append.entries.iter().map(TranscriptEntry::size_bytes).sum()
+pub(super) fn size_of_entries(entries: &[TranscriptEntry]) -> usize {
+    entries.iter().map(TranscriptEntry::size_bytes).sum()
 }
 
 fn append_to(mut entries: Entries) -> impl FnMut(&mut WriteTx<'_>) -> Result<(), StoreError> {
@@ -376,8 +376,8 @@ impl Store {
     /// not block. While the database is unavailable, the entries stay queued and are retried for a minute.
     ///
     /// # Errors
-    /// [`StoreError::Busy`] if the queue is full or holds its 64 MiB of entries, [`StoreError::Closed`] after close: the entries are returned, and
-    /// the failure is counted.
+    /// [`StoreError::Busy`] if the queue is full or holds its 64 MiB, [`StoreError::Closed`] after close: the entries
+    /// are returned, and the failure is counted.
     // The error holds the whole append, so that the caller loses no entry.
     #[allow(clippy::result_large_err)]
     pub(crate) fn try_append(
@@ -385,7 +385,7 @@ impl Store {
         append: TranscriptAppend,
         done: impl FnOnce(Result<(), StoreError>) + Send + 'static,
     ) -> Result<(), (StoreError, TranscriptAppend)> {
-        let room = self.share(size_of_entries(&append)).and_then(|share| Ok((self.place()?, share)));
+        let room = self.share(size_of_entries(&append.entries)).and_then(|share| Ok((self.place()?, share)));
         match room {
             Ok((place, share)) => {
                 place.send(Job::new(Outage::Keep, append_to(Entries::new(append)), done).with_share(share));
@@ -408,8 +408,8 @@ impl Store {
     /// # Cancel safety
     /// A dropped future may have written.
     pub(crate) async fn append(&self, append: TranscriptAppend) -> Result<(), StoreError> {
-        let _share = self.share_when_there_is_room(size_of_entries(&append)).await?;
-        self.write_when_there_is_room(append_to(Entries::new(append))).await
+        let share = self.share_when_there_is_room(size_of_entries(&append.entries)).await?;
+        self.keep(Some(share), append_to(Entries::new(append))).await
     }
 
     /// Reads a session's entries in order, from the one after `after_seq` (0 for the first page). Cancel-safe.

@@ -347,7 +347,9 @@ fn policy_answers_permission_requests_and_ask_rejects_them() {
 
 #[test]
 fn refused_turn_returns_a_problem_and_runs_nothing() {
-    let runtime = Runtime::of(Program::builder().set("runtime.max_agents", 1));
+    let frame_bytes = 4 * 1024 * 1024;
+    let builder = Program::builder().set("runtime.max_agents", 1).set("limits.frame_bytes", frame_bytes);
+    let runtime = Runtime::of(builder);
     for path in ["/", "/etc", "relative"] {
         let outside = runtime.turn("echo a").with("workspace", json!({"path": path, "isEphemeral": false}));
         runtime.refused(&outside, 403, "path_not_allowed");
@@ -356,7 +358,7 @@ fn refused_turn_returns_a_problem_and_runs_nothing() {
     runtime.refused(&runtime.turn(""), 400, "invalid_request");
     runtime.refused(&runtime.turn("echo a").with("inactivityTimeoutMs", json!(0)), 400, "invalid_request");
     runtime.refused(&runtime.turn("echo a").with("unknown", json!(1)), 400, "invalid_request");
-    let large = runtime.turn(&"x".repeat(5 * 1024 * 1024));
+    let large = runtime.turn(&"x".repeat(frame_bytes + 1024 * 1024));
     runtime.refused(&large, 413, "payload_too_large");
     for (method, path) in [("POST", "/process-prompt"), ("GET", "/process-prompt/x"), ("DELETE", "/process-prompt/x")]
     {

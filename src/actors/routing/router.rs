@@ -33,10 +33,11 @@ use crate::{
     domain::{
         clock::Timestamp,
         ids::{SessionId, WorkspaceKey},
-        notify::{notice, notification::NewNotification},
+        notify::notice,
         redaction::Redacted,
         routing::{
             Attribution, Flip, FlipTrigger, Probe, Route, Routing,
+            storm::AutomaticRollback,
             success_window::{Sample, WindowRules},
             turn_route::TurnReport,
         },
@@ -111,13 +112,11 @@ impl ProtocolRouter {
         }
         let now = self.services.clock.now();
         let sessions = self.services.index.of_workspace(self.key());
+        let is_automatic = flip.as_ref().is_some_and(Flip::is_automatic_rollback);
+        let automatic = is_automatic.then(|| self.services.storm.rollback());
         let record_of = |flip: &Flip| {
-            // Reported before the write, because the notification is part of the transaction; repeats count once.
-            let by_itself = flip.to == Route::Http && flip.trigger == FlipTrigger::AutoThreshold;
-            let systemic = by_itself.then(|| self.services.storm.on_rollback(self.key())).flatten();
-            let rules = &self.services.settings.window;
-            let record = of(flip, systemic, &sessions, rules, now);
-            store::FlipRecord { run_id, ..record }
+            let record = of(flip, automatic, &sessions, &self.services.settings.window, now);
+            FlipRecord { run_id, ..record }
         };
         let record = flip.as_ref().map(record_of);
         let save = SaveRoute {
@@ -131,7 +130,13 @@ impl ProtocolRouter {
             now,
         };
         let services = self.services.clone();
-        let writing = async move { services.store.save_route(save).await };
+        let writing = async move {
+            let saved = services.store.save_route(save).await;
+            if automatic.is_some() && saved.is_ok() {
+                services.storm.look().await;
+            }
+            saved
+        };
         Box::pin(writing.into_actor(self).map(move |saved, this, ctx| match saved {
             Ok(SavedRoute::Saved) => {
                 this.row.routing = next;
@@ -440,11 +445,10 @@ pub(crate) async fn perform_handshake(services: &Services, key: &WorkspaceKey) -
     opened.map(|_| ())
 }
 
-/// Builds the rows of a flip, and the note for the transcripts of the live sessions. `systemic` is the notification to
-/// operators that replaces those to the workspace's users.
+/// Builds the rows of a flip, and the note for the transcripts of the live sessions.
 pub(crate) fn of(
     flip: &Flip,
-    systemic: Option<NewNotification>,
+    automatic: Option<AutomaticRollback>,
     sessions: &[Arc<LiveSession>],
     rules: &WindowRules,
     now: Timestamp,
@@ -470,7 +474,7 @@ pub(crate) fn of(
         metrics: Redacted::new(&snapshot.to_string()),
         notes: sessions.iter().map(|live| live.shared.spec.session_id).collect(),
         note: note(flip, rules, now),
-        systemic,
+        automatic,
     }
 }
 

@@ -14,7 +14,8 @@ const MIN_FRAME_BYTES: usize = 64 * 1024;
 pub(crate) struct Limits {
     /// Largest HTTP body, in bytes, 1 KiB to 1 GiB. Agents take prompts of 1 to 2 MB; 4 MiB leaves room for images.
     pub body_bytes: usize,
-    /// Largest ACP message in either direction, in bytes, 64 KiB to 1 GiB. Tool calls carry whole files.
+    /// Largest message to or from an agent, over ACP and over the fallback, in bytes, 64 KiB to 1 GiB. Tool calls carry
+    /// whole files.
     pub frame_bytes: usize,
     /// ACP messages in a queue between two parts of the service, 1 to 1,000,000; the sender waits when it is full.
     pub queue_frames: usize,

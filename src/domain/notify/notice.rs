@@ -12,7 +12,7 @@ use crate::domain::{
     capacity::{AlertKind, AlertLevel, CapacityChange},
     ids::SessionId,
     redaction::Redacted,
-    routing::{Flip, FlipTrigger, Route, storm::StormEnded},
+    routing::{Flip, FlipTrigger, Route},
     text::{one_line, plain},
     turn::outcome::ErrorCode,
 };
@@ -74,10 +74,10 @@ pub(crate) fn of_storm(flipped: usize, live: usize) -> Notice {
 }
 
 /// The operators' notification about the end of a rollback storm.
-pub(crate) fn of_storm_end(ended: &StormEnded) -> Notice {
+pub(crate) fn of_storm_end(most_flipped: usize) -> Notice {
     let text = format!(
-        "The rollback storm is over; at its peak, {} workspaces had switched to the HTTP fallback within 5 minutes.",
-        ended.most_flipped
+        "The rollback storm is over; at its peak, {most_flipped} workspaces had switched to the HTTP fallback within 5 \
+         minutes."
     );
     notice(Severity::Info, Trigger::SystemicRollback, &text)
 }

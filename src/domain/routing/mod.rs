@@ -137,6 +137,11 @@ impl Flip {
         self.to == Route::Http && self.trigger != FlipTrigger::Migration
     }
 
+    /// True for a rollback that the service decided itself.
+    pub(crate) fn is_automatic_rollback(&self) -> bool {
+        self.to == Route::Http && self.trigger == FlipTrigger::AutoThreshold
+    }
+
     /// True for a restore: to ACP for another reason than a changed default.
     pub(crate) fn is_restore(&self) -> bool {
         self.to == Route::Acp && self.trigger != FlipTrigger::Migration

@@ -38,7 +38,7 @@ use super::{
     reply::{answer, answer_failure, read},
 };
 use crate::{
-    contract::fallback::{LineFailure, NDJSON, ProcessPrompt, TurnCancelled, TurnLine},
+    contract::fallback::{LineFailure, NDJSON, ProcessPrompt, TurnCancelled, TurnLine, line_bytes},
     domain::{
         ids::PromptId,
         session::mcp,
@@ -76,8 +76,8 @@ pub(crate) struct FallbackSettings {
     pub grace: Duration,
     /// Limits of the lines that each turn holds for its readers.
     pub lines: LineLimits,
-    /// Largest body of `POST /process-prompt`, in bytes.
-    pub body_bytes: usize,
+    /// `[limits] frame_bytes`: the largest message in either direction, in bytes.
+    pub frame_bytes: usize,
 }
 
 #[derive(Default)]
@@ -285,8 +285,8 @@ const ALIVE_EVERY: Duration = Duration::from_secs(5);
 /// `POST /process-prompt`: runs a turn and answers with its lines or its result.
 pub(crate) async fn process(request: HttpRequest, body: web::Payload, fallback: web::Data<Fallback>) -> HttpResponse {
     let fallback = fallback.into_inner();
-    let limit = fallback.settings.body_bytes;
-    let read = read::<ProcessPrompt>(&request, body, limit, "a request for a turn ([limits] body_bytes)").await;
+    let limit = line_bytes(fallback.settings.frame_bytes);
+    let read = read::<ProcessPrompt>(&request, body, limit, "a request for a turn ([limits] frame_bytes)").await;
     // A repeated request has received nothing yet, so it gets every line that is held.
     let turn_request = turn_request(&request, Some(0));
     let begun = match read {

@@ -38,7 +38,8 @@ use crate::{
 };
 
 /// Agent that answers a prompt with three updates; it sends the last two once the file `go` exists. For the prompt
-/// `wait for a cancel` it sends one update and answers after `session/cancel`.
+/// `wait for a cancel` it sends one update and answers after `session/cancel`; so it does for `a large update`, of 200
+/// kB.
 const AGENT: &str = r#"
 update() { echo "{\"method\":\"session/update\",\"params\":{\"update\":{\"n\":$1}}}"; }
 while read -r line; do
@@ -48,6 +49,7 @@ while read -r line; do
         *'session/new'*) echo "{\"id\":$id,\"result\":{\"sessionId\":\"s\"}}" ;;
         *'session/cancel'*) echo "{\"id\":$prompt,\"result\":{\"stopReason\":\"cancelled\"}}" ;;
         *'wait for a cancel'*) prompt=$id; update 0 ;;
+        *'a large update'*) prompt=$id; update "\"$(head -c 200000 /dev/zero | tr '\0' x)\"" ;;
         *'session/prompt'*) echo ran >> ran.txt; update 1
             while [ ! -e go ]; do sleep 0.02; done
             update 2; update 3
@@ -157,12 +159,20 @@ impl Side {
 }
 
 async fn open(address: SocketAddr, cwd: String, grace: Duration) -> OpenedSession {
+    open_with(address, cwd, grace, FRAME_BYTES).await
+}
+
+/// The largest message of the runtime, in bytes.
+const FRAME_BYTES: usize = 1024 * 1024;
+
+async fn open_with(address: SocketAddr, cwd: String, grace: Duration, frame_bytes: usize) -> OpenedSession {
     let limits = FallbackLimits {
         inactivity_timeout: Duration::from_secs(20),
         cancel_grace: Duration::from_secs(10),
         handshake_timeout: Duration::from_secs(10),
         reconnect_grace: grace,
-        frame_bytes: 1024 * 1024,
+        frame_bytes,
+        queue_bytes: 64 * 1024,
         auth_methods: BTreeMap::new(),
     };
     let fallback = HttpFallback::new(&format!("ws://{address}/acp"), Some("secret".into()), limits).unwrap();
@@ -265,4 +275,31 @@ async fn refusal_of_the_runtime_keeps_its_error_code() {
     let mut side = Side { session, ..side };
     side.prompt("hello");
     assert_eq!(side.failure().await.code, ErrorCode::PathNotAllowed);
+}
+
+#[actix_web::test]
+async fn message_above_the_limit_fails_the_turn_and_ends_its_agent() {
+    let side = Side::new(GRACE).await;
+    let session = open_with(side.proxy.address, side.place.workspace(), GRACE, 64 * 1024).await;
+    let mut side = Side { session, ..side };
+    side.prompt("a large update");
+    let failure = side.failure().await;
+    assert_eq!(failure.code, ErrorCode::FrameTooLarge, "{failure}");
+    until("the agent does not work on", || side.place.runtime.agent_processes() == 0).await;
+    side.prompt("hello");
+    assert_eq!(side.update().await, r#"{"n":1}"#, "the session is usable");
+}
+
+#[actix_web::test]
+async fn prompt_as_large_as_a_message_runs_and_a_larger_one_fails_its_turn() {
+    let mut side = Side::new(GRACE).await;
+    std::fs::write(side.file("go"), "").unwrap();
+    side.prompt(&"x".repeat(FRAME_BYTES));
+    while !matches!(side.next().await, AgentEvent::Answered { call: 1, result: Ok(_) }) {}
+    side.prompt(&"x".repeat(FRAME_BYTES + 64 * 1024));
+    let failure = side.failure().await;
+    assert_eq!(failure.code, ErrorCode::FrameTooLarge, "{failure}");
+    assert_eq!(side.runs(), 1, "the larger one was not sent");
+    side.prompt("hello");
+    assert_eq!(side.update().await, r#"{"n":1}"#, "the session is usable");
 }

@@ -88,7 +88,6 @@ pub(crate) fn options(base: &Path, script: &str) -> RuntimeOptions {
         max_agents: 2,
         kill_grace: Duration::from_millis(300),
         frame_bytes: 1024 * 1024,
-        body_bytes: 1024 * 1024,
         acp: true,
         pipe: PipeLimits { frames: 64, bytes: 1024 * 1024 },
         diff_bytes: 10_000,

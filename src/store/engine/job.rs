@@ -12,9 +12,7 @@ use std::{
     time::Instant,
 };
 
-use tokio::sync::OwnedSemaphorePermit;
-
-use super::connection::AnyConnection;
+use super::{connection::AnyConnection, room::Share};
 use crate::{
     domain::{ids::SessionId, notify::notification::Stream},
     store::StoreError,
@@ -147,8 +145,8 @@ pub(crate) struct Job {
     pub(crate) refusals: u32,
     /// Commits of the writer at the last refusal.
     pub(crate) refused_at: Option<u64>,
-    /// Share of the bytes that may wait; returned on drop.
-    _share: Option<OwnedSemaphorePermit>,
+    /// Returned on drop.
+    _share: Option<Share>,
 }
 
 impl Job {
@@ -175,8 +173,8 @@ impl Job {
 
     /// Holds `share` until the write is done or dropped.
     #[expect(clippy::used_underscore_binding, reason = "set once, and then held for its drop")]
-    pub(crate) fn with_share(mut self, share: OwnedSemaphorePermit) -> Self {
-        self._share = Some(share);
+    pub(crate) fn with_share(mut self, share: impl Into<Option<Share>>) -> Self {
+        self._share = share.into();
         self
     }
 

@@ -8,5 +8,6 @@ pub(crate) mod connection;
 pub(crate) mod grown;
 pub(crate) mod job;
 pub(crate) mod pool;
+pub(crate) mod room;
 pub(crate) mod upgrade;
 pub(crate) mod writer;

@@ -3,7 +3,8 @@
 //! The writer commits at once when it is idle; writes that queued while it was busy share the next transaction. It never waits
 //! for more of them. A failed write does not fail its neighbours: the transaction is rolled back, and each write is
 //! retried alone. While the database is unavailable, writes that record the past are retained and retried without a
-//! limit; their callers get an error after `[database] patience_s`.
+//! limit; their callers get an error after `[database] patience_s`. Their bytes are bounded by
+//! [`Room`](super::room::Room), their number by the queue.
 
 use std::{
     collections::HashMap,

@@ -4,13 +4,12 @@ pub(crate) mod deliveries;
 pub(crate) mod inbox;
 pub(crate) mod notes;
 
-use std::{
-    sync::{
-        Arc,
-        atomic::{AtomicBool, Ordering},
-    },
-    time::Duration,
+#[cfg(test)]
+use std::sync::{
+    Arc,
+    atomic::{AtomicBool, Ordering},
 };
+use std::time::Duration;
 
 use diesel::{
     BoolExpressionMethods, ExpressionMethods, Insertable, OptionalExtension, QueryDsl, Queryable, RunQueryDsl,
@@ -177,7 +176,7 @@ fn is_notified(tx: &mut WriteTx<'_>, notification: &NewNotification) -> diesel::
 }
 
 /// Appends a notification to its stream, which is locked. `false`, and nothing is added, if the cause was notified before.
-fn add(tx: &mut WriteTx<'_>, notification: &NewNotification, now: Timestamp) -> Result<bool, StoreError> {
+pub(crate) fn add(tx: &mut WriteTx<'_>, notification: &NewNotification, now: Timestamp) -> Result<bool, StoreError> {
     let (stream, cause_id) = (notification.to.stream(), super::engine::columns::clean(notification.cause_id.clone()));
     let name = stream.to_string();
     let ours = notification_streams::table.find(name.as_str());
@@ -258,8 +257,9 @@ pub(crate) fn ends(connection: &mut AnyConnection, stream: &Stream) -> Result<St
 }
 
 impl Store {
-    /// Adds a notification whose cause has no record of its own. Waits for room in the queue and for the commit, as
+    /// Adds a notification without a record of its cause. Waits for room in the queue and for the commit, as
     /// [`Store::append`] does. `false` if the cause was notified before. Safe to retry. A dropped future may have written.
+    #[cfg(test)]
     pub(crate) async fn add_notification(
         &self,
         notification: NewNotification,

@@ -1,12 +1,7 @@
 //! The rows of one flip of a workspace's route: a migration, a rollback event, a notification, and a note in each
 //! live session.
 
-use std::time::Duration;
-
-use diesel::{
-    ExpressionMethods, Insertable, OptionalExtension, QueryDsl, Queryable, RunQueryDsl, TextExpressionMethods,
-    dsl::sql, sql_types,
-};
+use diesel::{ExpressionMethods, Insertable, OptionalExtension, QueryDsl, Queryable, RunQueryDsl};
 use uuid::Uuid;
 
 use crate::{
@@ -16,10 +11,10 @@ use crate::{
         ids::{SessionId, WorkspaceKey},
         notify::{
             notice,
-            notification::{Addressee, NewNotification, Stream, Trigger},
+            notification::{Addressee, NewNotification, Stream},
         },
         redaction::Redacted,
-        routing::{Flip, FlipTrigger, Initiator, Route, storm::RESOLVED},
+        routing::{Flip, FlipTrigger, Initiator, Route, storm::AutomaticRollback},
         turn::transcript::TranscriptEntry,
         words::{FollowUp, MigrationStatus, ReasonCode, RollbackKind},
     },
@@ -30,8 +25,9 @@ use crate::{
             connection::{AnyConnection, execute},
             writer::WriteTx,
         },
-        notifications::{NotificationRecord, NotificationRow, add_later},
-        schema::{notification_streams, notifications, protocol_migrations, rollback_events, sessions},
+        notifications::add,
+        routing::storms,
+        schema::{protocol_migrations, rollback_events, sessions},
         transcript::{Entries, TranscriptAppend},
     },
 };
@@ -56,8 +52,9 @@ pub(crate) struct FlipRecord {
     /// workspace, which the session limit bounds.
     pub notes: Vec<SessionId>,
     pub note: TranscriptEntry,
-    /// The notification to operators, if the flip is one of many; otherwise the workspace's users get a notification.
-    pub systemic: Option<NewNotification>,
+    /// Set for an automatic rollback: many of them at once raise one alarm for operators, which replaces the
+    /// notifications to the workspaces' users.
+    pub automatic: Option<AutomaticRollback>,
 }
 
 /// The rows of a flip, ready for SQL.
@@ -65,10 +62,49 @@ pub(crate) struct FlipRows {
     migration: MigrationRecord,
     event: Option<RollbackRecord>,
     notes: Vec<(String, Entries)>,
-    notification: NewNotification,
-    /// The rollback that this flip ends automatically, by the epoch that it began.
-    recovers_from: Option<(WorkspaceKey, u64)>,
+    announcement: Announcement,
+}
+
+/// The notification of a flip, which depends on the rollbacks of other workspaces.
+#[derive(Clone)]
+struct Announcement {
+    key: WorkspaceKey,
+    event_id: Uuid,
+    /// The notification to the workspace's users.
+    own: NewNotification,
+    /// The epoch of the rollback that this flip ends automatically.
+    recovers_from: Option<u64>,
+    automatic: Option<AutomaticRollback>,
     now: Timestamp,
+}
+
+impl Announcement {
+    /// The streams that are locked for it.
+    fn streams(&self) -> Vec<Stream> {
+        let operators = self.automatic.map(|_| Stream::Operators);
+        operators.into_iter().chain([self.own.to.stream()]).collect()
+    }
+
+    /// Notifies the workspace's users, or operators in place of them if the flip belongs to a rollback storm.
+    fn write(&self, tx: &mut WriteTx<'_>) -> Result<(), StoreError> {
+        // Users who got no notification of the rollback get none of the recovery.
+        if let Some(epoch) = self.recovers_from
+            && has_operator_alarm(tx.connection, &self.key, epoch)?
+        {
+            return Ok(());
+        }
+        let storm = match self.automatic {
+            Some(rollback) => storms::join(tx, rollback, self.event_id, self.now)?,
+            None => None,
+        };
+        if let Some(storm) = storm {
+            let event = rollback_events::table.find(self.event_id.to_string());
+            diesel::update(event).set(rollback_events::alarm_id.eq(storm.id.to_string())).execute(tx.connection)?;
+        } else {
+            add(tx, &self.own, self.now)?;
+        }
+        Ok(())
+    }
 }
 
 /// Sessions in each lookup; each is a parameter, of the 32,766 that SQLite allows in a statement.
@@ -76,18 +112,12 @@ const SESSIONS_PER_READ: usize = 1000;
 
 impl FlipRows {
     pub(crate) fn new(key: &WorkspaceKey, record: FlipRecord, now: Timestamp) -> Self {
-        let migration = migration_of(key, &record, now);
-        let event = event_of(key, &record, now);
-        let FlipRecord { migration_id, flip, notes, note, systemic, .. } = record;
-        let recovers_from = flip.recovers_from().map(|epoch| (key.clone(), epoch));
-        let own = || {
-            NewNotification::new(
-                Uuid::now_v7(),
-                Addressee::Workspace(key.clone()),
-                notice::of_flip(&flip),
-                migration_id,
-            )
-        };
+        let (migration, event) = (migration_of(key, &record, now), event_of(key, &record, now));
+        let FlipRecord { migration_id, event_id, flip, notes, note, automatic, .. } = record;
+        let users = Addressee::Workspace(key.clone());
+        let own = NewNotification::new(Uuid::now_v7(), users, notice::of_flip(&flip), migration_id);
+        let (recovers_from, key) = (flip.recovers_from(), key.clone());
+        let announcement = Announcement { key: key.clone(), event_id, own, recovers_from, automatic, now };
         let note_of = |session_id: SessionId| {
             let (key, entries) = (key.clone(), vec![note.clone()]);
             let append = TranscriptAppend { session_id, key, prompt_id: None, entries, settles: 0, now };
@@ -97,9 +127,7 @@ impl FlipRows {
             migration: MigrationRecord::new(migration),
             event,
             notes: notes.into_iter().map(note_of).collect(),
-            notification: systemic.unwrap_or_else(own),
-            recovers_from,
-            now,
+            announcement,
         }
     }
 
@@ -113,14 +141,8 @@ impl FlipRows {
         if let Some(event) = &self.event {
             event.insert(tx)?;
         }
-        // Users who got no notification of the rollback get none of the recovery.
-        let is_silent = match &self.recovers_from {
-            Some((key, epoch)) => has_operator_alarm(tx.connection, key, *epoch)?,
-            None => false,
-        };
-        if !is_silent {
-            add_later(tx, &self.notification, self.now);
-        }
+        let announcement = self.announcement.clone();
+        tx.later(announcement.streams(), move |tx| announcement.write(tx));
         // A missing session must not fail a rollback.
         for part in self.notes.chunks_mut(SESSIONS_PER_READ) {
             let ids = part.iter().map(|(id, _)| id.as_str());
@@ -162,7 +184,7 @@ fn migration_of(key: &WorkspaceKey, record: &FlipRecord, now: Timestamp) -> Migr
 
 /// The rollback event of a flip; `None` if the flip is neither a rollback nor a restore.
 fn event_of(key: &WorkspaceKey, record: &FlipRecord, now: Timestamp) -> Option<RollbackRecord> {
-    let FlipRecord { event_id, flip, reason_code, follow_up, metrics, systemic, .. } = record;
+    let FlipRecord { event_id, flip, reason_code, follow_up, metrics, automatic, .. } = record;
     let kind = if flip.is_rollback() {
         RollbackKind::Rollback
     } else if flip.is_restore() {
@@ -184,7 +206,7 @@ fn event_of(key: &WorkspaceKey, record: &FlipRecord, now: Timestamp) -> Option<R
         metrics: columns::json_or_null(metrics.as_str()),
         created_at: now,
     };
-    Some(RollbackRecord::new(event, systemic.as_ref().map(|alarm| alarm.cause_id.clone())))
+    Some(RollbackRecord::new(event, *automatic))
 }
 
 #[derive(Queryable, Insertable)]
@@ -281,84 +303,6 @@ impl Store {
     }
 }
 
-/// Maximum number of open alarms in a read. There is more than one only if the notification of an alarm's end could
-/// not be written.
-const MAX_ALARMS: i64 = 100;
-
-/// A storm whose end has not been announced to operators.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub(crate) struct UnendedStorm {
-    /// Time of the oldest of its alarms.
-    pub since: Timestamp,
-    /// The alarms, oldest first: more than one if the ends of earlier alarms are missing too.
-    pub alarms: Vec<NotificationRow>,
-    /// Automatic rollbacks with their time, oldest first.
-    pub flips: Vec<(Timestamp, WorkspaceKey)>,
-}
-
-fn unended_alarms(connection: &mut AnyConnection) -> Result<Vec<NotificationRow>, StoreError> {
-    let stream = Stream::Operators.to_string();
-    let tail: Option<i64> = notification_streams::table
-        .find(stream.as_str())
-        .select(notification_streams::tail)
-        .first(connection)
-        .optional()?;
-    let has_no_end = sql::<sql_types::Bool>(
-        "NOT EXISTS (SELECT 1 FROM notifications ends WHERE ends.cause_id = notifications.cause_id || ",
-    )
-    .bind::<sql_types::Text, _>(RESOLVED)
-    .sql(")");
-    let alarms: Vec<NotificationRecord> = notifications::table
-        .filter(notifications::stream.eq(stream))
-        // The end of an alarm before the tail may have been deleted by retention.
-        .filter(notifications::seq.gt(tail.unwrap_or(0)))
-        .filter(notifications::trigger.eq(Trigger::SystemicRollback.as_str()))
-        .filter(notifications::cause_id.not_like(format!("%{RESOLVED}")))
-        .filter(has_no_end)
-        .order(notifications::seq.asc())
-        .limit(MAX_ALARMS)
-        .load(connection)?;
-    // An unreadable alarm must not fail the start.
-    Ok(alarms.into_iter().filter_map(|alarm| alarm.read_or_log().ok()).collect())
-}
-
-fn automatic_rollbacks(
-    connection: &mut AnyConnection,
-    since: Timestamp,
-    max: usize,
-) -> Result<Vec<(Timestamp, WorkspaceKey)>, StoreError> {
-    use rollback_events::{created_us, installation_id, kind, trigger, workspace_id};
-    let newest: Vec<(i64, String, String)> = rollback_events::table
-        .filter(created_us.ge(since.0))
-        .filter(kind.eq(RollbackKind::Rollback.as_str()))
-        .filter(trigger.eq(FlipTrigger::AutoThreshold.as_str()))
-        .order((created_us.desc(), rollback_events::event_id.desc()))
-        .limit(i64::try_from(max).unwrap_or(i64::MAX))
-        .select((created_us, installation_id, workspace_id))
-        .load(connection)?;
-    let read = |(at, tenant, workspace)| Ok((Timestamp(at), columns::workspace_key(tenant, workspace)?));
-    // The limit applies to the newest rows, hence the descending read; callers get ascending order.
-    newest.into_iter().rev().map(read).collect()
-}
-
-impl Store {
-    /// Reads the storm whose end has not been announced to operators, with the newest `max_flips` automatic rollbacks
-    /// from `before` its first alarm on; `None` if each alarm has its end. Cancel-safe.
-    pub(crate) async fn unended_storm(
-        &self,
-        before: Duration,
-        max_flips: usize,
-    ) -> Result<Option<UnendedStorm>, StoreError> {
-        self.read(move |connection| {
-            let alarms = unended_alarms(connection)?;
-            let Some(since) = alarms.iter().map(|alarm| alarm.created).min() else { return Ok(None) };
-            let flips = automatic_rollbacks(connection, since.minus(before), max_flips)?;
-            Ok(Some(UnendedStorm { since, alarms, flips }))
-        })
-        .await
-    }
-}
-
 #[derive(Queryable, Insertable)]
 #[diesel(table_name = rollback_events, treat_none_as_default_value = false)]
 pub(crate) struct RollbackRecord {
@@ -375,12 +319,12 @@ pub(crate) struct RollbackRecord {
     metrics_snapshot: String,
     created_us: i64,
     alarm_id: Option<String>,
+    counted_us: Option<i64>,
 }
 
 impl RollbackRecord {
-    /// The row of a rollback event; redacts its texts. `alarm_id` is the cause of the alarm that operators got in
-    /// place of the workspace's users.
-    fn new(event: RollbackEventItem, alarm_id: Option<String>) -> Self {
+    /// The row of a rollback event; redacts its texts.
+    fn new(event: RollbackEventItem, automatic: Option<AutomaticRollback>) -> Self {
         Self {
             event_id: event.event_id.to_string(),
             installation_id: event.installation_id.to_string(),
@@ -394,7 +338,8 @@ impl RollbackRecord {
             follow_up: event.follow_up.map(|follow_up| follow_up.as_str().to_owned()),
             metrics_snapshot: columns::redacted_value(event.metrics),
             created_us: event.created_at.0,
-            alarm_id: columns::clean_option(alarm_id),
+            alarm_id: None,
+            counted_us: automatic.map(|rollback| rollback.at.0),
         }
     }
 

@@ -2,6 +2,7 @@
 
 pub(crate) mod flips;
 pub(crate) mod migrations;
+pub(crate) mod storms;
 pub(crate) mod tenants;
 
 use diesel::{

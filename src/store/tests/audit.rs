@@ -60,7 +60,7 @@ async fn flips(store: &Store, key: &WorkspaceKey, first: i64, count: i64) {
             metrics: Redacted::new("{}"),
             notes: Vec::new(),
             note: TranscriptEntry::text("rollback", "note"),
-            systemic: None,
+            automatic: None,
         };
         let decision = SaveRoute {
             key: key.clone(),

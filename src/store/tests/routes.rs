@@ -55,7 +55,7 @@ fn record(flip: crate::domain::routing::Flip, sessions: &[SessionId]) -> FlipRec
         metrics: Redacted::new(r#"{"samples":20}"#),
         notes: sessions.to_vec(),
         note: TranscriptEntry::text("rollback", "over HTTP from now on"),
-        systemic: None,
+        automatic: None,
     }
 }
 

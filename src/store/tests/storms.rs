@@ -1,5 +1,5 @@
-//! Many rollbacks at once: only recipients of a rollback's notification are notified of the recovery, and a storm
-//! without an announced end is found.
+//! Many rollbacks at once: operators are notified once in place of the workspaces' users, only recipients of a rollback's
+//! notification are notified of the recovery, and a storm ends once.
 
 use std::time::Duration;
 
@@ -13,17 +13,18 @@ use crate::{
         ids::{SessionId, WorkspaceKey},
         notify::{
             notice,
-            notification::{Addressee, NewNotification, Scope, Stream},
+            notification::{Scope, Stream},
         },
         redaction::Redacted,
         routing::{
             Attribution, Flip, Initiator, RecoveryRules, Route, Routing,
+            storm::AutomaticRollback,
             success_window::{Sample, WindowFigures, WindowState},
         },
         turn::transcript::TranscriptEntry,
         words::{FollowUp, ReasonCode},
     },
-    store::{FlipRecord, Retained, SaveRoute, SavedRoute, Store, StoreOptions},
+    store::{FlipRecord, Retained, SaveRoute, SavedRoute, Store, routing::storms::FLIPPED},
 };
 
 const SECOND: i64 = 1_000_000;
@@ -56,17 +57,14 @@ fn recover(routing: &mut Routing, now: Timestamp) -> Flip {
     routing.on_canary(routing.trial(), Some(Sample::Success), now, 0.5, &rules()).unwrap()
 }
 
-/// The notification to operators about a storm.
-fn alarm(cause: &str) -> NewNotification {
-    NewNotification::new(Uuid::now_v7(), Addressee::Operators, notice::of_storm(5, 5), cause)
-}
+/// Workspaces in use, of which five make a storm.
+const LIVE: usize = 8;
 
 /// Flips a workspace from its stored state, with a note in a session.
 async fn flip_workspace(
     store: &Store,
     key: &WorkspaceKey,
     session: Option<SessionId>,
-    systemic: Option<NewNotification>,
     seconds: i64,
     flip: impl FnOnce(&mut Routing, Timestamp) -> Flip,
 ) {
@@ -79,16 +77,29 @@ async fn flip_workspace(
         event_id: Uuid::now_v7(),
         run_id: None,
         note: TranscriptEntry::text("rollback", notice::of_flip(&flip).body.as_str()),
+        automatic: flip.is_automatic_rollback().then_some(AutomaticRollback { at: now, live: LIVE, started: at(0) }),
         flip,
         reason_code: ReasonCode::Threshold,
         follow_up: Some(FollowUp::NotifyUsers),
         metrics: Redacted::new("{}"),
         notes: session.into_iter().collect(),
-        systemic,
     };
     let (migration_enabled, auto_rollout, key) = (None, None, key.clone());
     let save = SaveRoute { key, expected_epoch, routing, migration_enabled, auto_rollout, flip: Some(record), now };
     assert_eq!(store.save_route(save).await, Ok(SavedRoute::Saved));
+}
+
+/// Rolls four workspaces back, each of a tenant of its own: the next rollback begins a storm.
+async fn four_rollbacks(store: &Store, seconds: i64) {
+    for tenant in ["one", "two", "three", "four"] {
+        flip_workspace(store, &key(tenant, "web"), None, seconds, roll_back).await;
+    }
+}
+
+/// Ends the storm if it is over; returns its highest number of workspaces.
+async fn end_storm(store: &Store, seconds: i64) -> Option<usize> {
+    let now = at(seconds * SECOND);
+    store.end_rollback_storm(LIVE, now, now).await.unwrap().map(|storm| storm.most_flipped)
 }
 
 /// Triggers of a stream's notifications, in order.
@@ -103,40 +114,44 @@ both_databases! {
         let web = key("acme", "web");
         let session = session(&store).await;
         let users = || Stream::Tenant(web.installation_id.clone());
-        flip_workspace(&store, &web, Some(session), Some(alarm("a storm")), 0, roll_back).await;
+        four_rollbacks(&store, 0).await;
+        flip_workspace(&store, &web, Some(session), 0, roll_back).await;
         // The alarm must be read back after a restart.
         drop(store);
         let store = database.open();
-        flip_workspace(&store, &web, Some(session), None, 60, recover).await;
+        flip_workspace(&store, &web, Some(session), 60, recover).await;
         assert_eq!(triggers(&store, users()).await, [""; 0]);
         assert_eq!(triggers(&store, Stream::Operators).await, ["systemicRollback"]);
         assert_eq!(texts(&store, session).await.len(), 2, "a note for each flip");
         let alarms = store.read(|connection| {
-            use crate::store::schema::rollback_events::{alarm_id, epoch, table};
-            Ok(table.order(epoch.desc()).select((epoch, alarm_id)).load::<(i64, Option<String>)>(connection)?)
+            use crate::store::schema::rollback_events::{alarm_id, epoch, event_id, installation_id, table};
+            let events = table.filter(installation_id.eq("acme")).order(epoch.desc());
+            Ok(events.select((event_id, alarm_id)).load::<(String, Option<String>)>(connection)?)
         });
-        assert_eq!(alarms.await.unwrap(), [(2, None), (1, Some("a storm".to_owned()))]);
+        let alarms = alarms.await.unwrap();
+        assert!(alarms.len() == 2 && alarms[0].1.is_none() && alarms[1].1.as_ref() == Some(&alarms[1].0), "{alarms:?}");
         // The next rollback is announced to users, and so is its recovery.
-        flip_workspace(&store, &web, Some(session), None, 200, roll_back).await;
-        flip_workspace(&store, &web, Some(session), None, 260, recover).await;
+        flip_workspace(&store, &web, Some(session), 400, roll_back).await;
+        flip_workspace(&store, &web, Some(session), 460, recover).await;
         assert_eq!(triggers(&store, users()).await, ["autoThreshold", "recovered"]);
     }
 
     async fn manual_flips_after_a_storm_and_their_recoveries_are_notified(database: TestDatabase) {
         let store = database.open();
         let (web, api) = (key("acme", "web"), key("other", "api"));
+        four_rollbacks(&store, 0).await;
         for workspace in [&web, &api] {
-            flip_workspace(&store, workspace, None, Some(alarm("a storm")), 0, roll_back).await;
+            flip_workspace(&store, workspace, None, 0, roll_back).await;
         }
         let restore = |routing: &mut Routing, now| routing.restore(attribution(), now).unwrap();
-        flip_workspace(&store, &web, None, None, 1, restore).await;
+        flip_workspace(&store, &web, None, 1, restore).await;
         assert_eq!(triggers(&store, Stream::Tenant(web.installation_id)).await, ["manualOperator"]);
         // Releasing the pin puts the workspace back on the fallback: users are notified of that and of the recovery.
         let pin = |routing: &mut Routing, now| routing.set_pin(Route::Acp, attribution(), now).unwrap();
         let release = |routing: &mut Routing, now| routing.release_pin(attribution(), now).unwrap();
-        flip_workspace(&store, &api, None, None, 1, pin).await;
-        flip_workspace(&store, &api, None, None, 2, release).await;
-        flip_workspace(&store, &api, None, None, 60, recover).await;
+        flip_workspace(&store, &api, None, 1, pin).await;
+        flip_workspace(&store, &api, None, 2, release).await;
+        flip_workspace(&store, &api, None, 60, recover).await;
         let all = ["manualOperator", "manualOperator", "recovered"];
         assert_eq!(triggers(&store, Stream::Tenant(api.installation_id)).await, all);
         assert_eq!(triggers(&store, Stream::Operators).await, ["systemicRollback"], "one alarm for both workspaces");
@@ -145,51 +160,107 @@ both_databases! {
     async fn recovery_is_notified_after_the_rollback_notification_is_pruned(database: TestDatabase) {
         let store = database.open();
         let web = key("acme", "web");
-        flip_workspace(&store, &web, None, None, 0, roll_back).await;
+        flip_workspace(&store, &web, None, 0, roll_back).await;
         assert_eq!(store.prune(Retained::Notifications, at(SECOND), 10).await, Ok(1));
-        flip_workspace(&store, &web, None, None, 60, recover).await;
+        flip_workspace(&store, &web, None, 60, recover).await;
         assert_eq!(triggers(&store, Stream::Tenant(web.installation_id)).await, ["recovered"]);
     }
 
-    async fn unended_storm_is_found_with_its_flips_until_its_end_is_announced(database: TestDatabase) {
+    async fn storm_counts_each_workspace_once_and_automatic_rollbacks_alone(database: TestDatabase) {
         let store = database.open();
-        let names = ["a", "b", "c", "d"].map(|name| key("acme", name));
-        let [a, b, c, d] = &names;
-        let unended = async |max| store.unended_storm(Duration::from_secs(300), max).await.unwrap();
-        flip_workspace(&store, a, None, None, 99, roll_back).await;
-        flip_workspace(&store, b, None, None, 100, roll_back).await;
-        assert_eq!(unended(10).await, None, "no alarm has been raised yet");
-        flip_workspace(&store, c, None, Some(alarm("one")), 400, roll_back).await;
+        let (web, api) = (key("acme", "web"), key("acme", "api"));
+        let storm = async |seconds| store.rollback_storm(at(seconds * SECOND)).await.unwrap();
+        four_rollbacks(&store, 0).await;
         let by_hand = |routing: &mut Routing, now| routing.roll_back(attribution(), now).unwrap();
-        flip_workspace(&store, d, None, None, 401, by_hand).await;
-        flip_workspace(&store, b, None, None, 402, recover).await;
-        flip_workspace(&store, b, None, Some(alarm("one")), 500, roll_back).await;
-        let found = unended(10).await.unwrap();
-        let known = |us: i64, key: &WorkspaceKey| (at(us * SECOND), key.clone());
-        let expected = [known(100, b), known(400, c), known(500, b)];
-        assert_eq!((found.since, found.flips.as_slice()), (at(400 * SECOND), &expected[..]));
-        assert_eq!(found.alarms.iter().map(|alarm| alarm.cause_id.as_str()).collect::<Vec<_>>(), ["one"]);
-        assert_eq!(unended(2).await.unwrap().flips, expected[1..], "the newest flips");
-        // A second alarm, whose end is missing too.
-        assert!(store.add_notification(alarm("two"), at(600 * SECOND)).await.unwrap());
-        assert_eq!(unended(10).await.unwrap().alarms.len(), 2);
-        for cause in ["one:resolved", "two:resolved"] {
-            assert!(unended(10).await.is_some());
-            assert!(store.add_notification(alarm(cause), at(700 * SECOND)).await.unwrap());
-        }
-        assert_eq!(unended(10).await, None);
+        flip_workspace(&store, &web, None, 1, by_hand).await;
+        flip_workspace(&store, &key("one", "web"), None, 60, recover).await;
+        flip_workspace(&store, &key("one", "web"), None, 100, roll_back).await;
+        assert_eq!((storm(100).await, end_storm(&store, 100).await), (None, None), "four workspaces");
+        flip_workspace(&store, &api, None, 200, roll_back).await;
+        let (begun, flipped) = storm(200).await.unwrap();
+        assert_eq!((begun.since, begun.most_flipped, flipped), (at(200 * SECOND), 5, 5));
+        flip_workspace(&store, &key("acme", "cli"), None, 250, roll_back).await;
+        let (joined, flipped) = storm(299).await.unwrap();
+        assert_eq!((joined.id, joined.most_flipped, flipped), (begun.id, 6, 6));
+        assert_eq!(storm(300).await.unwrap().1, 3, "three rollbacks of the last five minutes");
+        assert_eq!(triggers(&store, Stream::Tenant(web.installation_id)).await, ["manualOperator"]);
     }
 
-    async fn alarm_with_a_pruned_end_counts_as_ended(database: TestDatabase) {
-        let posting = StoreOptions { webhook: Some("https://hooks.example.com".into()), ..database.options() };
-        let store = Store::open(posting, database.metrics.clone()).unwrap();
-        store.add_notification(alarm("one"), at(0)).await.unwrap();
-        drop(store);
-        // The alarm is kept because its delivery is pending; its end has no delivery and is pruned.
-        let store = database.open();
-        store.add_notification(alarm("one:resolved"), at(1)).await.unwrap();
-        assert_eq!(store.prune(Retained::Notifications, at(2), 10).await, Ok(1));
-        assert_eq!(triggers(&store, Stream::Operators).await.len(), 1);
-        assert_eq!(store.unended_storm(Duration::from_secs(300), 10).await, Ok(None));
+    async fn end_of_a_storm_is_announced_once(database: TestDatabase) {
+        let (store, other) = (database.open(), database.open());
+        assert_eq!(end_storm(&store, 0).await, None, "there is no storm");
+        four_rollbacks(&store, 0).await;
+        flip_workspace(&store, &key("acme", "web"), None, 10, roll_back).await;
+        assert_eq!(end_storm(&store, 299).await, None, "five rollbacks within five minutes");
+        // The storm outlives its alarm.
+        assert_eq!(store.prune(Retained::Notifications, at(20 * SECOND), 10).await, Ok(5));
+        let ended = tokio::join!(end_storm(&store, 300), end_storm(&other, 300));
+        assert!(matches!(ended, (Some(5), None) | (None, Some(5))), "{ended:?}");
+        assert_eq!(end_storm(&store, 301).await, None);
+        assert_eq!(triggers(&store, Stream::Operators).await, ["systemicRollback"], "the end alone");
+        assert_eq!(store.rollback_storm(at(0)).await, Ok(None));
     }
+
+    async fn two_processes_raise_one_alarm_for_rollbacks_at_the_same_time(database: TestDatabase) {
+        let (store, other) = (database.open(), database.open());
+        for round in 0..10 {
+            let seconds = round * 1000;
+            // Of tenants whose streams are not locked together.
+            let workspaces: Vec<_> = (0..5).map(|n| key(&format!("t{n}"), &format!("w{round}"))).collect();
+            for workspace in &workspaces[..3] {
+                flip_workspace(&store, workspace, None, seconds, roll_back).await;
+            }
+            // The fourth and the fifth: one of the two is alone, the other one begins the storm.
+            tokio::join!(
+                flip_workspace(&store, &workspaces[3], None, seconds, roll_back),
+                flip_workspace(&other, &workspaces[4], None, seconds, roll_back),
+            );
+            assert_eq!(end_storm(&other, seconds + 300).await, Some(5), "round {round}");
+        }
+        let mut own = 0;
+        for n in 0..5 {
+            own += triggers(&store, Stream::Tenant(format!("t{n}").parse().unwrap())).await.len();
+        }
+        assert_eq!(own, 4 * 10);
+        assert_eq!(triggers(&store, Stream::Operators).await.len(), 2 * 10, "an alarm and an end in each round");
+        drop((store, other));
+        assert_eq!(database.deadlocks(), 0);
+    }
+}
+
+/// The count of a storm, as a statement without parameters.
+fn count_statement() -> String {
+    FLIPPED.replace("$1", "1").replace("$2", "2")
+}
+
+#[test]
+fn rollbacks_of_a_storm_are_counted_through_their_index_on_sqlite() {
+    #[derive(diesel::QueryableByName)]
+    struct Step {
+        #[diesel(sql_type = diesel::sql_types::Text)]
+        detail: String,
+    }
+    run(TestDatabase::sqlite, |database| async move {
+        let store = database.open();
+        let plan = store.read(|connection| {
+            let steps = diesel::sql_query(format!("EXPLAIN QUERY PLAN {}", count_statement()));
+            Ok(steps.load::<Step>(connection)?.into_iter().map(|step| step.detail).collect::<Vec<_>>().join("\n"))
+        });
+        let plan = plan.await.unwrap();
+        assert!(plan.contains("SEARCH rollback_events USING INDEX rollback_events_counted"), "{plan}");
+    });
+}
+
+#[test]
+fn rollbacks_of_a_storm_are_counted_through_their_index_on_postgres() {
+    run(TestDatabase::postgres, |database| async move {
+        drop(database.open());
+        // The table is empty, so that a scan of it would be cheaper.
+        database.execute(
+            "CREATE FUNCTION plan(query text) RETURNS SETOF text LANGUAGE plpgsql SET enable_seqscan = off \
+             AS $$ BEGIN RETURN QUERY EXECUTE 'EXPLAIN ' || query; END $$",
+        );
+        let plan = database.texts(&format!("SELECT plan AS text FROM plan('{}')", count_statement())).join("\n");
+        assert!(plan.contains("rollback_events_counted"), "{plan}");
+    });
 }

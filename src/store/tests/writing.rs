@@ -113,6 +113,62 @@ both_databases! {
         until("there is room again", async || append().is_ok()).await;
     }
 
+    async fn ends_of_turns_in_an_outage_keep_to_the_bytes_that_may_wait(database: TestDatabase) {
+        let store = database.open();
+        let session = session(&store).await;
+        let long = "x".repeat(1 << 20);
+        let mut slots = Vec::new();
+        for n in 0..80 {
+            let turn = new_turn(session, n);
+            slots.push((turn.prompt_id, store.reserve_end().unwrap()));
+            store.accept_turn(turn).await.unwrap();
+        }
+        let free = || store.inner.room.free_kib();
+        until("the accepted turns are off the budget", async || free() == 64 * 1024).await;
+        let outage = database.take_down();
+        let ended = Arc::new(AtomicU64::new(0));
+        for (n, (prompt, slot)) in slots.into_iter().enumerate() {
+            let mut end = turn_end(session, prompt, 1000);
+            end.entries = append(session, &[&long]).entries;
+            let ended = ended.clone();
+            let done = move |written: Result<(), StoreError>| {
+                written.unwrap();
+                ended.fetch_add(1, Ordering::SeqCst);
+            };
+            slot.end_turn(end, Box::new(done));
+            // Each holds its entry and its result, rounded up to a KiB.
+            assert_eq!(free(), (64 * 1024_usize).saturating_sub((n + 1) * 1025));
+        }
+        // Beyond the ends of the turns that ran, nothing more is taken.
+        let refused = store.try_append(append(session, &["x"]), drop).map_err(|it| it.0);
+        assert_eq!(refused, Err(StoreError::Busy));
+        assert_eq!(store.accept_turn(new_turn(session, 2000)).await, Err(StoreError::Busy));
+        let appending = tokio::spawn({
+            let store = store.clone();
+            async move { store.append(append(session, &["after the ends"])).await }
+        });
+        drop(outage);
+        appending.await.unwrap().unwrap();
+        until("all ends", async || ended.load(Ordering::SeqCst) == 80).await;
+        until("the whole budget", async || free() == 64 * 1024).await;
+    }
+
+    async fn late_appends_keep_their_share_until_they_are_written(database: TestDatabase) {
+        let patience = Duration::from_millis(1);
+        let store = Store::open(StoreOptions { patience, ..database.options() }, database.metrics.clone()).unwrap();
+        let session = session(&store).await;
+        let mebibyte = "x".repeat(1 << 20);
+        let outage = database.take_down();
+        for n in 1..=3 {
+            let late = store.append(append(session, &[&mebibyte])).await;
+            assert!(matches!(late, Err(StoreError::Unavailable(_))), "{late:?}");
+            assert_eq!(store.inner.room.free_kib(), (64 - n) * 1024, "it is still retained");
+        }
+        drop(outage);
+        until("the entries", async || store.transcript_len(session).await.is_ok_and(|len| len == 3)).await;
+        until("the whole budget", async || store.inner.room.free_kib() == 64 * 1024).await;
+    }
+
     async fn failed_write_does_not_affect_its_group(database: TestDatabase) {
         let store = database.open();
         let session = session(&store).await;

@@ -14,6 +14,7 @@ use super::{
     engine::{
         columns::{self, clean, clean_option},
         connection::{AnyConnection, Cached, Update, execute},
+        room::Room,
         writer::{Job, Outage, WriteTx},
     },
     notifications::notes::SessionNoticeRows,
@@ -167,6 +168,14 @@ pub(crate) struct TurnEnd {
     /// The number of the agent's last message that this end covers; 0 if it is unknown.
     pub settles: u64,
     pub now: Timestamp,
+}
+
+impl TurnEnd {
+    /// The size of entries and result; the rest is small.
+    fn size_bytes(&self) -> usize {
+        let result = self.result.as_ref().map_or(0, |result| result.as_str().len());
+        transcript::size_of_entries(&self.entries) + result
+    }
 }
 
 #[derive(Queryable, Insertable)]
@@ -325,6 +334,7 @@ pub(crate) fn acceptance(turn: NewTurn) -> impl FnMut(&mut WriteTx<'_>) -> Resul
 #[derive(Debug)]
 pub(crate) struct EndSlot {
     place: super::Place,
+    room: Room,
 }
 
 /// Identifies the insert that accepts a turn.
@@ -336,9 +346,12 @@ impl EndSlot {
     /// Queues the end of a turn. Never blocks, so it may be called from `Drop`. `done` gets the outcome on the writer's
     /// thread, after the commit, and must not block; a panic in it is not propagated. A turn that has another end or was
     /// never accepted stays unchanged: [`StoreError::Fenced`]. While the database is unavailable the end is retained and
-    /// retried; `done` gets an error after `[database] patience_s`.
+    /// retried; `done` gets an error after `[database] patience_s`. Its bytes count among those that may wait, and it is
+    /// queued even if there is no room: then no turn is accepted, and appends wait, until there is.
     pub(crate) fn end_turn(self, end: TurnEnd, done: Box<dyn FnOnce(Result<(), StoreError>) + Send>) {
-        self.place.send(Job::new(Outage::Keep, ending(end), move |stored| done(stored.and_then(EndStored::fence))));
+        let share = self.room.owe(end.size_bytes());
+        let job = Job::new(Outage::Keep, ending(end), move |stored| done(stored.and_then(EndStored::fence)));
+        self.place.send(job.with_share(share));
     }
 }
 
@@ -438,7 +451,7 @@ pub(crate) fn ending(end: TurnEnd) -> impl FnMut(&mut WriteTx<'_>) -> Result<End
 impl Store {
     /// Takes a place in the writer's queue for the end of a turn. Full queue: [`StoreError::Busy`].
     pub(crate) fn reserve_end(&self) -> Result<EndSlot, StoreError> {
-        self.place().map(|place| EndSlot { place })
+        self.place().map(|place| EndSlot { place, room: self.inner.room.clone() })
     }
 
     /// Writes the end of a turn's agent, after which automation runs; waits for room in the queue and for the commit.
@@ -450,7 +463,8 @@ impl Store {
     /// # Cancel safety
     /// A dropped future may have written.
     pub(crate) async fn end_agent(&self, end: TurnEnd) -> Result<(), StoreError> {
-        self.write_when_there_is_room(ending(end)).await?.fence()
+        let share = self.inner.room.owe(end.size_bytes());
+        self.keep(Some(share), ending(end)).await?.fence()
     }
 
     /// Records that a caller asked for the cancel of a turn; does nothing if the turn has ended. Safe to retry.
@@ -469,9 +483,10 @@ impl Store {
 
     /// Accepts a turn: its row and the user's transcript entry, in one transaction; or
     /// finds the turn that has the same idempotency key. An unknown session or an id that exists is a
-    /// [`StoreError::Conflict`]. A dropped future may have written.
+    /// [`StoreError::Conflict`]; no room for the prompt's bytes is [`StoreError::Busy`]. A dropped future may have written.
     pub(crate) async fn accept_turn(&self, turn: NewTurn) -> Result<Acceptance, StoreError> {
-        self.write(acceptance(turn)).await
+        let share = self.share(turn.user_entry.size_bytes())?;
+        self.write_with_share(Some(share), acceptance(turn)).await
     }
 
     /// Queues the row of a turn that an agent began by itself, and reserves the place of its end. While the database is

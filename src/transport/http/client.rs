@@ -32,6 +32,9 @@ pub(crate) struct RuntimeClient {
     cookies: Option<String>,
 }
 
+/// Time limit for one cancel request.
+const CANCEL_TIMEOUT: Duration = Duration::from_secs(2);
+
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) enum Connections {
     /// Connections are kept and reused: for requests that can be repeated.
@@ -88,6 +91,16 @@ impl RuntimeClient {
         }
     }
 
+    /// Sends one cancel request, for at most 2 s. Returns true if the runtime is now ending the turn.
+    pub(crate) async fn cancel_is_accepted(&self, prompt_id: PromptId) -> bool {
+        let path = format!("{}/{prompt_id}", PROCESS_PROMPT.trim_start_matches('/'));
+        let request = self.request(Method::DELETE, &path).timeout(CANCEL_TIMEOUT);
+        match request.send().await {
+            Ok(response) => read_answer::<TurnCancelled>(response).await.is_some_and(|answer| answer.cancelled),
+            Err(_) => false,
+        }
+    }
+
     /// Converts a failed request to [`ErrorCode::RuntimeUnavailable`].
     pub(crate) fn unavailable(&self, cause: &reqwest::Error) -> Failure {
         let detail = format!("the runtime at {} does not answer: {}", self.base, root_cause(cause));
@@ -98,14 +111,29 @@ impl RuntimeClient {
     /// [`ErrorCode::RuntimeUnavailable`].
     pub(crate) async fn refusal(&self, response: reqwest::Response) -> Failure {
         let status = response.status();
-        match response.json::<Problem>().await {
-            Ok(problem) => failure_of(&problem),
-            Err(_) => {
+        match read_answer::<Problem>(response).await {
+            Some(problem) => failure_of(&problem),
+            None => {
                 let detail = format!("the runtime at {} answered {status}", self.base);
                 Failure::new(ErrorCode::RuntimeUnavailable, detail)
             }
         }
     }
+}
+
+/// Largest problem document and answer to a cancel that are read, in bytes; they hold some sentences.
+const MAX_ANSWER_BYTES: usize = 64 * 1024;
+
+/// Reads a short answer; `None` if it is larger than [`MAX_ANSWER_BYTES`], malformed or interrupted.
+async fn read_answer<T: DeserializeOwned>(mut response: reqwest::Response) -> Option<T> {
+    let mut body = Vec::new();
+    while let Some(chunk) = response.chunk().await.ok()? {
+        if body.len() + chunk.len() > MAX_ANSWER_BYTES {
+            return None;
+        }
+        body.extend_from_slice(&chunk);
+    }
+    serde_json::from_slice(&body).ok()
 }
 
 fn failure_of(problem: &Problem) -> Failure {
@@ -210,7 +238,7 @@ impl WorkspaceClient {
     /// The failure of the runtime, or [`ErrorCode::RuntimeUnavailable`]. Idempotent, so a retry is safe.
     pub(crate) async fn cancel_turn(&self, prompt_id: PromptId) -> Result<bool, Failure> {
         let path = format!("{}/{prompt_id}", PROCESS_PROMPT.trim_start_matches('/'));
-        let request = self.client.request(Method::DELETE, &path).timeout(Duration::from_secs(2));
+        let request = self.client.request(Method::DELETE, &path).timeout(CANCEL_TIMEOUT);
         Ok(self.send::<TurnCancelled>(request).await?.cancelled)
     }
 

@@ -4,18 +4,19 @@
 //! queried for the state of the turn until the outcome is known or the grace has expired.
 
 pub(crate) mod client;
+mod events;
 pub(crate) mod turn;
 
 use std::{collections::BTreeMap, sync::Arc, time::Duration};
 
-use futures_util::{FutureExt, future::BoxFuture, stream};
-use reqwest::Method;
+use futures_util::{FutureExt, future::BoxFuture};
 use secrecy::SecretString;
 use serde_json::{json, value::RawValue};
-use tokio::{sync::mpsc, task::JoinHandle, time::sleep};
+use tokio::{task::JoinHandle, time::sleep};
 
 use self::{
     client::{Connections, RuntimeClient},
+    events::EventSender,
     turn::RequestedTurn,
 };
 use super::{
@@ -24,10 +25,7 @@ use super::{
 };
 use crate::{
     acp::{jsonrpc::RpcError, schema::RequestId},
-    contract::{
-        fallback::{PROCESS_PROMPT, ProcessPrompt, TurnCancelled},
-        result::ResultWorkspace,
-    },
+    contract::{fallback::ProcessPrompt, result::ResultWorkspace},
     domain::{
         ids::PromptId,
         turn::{
@@ -37,10 +35,6 @@ use crate::{
     },
 };
 
-/// Events queued for the session. When the queue is full, the runtime is not read, and finally its agent waits.
-const EVENTS: usize = 16;
-/// Time limit for one cancel request.
-const CANCEL_TIMEOUT: Duration = Duration::from_secs(2);
 /// The most attempts to deliver a cancel, because a cancel may overtake the turn that it ends. All attempts and
 /// pauses together take less time than a session waits beyond the grace of a cancel.
 const CANCEL_TRIES: u32 = 20;
@@ -66,8 +60,10 @@ pub(crate) struct FallbackLimits {
     /// `[runtime] reconnect_grace_s`: the time for querying the state of a turn whose connection broke; zero: no
     /// query.
     pub reconnect_grace: Duration,
-    /// `[limits] frame_bytes`: the largest message of an agent, in bytes.
+    /// `[limits] frame_bytes`: the largest message in either direction, in bytes.
     pub frame_bytes: usize,
+    /// `[limits] queue_bytes`: bytes of the events that wait for a session.
+    pub queue_bytes: usize,
     /// The sign-in method of each agent that requires `authenticate`, by agent name (`""` is the default agent).
     pub auth_methods: BTreeMap<String, String>,
 }
@@ -86,7 +82,7 @@ impl HttpFallback {
 impl Transport for HttpFallback {
     /// Succeeds without any request: every turn has its own agent, so nothing is known about the agent yet.
     fn open(&self, request: OpenRequest) -> BoxFuture<'static, Result<OpenedSession, Failure>> {
-        let (to_session, events) = mpsc::channel(EVENTS);
+        let (to_session, events) = events::queue(self.limits.queue_bytes);
         let facts = AgentFacts {
             connection_id: String::new(),
             protocol_version: None,
@@ -104,10 +100,6 @@ impl Transport for HttpFallback {
         let client = self.client.clone().with_cookies(request.cookies.clone());
         let fallback = Self { client, limits: self.limits.clone() };
         let link = Link { fallback, request, to_session, running: None };
-        let events = stream::unfold(events, |mut events| async {
-            let event = events.recv().await?;
-            Some((event, events))
-        });
         std::future::ready(Ok(OpenedSession { link: Box::new(link), events: Box::pin(events), next_call: 1, facts }))
             .boxed()
     }
@@ -122,7 +114,7 @@ impl Transport for HttpFallback {
 struct Link {
     fallback: HttpFallback,
     request: OpenRequest,
-    to_session: mpsc::Sender<AgentEvent>,
+    to_session: EventSender,
     running: Option<Running>,
 }
 
@@ -139,10 +131,7 @@ impl Link {
     }
 
     fn emit(&self, event: AgentEvent) -> Result<(), SendError> {
-        self.to_session.try_send(event).map_err(|refused| match refused {
-            mpsc::error::TrySendError::Full(_) => SendError::Full,
-            mpsc::error::TrySendError::Closed(_) => SendError::Closed,
-        })
+        self.to_session.try_send(event)
     }
 
     /// Asks the runtime to end a turn. A separate task repeats the request until the runtime has accepted it or the
@@ -155,7 +144,7 @@ impl Link {
         runtime.spawn(async move {
             // Repeated, because a cancel that overtakes the request of its turn finds no turn.
             for _ in 0..CANCEL_TRIES {
-                if cancel_is_accepted(&client, prompt_id).await || turn.is_finished() {
+                if client.cancel_is_accepted(prompt_id).await || turn.is_finished() {
                     return;
                 }
                 sleep(CANCEL_PAUSE).await;
@@ -164,16 +153,6 @@ impl Link {
             // disconnected.
             tracing::warn!(marker = "[ACP]", %prompt_id, "cancel was not delivered to the runtime");
         });
-    }
-}
-
-/// Sends one cancel request. Returns true if the runtime is now ending the turn.
-async fn cancel_is_accepted(client: &RuntimeClient, prompt_id: PromptId) -> bool {
-    let path = format!("{}/{prompt_id}", PROCESS_PROMPT.trim_start_matches('/'));
-    let request = client.request(Method::DELETE, &path).timeout(CANCEL_TIMEOUT);
-    match request.send().await {
-        Ok(response) => response.json::<TurnCancelled>().await.is_ok_and(|answer| answer.cancelled),
-        Err(_) => false,
     }
 }
 

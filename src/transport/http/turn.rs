@@ -5,15 +5,15 @@ use std::time::Duration;
 use bytes::{Buf, Bytes, BytesMut};
 use reqwest::{Method, Response, header};
 use serde_json::{json, value::RawValue};
-use tokio::{
-    sync::mpsc,
-    time::{Instant, sleep, timeout},
-};
+use tokio::time::{Instant, sleep, timeout};
 
-use super::client::{RuntimeClient, root_cause};
+use super::{
+    client::{RuntimeClient, root_cause},
+    events::EventSender,
+};
 use crate::{
     contract::{
-        fallback::{AFTER, LinePermission, NDJSON, PROCESS_PROMPT, ProcessPrompt, TurnLine},
+        fallback::{AFTER, LinePermission, NDJSON, PROCESS_PROMPT, ProcessPrompt, TurnLine, line_bytes},
         result::{ACPSessionResult, ResultStopReason},
     },
     domain::{
@@ -29,8 +29,6 @@ use crate::{
 
 /// Silence after which the connection counts as lost. The runtime sends a sign of life every 5 s.
 const SILENCE: Duration = Duration::from_secs(15);
-/// Bytes allowed in a line in addition to a message of the agent; more than the envelope needs.
-const ENVELOPE_BYTES: usize = 64 * 1024;
 /// Number of "unknown turn" answers after which the request is not expected to arrive any more.
 const UNKNOWN_TRIES: u32 = 3;
 
@@ -38,7 +36,7 @@ pub(crate) struct RequestedTurn {
     client: RuntimeClient,
     call: u64,
     prompt_id: PromptId,
-    to_session: mpsc::Sender<AgentEvent>,
+    to_session: EventSender,
     grace: Duration,
     line_bytes: usize,
     /// The number of counted lines received so far.
@@ -49,6 +47,8 @@ pub(crate) struct RequestedTurn {
 enum Read {
     /// The turn ended; its last event.
     Over(Box<AgentEvent>),
+    /// The rest of the answer cannot be read, while the turn still runs.
+    Unreadable(Failure),
     /// The connection broke; the cause.
     Broken(String),
     /// The session dropped its events.
@@ -56,38 +56,40 @@ enum Read {
 }
 
 impl RequestedTurn {
-    /// Creates a turn. Lines may be `frame_bytes` plus 64 KiB long; a lost connection is restored for at most
-    /// `grace`.
+    /// Creates a turn. The request and each line have at most [`line_bytes`] for messages of `frame_bytes`; a lost
+    /// connection is restored for at most `grace`.
     pub(crate) fn new(
         client: RuntimeClient,
         call: u64,
         prompt_id: PromptId,
-        to_session: mpsc::Sender<AgentEvent>,
+        to_session: EventSender,
         grace: Duration,
         frame_bytes: usize,
     ) -> Self {
-        Self {
-            client,
-            call,
-            prompt_id,
-            to_session,
-            grace,
-            line_bytes: frame_bytes.saturating_add(ENVELOPE_BYTES),
-            received: 0,
-        }
+        Self { client, call, prompt_id, to_session, grace, line_bytes: line_bytes(frame_bytes), received: 0 }
     }
 
     /// Requests the turn and forwards its events. The last one is an answer or the failure.
     pub(crate) async fn run(mut self, body: ProcessPrompt) {
         let end = match self.request_turn(body).await {
             Read::Over(end) => Some(*end),
+            Read::Unreadable(failure) => Some(self.give_up(failure).await),
             Read::Broken(cause) => self.recover(cause).await,
             Read::ReceiverDropped => None,
         };
         if let Some(end) = end {
             // The session may have dropped its events.
-            let _ = self.to_session.send(end).await;
+            let _ = self.to_session.send(end, 1).await;
         }
+    }
+
+    /// Ends the turn at the runtime, which no session follows any more.
+    async fn give_up(&self, failure: Failure) -> AgentEvent {
+        if !self.client.cancel_is_accepted(self.prompt_id).await {
+            // Ended by the runtime once it had no reader for its grace.
+            tracing::warn!(marker = "[ACP]", prompt_id = %self.prompt_id, "turn with an unreadable answer was not cancelled");
+        }
+        self.failed(failure)
     }
 
     fn failed(&self, failure: Failure) -> AgentEvent {
@@ -96,7 +98,14 @@ impl RequestedTurn {
 
     async fn request_turn(&mut self, body: ProcessPrompt) -> Read {
         let path = PROCESS_PROMPT.trim_start_matches('/');
-        let request = self.client.request(Method::POST, path).header(header::ACCEPT, NDJSON).json(&body);
+        let body = serde_json::to_vec(&body).unwrap_or_default();
+        if body.len() > self.line_bytes {
+            let detail =
+                format!("the prompt takes {} bytes, and a message has at most {}", body.len(), self.line_bytes);
+            return Read::Over(Box::new(self.failed(Failure::new(ErrorCode::FrameTooLarge, detail))));
+        }
+        let request = self.client.request(Method::POST, path).header(header::ACCEPT, NDJSON);
+        let request = request.header(header::CONTENT_TYPE, "application/json").body(body);
         match timeout(SILENCE, request.send()).await {
             Ok(Ok(response)) if response.status().is_success() => self.read(response).await,
             Ok(Ok(response)) => {
@@ -119,7 +128,7 @@ impl RequestedTurn {
         let (mut until, mut attempt, mut unknown, mut reported) = (Instant::now() + self.grace, 0, 0, false);
         loop {
             if !std::mem::replace(&mut reported, true) {
-                self.to_session.send(AgentEvent::Interrupted(cause.clone())).await.ok()?;
+                self.to_session.send(AgentEvent::Interrupted(cause.clone()), 1).await.ok()?;
             }
             let wait = reconnect_delay(attempt, random_fraction());
             attempt += 1;
@@ -133,9 +142,10 @@ impl RequestedTurn {
             let request = self.client.request(Method::GET, &path);
             match timeout(SILENCE, request.header(header::ACCEPT, NDJSON).send()).await {
                 Ok(Ok(response)) if response.status().is_success() => {
-                    self.to_session.send(AgentEvent::Resumed).await.ok()?;
+                    self.to_session.send(AgentEvent::Resumed, 1).await.ok()?;
                     match self.read(response).await {
                         Read::Over(end) => return Some(*end),
+                        Read::Unreadable(failure) => return Some(self.give_up(failure).await),
                         Read::ReceiverDropped => return None,
                         Read::Broken(again) => {
                             // The turn was found, so this is a new break with a grace of its own.
@@ -175,7 +185,9 @@ impl RequestedTurn {
         let mut buffer = BytesMut::new();
         let mut searched = 0;
         loop {
-            while let Some(end) = memchr::memchr(b'\n', &buffer[searched..]) {
+            while let Some(end) = memchr::memchr(b'\n', &buffer[searched..])
+                && searched + end <= self.line_bytes
+            {
                 let line = buffer.split_to(searched + end);
                 buffer.advance(1);
                 searched = 0;
@@ -186,7 +198,7 @@ impl RequestedTurn {
             searched = buffer.len();
             if searched > self.line_bytes {
                 let detail = format!("the runtime sent a line longer than {} bytes", self.line_bytes);
-                return Read::Over(Box::new(self.failed(Failure::new(ErrorCode::FrameTooLarge, detail))));
+                return Read::Unreadable(Failure::new(ErrorCode::FrameTooLarge, detail));
             }
             let chunk: Bytes = tokio::select! {
                 chunk = timeout(SILENCE, response.chunk()) => match chunk {
@@ -203,12 +215,12 @@ impl RequestedTurn {
 
     /// Handles one line. Returns a value if it ends the reading.
     async fn on_line(&mut self, line: &[u8]) -> Option<Read> {
+        let bytes = line.len();
         let line: TurnLine = match serde_json::from_slice(line) {
             Ok(line) => line,
             Err(cause) => {
                 let detail = format!("the runtime sent a malformed line: {cause}");
-                let failure = Failure::new(ErrorCode::ProtocolViolation, detail);
-                return Some(Read::Over(Box::new(self.failed(failure))));
+                return Some(Read::Unreadable(Failure::new(ErrorCode::ProtocolViolation, detail)));
             }
         };
         // Counted before the event is delivered: the number only selects the lines to request after a break.
@@ -241,7 +253,7 @@ impl RequestedTurn {
             _ => return None,
         };
         // Back-pressure: a session that does not read makes the runtime wait.
-        self.to_session.send(event).await.err().map(|_| Read::ReceiverDropped)
+        self.to_session.send(event, bytes).await.err().map(|_| Read::ReceiverDropped)
     }
 
     /// Converts the runtime's result to the event that an agent's answer would have caused.

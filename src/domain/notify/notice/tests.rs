@@ -5,7 +5,6 @@ use proptest::prelude::*;
 use super::*;
 use crate::domain::{
     automation::repository_pattern::RepositoryName,
-    clock::Timestamp,
     routing::{
         Attribution,
         success_window::{WindowFigures, WindowState},
@@ -53,7 +52,7 @@ fn every_text() -> Vec<(String, Notice)> {
         }
     }
     texts.push(("storm".into(), of_storm(12, 40)));
-    texts.push(("storm end".into(), of_storm_end(&StormEnded { since: Timestamp(0), most_flipped: 17 })));
+    texts.push(("storm end".into(), of_storm_end(17)));
     for (kind, level) in [
         (AlertKind::Raised, AlertLevel::Warning),
         (AlertKind::Raised, AlertLevel::Critical),
