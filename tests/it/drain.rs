@@ -90,7 +90,8 @@ fn second_signal_ends_the_program_at_once() {
     wait_for(DEADLINE, "the program drains", || (program.api.get("/readyz").status == 503).then_some(()));
     let begin = Instant::now();
     assert_eq!(program.terminate(DEADLINE), Some(130));
-    assert!(begin.elapsed() < Duration::from_secs(2), "{:?}", begin.elapsed());
+    // The first signal alone would let the turn run for 20 s.
+    assert!(begin.elapsed() < Duration::from_secs(10), "{:?}", begin.elapsed());
 }
 
 #[test]

@@ -332,7 +332,8 @@ fn agent_death_is_reported_at_once_though_its_connection_is_resumable() {
     session.completes("echo a");
     let begin = Instant::now();
     session.prompt("crash").problem(502, "agent_crashed");
-    assert!(begin.elapsed() < Duration::from_millis(1500), "reported after {:?}", begin.elapsed());
+    // It takes milliseconds on an idle machine; waiting for a reconnect would take 120 s.
+    assert!(begin.elapsed() < Duration::from_secs(5), "reported after {:?}", begin.elapsed());
     is_usable_again(&session);
 }
 

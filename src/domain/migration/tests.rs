@@ -365,6 +365,7 @@ impl World {
             Event::Cancel => drop(self.run.cancel(attribution(), self.now)),
             Event::RollBack => drop(self.run.roll_back(attribution(), self.now)),
             Event::Dies(took_effect) => {
+                self.restart()?;
                 for (n, (id, route)) in std::mem::take(&mut self.under_way).into_iter().enumerate() {
                     if took_effect >> (n % 16) & 1 == 1 {
                         self.routes.insert(id, route);
@@ -378,6 +379,15 @@ impl World {
             }
         }
         self.check()
+    }
+
+    /// Replaces the migration by a persisted copy, as a restart does.
+    fn restart(&mut self) -> Result<(), TestCaseError> {
+        let kept = serde_json::to_string(&self.run).unwrap();
+        let read: MigrationRun = serde_json::from_str(&kept).unwrap();
+        prop_assert_eq!(&read, &self.run);
+        self.run = read;
+        Ok(())
     }
 
     fn check(&mut self) -> Result<(), TestCaseError> {
@@ -410,10 +420,6 @@ impl World {
         if self.run.status() == MigrationStatus::Succeeded {
             prop_assert_eq!((untouched, moving), (0, 0));
         }
-        let kept = serde_json::to_string(&self.run).unwrap();
-        let read: MigrationRun = serde_json::from_str(&kept).unwrap();
-        prop_assert_eq!(&read, &self.run);
-        self.run = read;
         Ok(())
     }
 
@@ -446,6 +452,7 @@ proptest! {
         to_acp in prop_oneof![3 => Just(true), 1 => Just(false)],
         mode in prop_oneof![Just(MigrationMode::Now), Just(MigrationMode::Automatic), Just(MigrationMode::At { at: at(0) })],
         events in prop::collection::vec(event(), 1..40),
+        restarts_at in 0..40usize,
     ) {
         let target = if to_acp { Route::Acp } else { Route::Http };
         let plan = MigrationPlan { target, mode, ..plan(facts.len(), batch, max_failures) };
@@ -459,16 +466,21 @@ proptest! {
             let was_paused = world.run.status() == MigrationStatus::Paused;
             let given_out = world.under_way.len();
             world.take(event)?;
+            if n == restarts_at {
+                world.restart()?;
+            }
             prop_assert!(!was_paused || matches!(event, Event::Resume | Event::RollBack) || world.under_way.len() <= given_out);
         }
         world.finish()?;
         world.check()?;
+        world.restart()?;
         prop_assert_eq!(world.run.progress().moving, 0);
         if world.run.status() != MigrationStatus::RolledBack {
             let begun = world.run.roll_back(attribution(), world.now);
             prop_assert!(begun.is_ok());
             prop_assert_eq!(world.finish()?, MigrationStatus::RolledBack);
             world.check()?;
+            world.restart()?;
         }
         prop_assert_eq!(world.routes, before, "every workspace has its old route");
     }

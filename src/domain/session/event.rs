@@ -136,7 +136,7 @@ impl ReplayBuffer {
 
 #[cfg(test)]
 mod tests {
-    use proptest::prelude::*;
+    use proptest::{prelude::*, test_runner::RngAlgorithm};
     use uuid::Uuid;
 
     use super::{EventKind, *};
@@ -209,7 +209,8 @@ mod tests {
     }
 
     proptest! {
-        #![proptest_config(ProptestConfig::with_cases(10_000))]
+        // XorShift instead of ChaCha: in a debug build the default generator takes most of the test's time.
+        #![proptest_config(ProptestConfig { cases: 10_000, rng_algorithm: RngAlgorithm::XorShift, ..ProptestConfig::default() })]
 
         #[test]
         fn replay_buffer_matches_its_model(

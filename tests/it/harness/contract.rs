@@ -1,6 +1,9 @@
 //! Checks responses against the program's OpenAPI document.
 
-use std::collections::BTreeSet;
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    sync::{Arc, Mutex},
+};
 
 use super::{Value, json};
 
@@ -8,6 +11,8 @@ use super::{Value, json};
 #[derive(Debug)]
 pub(crate) struct Contract {
     document: Value,
+    /// Validators by their schema, because compiling one takes far longer than checking a response.
+    validators: Mutex<BTreeMap<String, Arc<jsonschema::Validator>>>,
 }
 
 /// A method and a path template of the document.
@@ -16,7 +21,7 @@ pub(crate) type Operation = (String, String);
 impl Contract {
     /// Wraps a parsed document.
     pub(crate) fn new(document: Value) -> Self {
-        Self { document }
+        Self { document, validators: Mutex::default() }
     }
 
     /// The document.
@@ -103,13 +108,33 @@ impl Contract {
         assert!(faults.is_empty(), "a response violates the document: {faults:#?}\n{place}");
     }
 
-    fn validator(&self, schema: &Value) -> jsonschema::Validator {
-        let schema = json!({
-            "$schema": "https://json-schema.org/draft/2020-12/schema",
-            "components": self.document["components"],
-            "allOf": [schema],
+    fn validator(&self, schema: &Value) -> Arc<jsonschema::Validator> {
+        let mut validators = self.validators.lock().expect("a lock");
+        let compiled = validators.entry(schema.to_string()).or_insert_with(|| {
+            let schema = json!({
+                "$schema": "https://json-schema.org/draft/2020-12/schema",
+                "components": self.components_of(schema),
+                "allOf": [schema],
+            });
+            jsonschema::validator_for(&schema).unwrap_or_else(|cause| panic!("not a schema: {cause}")).into()
         });
-        jsonschema::validator_for(&schema).unwrap_or_else(|cause| panic!("not a schema: {cause}"))
+        compiled.clone()
+    }
+
+    /// The components that a schema refers to, directly or through others.
+    fn components_of(&self, schema: &Value) -> Value {
+        let (mut components, mut unread) = (json!({}), references(schema));
+        while let Some(reference) = unread.pop() {
+            let path: Vec<_> = reference.split('/').collect();
+            let ["#", "components", kind, name] = path[..] else { panic!("not a component: {reference}") };
+            if components[kind].get(name).is_none() {
+                let component = self.document["components"][kind].get(name);
+                let component = component.unwrap_or_else(|| panic!("the document has no component {reference}"));
+                unread.extend(references(component));
+                components[kind][name] = component.clone();
+            }
+        }
+        components
     }
 
     fn resolve<'a>(&'a self, value: &'a Value) -> &'a Value {
@@ -117,6 +142,21 @@ impl Contract {
             Some(pointer) => self.document.pointer(pointer).expect("a reference within the document"),
             None => value,
         }
+    }
+}
+
+/// All values of `$ref` in a schema.
+fn references(schema: &Value) -> Vec<&str> {
+    match schema {
+        Value::Object(members) => members
+            .iter()
+            .flat_map(|(name, value)| match value.as_str() {
+                Some(reference) if name == "$ref" => vec![reference],
+                _ => references(value),
+            })
+            .collect(),
+        Value::Array(items) => items.iter().flat_map(references).collect(),
+        _ => Vec::new(),
     }
 }
 

@@ -48,15 +48,17 @@ pub(crate) fn block_on<F: Future>(future: F) -> F::Output {
     RUNTIME.block_on(future)
 }
 
-/// Polls `condition` every 10 ms until it returns a value; fails the test after `deadline`.
+/// Polls `condition` until it returns a value; fails the test after `deadline`. The pause between two polls is a tenth of
+/// the time waited, 10 to 50 ms: a poll is often a request, and frequent ones would slow down what is waited for.
 pub(crate) fn wait_for<T>(deadline: Duration, what: &str, mut condition: impl FnMut() -> Option<T>) -> T {
-    let end = Instant::now() + deadline;
+    let begin = Instant::now();
     loop {
         if let Some(value) = condition() {
             return value;
         }
-        assert!(Instant::now() < end, "timed out after {deadline:?} waiting for: {what}");
-        std::thread::sleep(Duration::from_millis(10));
+        let waited = begin.elapsed();
+        assert!(waited < deadline, "timed out after {deadline:?} waiting for: {what}");
+        std::thread::sleep((waited / 10).clamp(Duration::from_millis(10), Duration::from_millis(50)));
     }
 }
 
