@@ -99,7 +99,7 @@ pub(crate) fn status_of(code: ErrorCode) -> u16 {
         ErrorCode::NotFound => 404,
         ErrorCode::MethodNotAllowed => 405,
         ErrorCode::AmbiguousWorkspace
-        | ErrorCode::TurnInProgress
+        | ErrorCode::TurnRunning
         | ErrorCode::RouteChanged
         | ErrorCode::MigrationState
         | ErrorCode::SessionClosed

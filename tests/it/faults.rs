@@ -440,7 +440,7 @@ fn outcome_in(session: &Session, answer: &Answer) -> Option<(String, String)> {
     }
     let code = text(body, "code");
     match (code.as_str(), body["promptId"].as_str()) {
-        ("turn_in_progress", _) => None,
+        ("turn_running", _) => None,
         ("session_failed" | "session_not_loaded", _) => {
             // The load may be refused as well; then the next prompt is refused and the load is retried.
             let _ = session.api.call("POST", "/acp/session/load").json(&json!({"sessionId": session.id})).try_send();

@@ -114,7 +114,7 @@ fn settle(session: &Session, prompt: &str, key: &str) -> Answer {
                 None
             }
             // A temporary refusal: the failure of a turn names its prompt id.
-            Some(_) if answer.body["promptId"].is_null() || answer.body["code"] == "turn_in_progress" => None,
+            Some(_) if answer.body["promptId"].is_null() || answer.body["code"] == "turn_running" => None,
             _ => Some(answer),
         }
     })

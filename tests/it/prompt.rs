@@ -121,7 +121,7 @@ fn a_second_prompt_on_a_busy_session_is_409_with_the_running_turn() {
     let program = Program::start();
     let session = program.api.open("ws");
     let (prompt_id, mut stream) = session.is_busy_with("echo started ; sleep 60");
-    let problem = session.prompt("echo b").problem(409, "turn_in_progress");
+    let problem = session.prompt("echo b").problem(409, "turn_running");
     assert_eq!(problem["promptId"], prompt_id.as_str());
     assert!(session.cancel());
     stream.rest();

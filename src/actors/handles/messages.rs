@@ -84,7 +84,7 @@ pub(crate) struct TurnEnded {
 #[derive(Debug)]
 pub(crate) struct PromptRefused {
     pub failure: Failure,
-    /// The turn that is running, for `turn_in_progress`.
+    /// The turn that is running, for `turn_running`.
     pub running: Option<PromptId>,
 }
 

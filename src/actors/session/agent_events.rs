@@ -426,7 +426,7 @@ impl Session {
     /// Sends a call to the agent and returns its answer; fails after the inactivity timeout.
     ///
     /// # Errors
-    /// `TurnInProgress` if too many calls are pending, `SessionClosed` while the session is closing, else the failure
+    /// `TurnRunning` if too many calls are pending, `SessionClosed` while the session is closing, else the failure
     /// of the connection, the timeout or the agent's error.
     pub(crate) fn call(
         &mut self,
@@ -439,7 +439,7 @@ impl Session {
                     .inspect_err(|_| drop(self.calls.take(call)))
                     .map(|()| call)
                     .map_err(|cause| Failure::new(ErrorCode::ConnectionLost, cause.to_string())),
-                Err(cause) => Err(Failure::new(ErrorCode::TurnInProgress, cause.to_string())),
+                Err(cause) => Err(Failure::new(ErrorCode::TurnRunning, cause.to_string())),
             },
             (_, ending) => Err(not_ready(ending.as_ref())),
         };

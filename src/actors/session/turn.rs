@@ -134,7 +134,7 @@ fn join(
         (Some(asked), Some(running)) if asked == running => Ok(TurnBegun::Joined(handle.clone())),
         (Some(asked), Some(running)) if asked.key == running.key => Err(mismatch().into()),
         _ => Err(PromptRefused {
-            failure: Failure::new(ErrorCode::TurnInProgress, "another turn of the session is still running"),
+            failure: Failure::new(ErrorCode::TurnRunning, "another turn of the session is still running"),
             running: Some(handle.prompt_id),
         }),
     }

@@ -419,7 +419,7 @@ async fn key_runs_once_and_a_second_prompt_is_refused_meanwhile() {
         panic!("not joined")
     };
     let Err(refused) = stage.begin(Some("other")).await else { panic!("not refused") };
-    assert_eq!((refused.failure.code, refused.running), (ErrorCode::TurnInProgress, Some(joined.prompt_id)));
+    assert_eq!((refused.failure.code, refused.running), (ErrorCode::TurnRunning, Some(joined.prompt_id)));
     let call = agent.prompted().await;
     agent.answer(call, r#"{"stopReason":"end_turn"}"#).await;
     // A repeated answer has no effect.
@@ -694,7 +694,7 @@ async fn prompt_is_refused_while_automation_runs_and_a_cancel_closes_the_turn() 
     agent.answer(call, r#"{"stopReason":"end_turn"}"#).await;
     until_begun(&begun, 1).await;
     let Err(refused) = stage.begin(None).await else { panic!("not refused") };
-    assert_eq!((refused.failure.code, refused.running), (ErrorCode::TurnInProgress, Some(prompt_id)));
+    assert_eq!((refused.failure.code, refused.running), (ErrorCode::TurnRunning, Some(prompt_id)));
     let joined = stage.begin(Some("k")).await.unwrap_or_else(|_| panic!("refused"));
     assert!(matches!(&joined, TurnBegun::Joined(turn) if turn.prompt_id == prompt_id), "one key, one execution");
     assert_eq!(stage.live.shared.view().running, Some(prompt_id));

@@ -105,9 +105,9 @@ async fn an_id_is_escaped_in_the_path() {
 #[tokio::test]
 async fn problems_are_typed_and_other_answers_are_unexpected() {
     let server =
-        Canned::new(vec![problem(409, "turn_in_progress"), answer("404 X", "text/html", "<h1>\u{1b}nginx")]).await;
+        Canned::new(vec![problem(409, "turn_running"), answer("404 X", "text/html", "<h1>\u{1b}nginx")]).await;
     let Err(ClientError::Problem(refused)) = server.client.close("s").await else { panic!("a problem") };
-    assert_eq!((refused.code.as_str(), refused.request_id.as_str()), ("turn_in_progress", "r1"));
+    assert_eq!((refused.code.as_str(), refused.request_id.as_str()), ("turn_running", "r1"));
     let error = server.client.close("s").await.unwrap_err();
     assert!(matches!(&error, ClientError::Unexpected { status: 404, body, .. } if body == "<h1>nginx"), "{error}");
 }

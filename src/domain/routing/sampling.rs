@@ -55,7 +55,7 @@ fn sample_of_failure(code: ErrorCode) -> Option<Sample> {
 
         // Caused by the caller's request, also where the agent reports it (-32602, -32002, -32601).
         InvalidRequest | PayloadTooLarge | UnsupportedMediaType | NotFound | MethodNotAllowed
-        | AmbiguousWorkspace | RouteChanged | MigrationState | Unauthorized | ForbiddenOrigin | TurnInProgress
+        | AmbiguousWorkspace | RouteChanged | MigrationState | Unauthorized | ForbiddenOrigin | TurnRunning
         | SessionClosed | SessionFailed | SessionNotLoaded | IdempotencyMismatch | PermissionNotPending
         | NotSupportedByAgent | UnknownAgent | AgentRejected => None,
         // The same on every route: folder and git, credentials, the model's provider.
@@ -102,7 +102,7 @@ mod tests {
         ErrorCode::Unauthorized,
         ErrorCode::ForbiddenOrigin,
         ErrorCode::PathNotAllowed,
-        ErrorCode::TurnInProgress,
+        ErrorCode::TurnRunning,
         ErrorCode::SessionClosed,
         ErrorCode::SessionFailed,
         ErrorCode::SessionNotLoaded,

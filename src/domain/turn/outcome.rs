@@ -90,7 +90,7 @@ error_codes! {
     /// The path is outside what the configuration allows.
     PathNotAllowed = "path_not_allowed", Application, false, "Use a folder under one of `workspaces.allow_paths`.";
     /// The session is running another turn.
-    TurnInProgress = "turn_in_progress", Application, true, "Wait for the running turn (`promptId`), or cancel it."
+    TurnRunning = "turn_running", Application, true, "Wait for the running turn (`promptId`), or cancel it."
         | "Wait for the running turn, or cancel it with `lumilink session cancel`.";
     /// Another request changed the route of the workspace at the same time.
     RouteChanged = "route_changed", Application, true, "Read the route, and repeat the request if it still applies."

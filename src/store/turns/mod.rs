@@ -485,7 +485,7 @@ impl Store {
     /// finds the turn that has the same idempotency key. An unknown session or an id that exists is a
     /// [`StoreError::Conflict`]; no room for the prompt's bytes is [`StoreError::Busy`]. A dropped future may have written.
     pub(crate) async fn accept_turn(&self, turn: NewTurn) -> Result<Acceptance, StoreError> {
-        let share = self.share(turn.user_entry.size_bytes())?;
+        let share = self.share(turn.first_entry.size_bytes())?;
         self.write_with_share(Some(share), acceptance(turn)).await
     }
 
@@ -496,12 +496,13 @@ impl Store {
     /// [`StoreError::Busy`] if the queue is full; nothing was queued.
     pub(crate) fn begin_woken(&self, turn: NewTurn) -> Result<EndSlot, StoreError> {
         let (place, slot) = (self.place()?, self.reserve_end()?);
-        let prompt_id = turn.prompt_id;
-        place.send(Job::new(Outage::Keep, acceptance(turn), move |stored| {
+        let (prompt_id, share) = (turn.prompt_id, self.inner.room.owe(turn.first_entry.size_bytes()));
+        let job = Job::new(Outage::Keep, acceptance(turn), move |stored| {
             if let Err(cause) = stored {
                 tracing::error!(marker = "[ACP]", %prompt_id, %cause, "turn of the agent was not written");
             }
-        }));
+        });
+        place.send(job.with_share(share));
         Ok(slot)
     }
 
