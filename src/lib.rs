@@ -69,11 +69,11 @@
 //! | old rows are deleted | `actors/upkeep/retention.rs` (when), `store/retention.rs` (which) |
 //! | an error code gets its HTTP status | `contract/problem.rs` |
 //! | an agent is killed | `process/watch.rs`; with a control group `process/cgroup.rs`; `process/orphans.rs` kills processes that left the group |
+//! | work of an agent outside a turn | `domain/session/background.rs` decides, `actors/session/background.rs` applies, `actors/session/woken.rs` records |
+//! | the agent of a killed supervisor is found again | `actors/session/adoption.rs`, called by `app/sessions.rs` (running turns, background) and `actors/workspaces/mod.rs` (loads) |
 //! | an idle session hibernates | `actors/session/mod.rs` stops it (`EndCause::Idle`), `actors/workspaces/supervisor.rs` writes `Hibernated` |
 //! | a notification subscriber is evicted | `actors/handles/subscriber.rs` (queue full, stalled), `http/notifications/socket.rs` (malformed frame, silent, expired) |
 //! | a peer is pinged and counts as dead | `domain/heartbeat.rs` |
-//! | a second supervisor on one database is refused | `cluster/membership.rs`, `store/replicas.rs` |
-//! | a reload on SIGHUP | `app/reload.rs` |
 //! | a second supervisor waits for the database | `app/membership.rs` claims, `cluster/membership.rs` renews, `domain/membership.rs` decides |
 //! | SIGHUP reloads a setting | `app/reload.rs` |
 //! | a row of a newer version is read | `domain/newer.rs`; schema steps `store/engine/upgrade.rs` |
@@ -87,6 +87,8 @@
 //!   that carried one turn, which may have begun before the route changed. **Fallback**: turns on the route `http`; a
 //!   **headless command** is an agent's program for one prompt without ACP. A workspace is **in use** while its
 //!   supervisor actor runs.
+//! - **background**: the state of a session whose agent works outside a turn. **Woken turn**: a turn that the agent began
+//!   by itself. **Quiet**: a turn whose agent, with the processes that it started, has fallen silent.
 //! - **outcome**: the end of a turn: completed, cancelled or failed. **Window**: a workspace's outcomes of the last
 //!   hour over ACP. The fallback has a window too, which people see and no rule reads. **Flip**: one change of a
 //!   workspace's route; a **rollback** goes to HTTP, a **restore** back to ACP. **Epoch**: the number of flips of a

@@ -149,7 +149,7 @@ pub(crate) async fn migrate(loaded: Loaded) -> Result<(), AppError> {
 pub(crate) async fn restored(loaded: Loaded) -> Result<RenewedEpoch, AppError> {
     let url = database_url(&loaded)?;
     make_data_dir(&loaded)?;
-    let held = lock_database(&url)?;
+    let held = lock_database(&url).await?;
     migrate(loaded).await?;
     if held.is_none() {
         refuse_member(&url)?;

@@ -42,7 +42,7 @@ impl Service {
         let metrics = Metrics::new(env!("CARGO_PKG_VERSION"), option_env!("LUMILINK_COMMIT"))?;
         // First: a taken address must not cost anything, and nothing is recovered before the address is ours.
         let listener = bind(config.server.listen)?;
-        let store = start_store(loaded, metrics.clone())?;
+        let store = start_store(loaded, metrics.clone()).await?;
         let membership = join(config, &listener, &store.url, store.held.is_some()).await?;
         let watchdog = watchdog(metrics.clone())?;
         let (runtime, embedded, endpoint) = start_runtime(loaded, &metrics).await?;
