@@ -158,6 +158,7 @@ async fn resume_idle(
 
 async fn recover(workspaces: &Workspaces, can_resume: bool) -> Result<(), AppError> {
     let services = workspaces.services();
+    let woken = services.store.end_woken_turns(services.clock.now()).await?;
     let mut unfinished = services.store.unfinished(TurnPhase::Agent).await?;
     let closing = services.store.unfinished(TurnPhase::Automation).await?;
     let found = if can_resume { adoption::find_again(services, unfinished.clone()).await } else { Vec::new() };
@@ -181,6 +182,7 @@ async fn recover(workspaces: &Workspaces, can_resume: bool) -> Result<(), AppErr
     tracing::info!(
         marker = "[ACP]",
         automated,
+        woken,
         turns = recovered.interrupted_turns,
         sessions = recovered.sessions,
         went_on = resumed.len(),

@@ -21,7 +21,7 @@ pub(super) struct Task {
     end: End,
 }
 
-/// What the agent does when a task is due.
+/// The end of a task.
 enum End {
     /// Begins a turn by itself, with the marks of an agent.
     Turn { marks: Marks, script: String },

@@ -5,7 +5,6 @@
 
 use std::{collections::VecDeque, time::Duration};
 
-use memchr::memmem;
 use serde::Deserialize;
 use serde_json::value::RawValue;
 
@@ -33,7 +32,7 @@ pub(crate) struct BackgroundLimits {
     pub quiet_max: Duration,
 }
 
-/// What an agent said about its own work outside a prompt turn.
+/// A mark by which an agent announces its own work outside a prompt turn.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(crate) enum Mark {
     /// A task continues after the tool call that began it.
@@ -47,7 +46,7 @@ pub(crate) enum Mark {
 /// Reads the mark in an update, with the `_meta` beside it. The text is searched before it is parsed, because nearly no
 /// update has a mark.
 pub(crate) fn mark_of_update(view: &UpdateView, update: &RawValue, meta: Option<&RawValue>) -> Option<Mark> {
-    let has = |text: &str| memmem::find(update.get().as_bytes(), text.as_bytes()).is_some();
+    let has = |text: &str| update.get().contains(text);
     match view.kind.as_str() {
         "tool_call" | "tool_call_update" => {
             let task = has("backgroundTaskId").then(|| task_of_claude(update)).flatten();
@@ -127,7 +126,7 @@ pub(crate) struct Background {
     heard: Timestamp,
     /// The end of the last prompt turn, or the begin of the first work after the connection.
     since: Timestamp,
-    /// True once a prompt turn of this connection has ended. What an agent says before is a greeting.
+    /// True once a prompt turn of this connection has ended. Earlier output is a greeting.
     had_turn: bool,
     /// True once the work has ended by a limit; what is still open counts no more until the next prompt turn ends.
     is_over: bool,

@@ -19,7 +19,7 @@ pub(crate) struct UpdateView {
     pub message_id: Option<String>,
     /// `toolCallId` of a tool call.
     pub call_id: Option<String>,
-    /// Whether the `status` of a tool call is final; `None` if the update has none.
+    /// True if the `status` of a tool call is final; `None` if the update has none.
     pub call_ended: Option<bool>,
 }
 

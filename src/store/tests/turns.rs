@@ -163,7 +163,11 @@ both_databases! {
         assert_eq!(past, [("fix it", "done and later")], "a replay shows no prompt of the turn");
         assert_eq!(store.newest_turns(cut_off, 10).await.unwrap().len(), 3);
 
-        assert_eq!(store.recover(at(9), &[kept], Vec::new()).await.unwrap().interrupted_turns, 2);
+        assert_eq!(store.end_woken_turns(at(9)).await.unwrap(), 2);
+        let begun_since = NewTurn { initiator: TurnInitiator::Agent, ..new_turn(kept, 9) };
+        let begun_since = (begun_since.prompt_id, store.begin_woken(begun_since).unwrap()).0;
+        assert_eq!(store.recover(at(9), &[kept], Vec::new()).await.unwrap().interrupted_turns, 0);
+        assert_eq!(store.prompt(begun_since).await.unwrap().unwrap().ended, None, "it continues with its agent");
         for id in woken {
             let row = store.prompt(id).await.unwrap().unwrap();
             assert_eq!((row.state, row.initiator), (TurnState::Interrupted, TurnInitiator::Agent), "also if kept");

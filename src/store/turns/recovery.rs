@@ -41,6 +41,37 @@ pub(crate) struct Unfinished {
     pub session: SessionRow,
 }
 
+/// Ends the turns of these initiators whose agents are lost, except those of the sessions that are kept; returns the
+/// numbers of those that end as cancelled and as interrupted.
+fn end_turns(
+    tx: &mut WriteTx<'_>,
+    now: Timestamp,
+    initiators: &[TurnInitiator],
+    kept: &[String],
+) -> Result<(usize, usize), StoreError> {
+    let initiators: Vec<_> = initiators.iter().map(|it| it.as_str()).collect();
+    let with_agent = || prompts_table::phase.eq(TurnPhase::Agent.as_str());
+    let is_lost = || prompts_table::session_id.ne_all(kept).and(prompts_table::initiator.eq_any(&initiators));
+    let open = || prompts_table::ended_us.is_null().and(is_lost()).and(with_agent());
+    let cancelled_turns = diesel::update(prompts_table::table.filter(open()).filter(prompts_table::cancel_asked))
+        .set((
+            prompts_table::phase.eq(TurnPhase::Closed.as_str()),
+            prompts_table::state.eq(TurnState::Cancelled.as_str()),
+            prompts_table::ended_us.eq(now.0),
+        ))
+        .execute(tx.connection)?;
+    let interrupted_turns = diesel::update(prompts_table::table.filter(open()))
+        .set((
+            prompts_table::phase.eq(TurnPhase::Closed.as_str()),
+            prompts_table::state.eq(TurnState::Interrupted.as_str()),
+            prompts_table::error_code.eq(ErrorCode::Interrupted.as_str()),
+            prompts_table::error_detail.eq("the service stopped in the middle of the turn"),
+            prompts_table::ended_us.eq(now.0),
+        ))
+        .execute(tx.connection)?;
+    Ok((cancelled_turns, interrupted_turns))
+}
+
 fn recover(
     tx: &mut WriteTx<'_>,
     now: Timestamp,
@@ -50,7 +81,6 @@ fn recover(
     let live = SessionState::ALL.into_iter().filter(|state| state.is_live()).map(SessionState::as_str);
     // A turn whose agent has ended is resumed, not interrupted.
     let with_agent = || prompts_table::phase.eq(TurnPhase::Agent.as_str());
-    let of_agent = || prompts_table::initiator.eq(TurnInitiator::Agent.as_str());
     note_cut_off(tx, now, kept)?;
     let unfinished = prompts_table::table
         .filter(prompts_table::ended_us.is_null())
@@ -84,25 +114,7 @@ fn recover(
     diesel::update(sessions::table.filter(sessions::session_id.eq_any(kept)))
         .set(sessions::last_event_id.eq(sessions::last_event_id + EVENT_ID_JUMP))
         .execute(tx.connection)?;
-    // A kept session continues the turn of its user; what its agent began besides is begun anew.
-    let is_lost = || prompts_table::session_id.ne_all(kept).or(of_agent());
-    let open = || prompts_table::ended_us.is_null().and(is_lost()).and(with_agent());
-    let cancelled_turns = diesel::update(prompts_table::table.filter(open()).filter(prompts_table::cancel_asked))
-        .set((
-            prompts_table::phase.eq(TurnPhase::Closed.as_str()),
-            prompts_table::state.eq(TurnState::Cancelled.as_str()),
-            prompts_table::ended_us.eq(now.0),
-        ))
-        .execute(tx.connection)?;
-    let interrupted_turns = diesel::update(prompts_table::table.filter(open()))
-        .set((
-            prompts_table::phase.eq(TurnPhase::Closed.as_str()),
-            prompts_table::state.eq(TurnState::Interrupted.as_str()),
-            prompts_table::error_code.eq(ErrorCode::Interrupted.as_str()),
-            prompts_table::error_detail.eq("the service stopped in the middle of the turn"),
-            prompts_table::ended_us.eq(now.0),
-        ))
-        .execute(tx.connection)?;
+    let (cancelled_turns, interrupted_turns) = end_turns(tx, now, &TurnInitiator::ALL, kept)?;
     for (prompt_id, result) in results {
         // A turn that is not interrupted has its own result, which stays.
         let states = [TurnState::Interrupted, TurnState::Cancelled].map(TurnState::as_str);
@@ -149,6 +161,20 @@ impl Store {
                 Some(Unfinished { prompt, session })
             };
             Ok(sessions.into_iter().filter_map(with_turn).collect())
+        })
+        .await
+    }
+
+    /// Interrupts the turns that agents began by themselves under the last process, and returns their number. An agent
+    /// that is found again begins what follows anew. Must be called at start, before any agent is found. Safe to retry.
+    ///
+    /// # Cancel safety
+    /// A dropped future may have written.
+    pub(crate) async fn end_woken_turns(&self, now: Timestamp) -> Result<usize, StoreError> {
+        self.write(move |tx| {
+            let (cancelled, interrupted) = end_turns(tx, now, &[TurnInitiator::Agent], &[])?;
+            tx.rows += cancelled + interrupted;
+            Ok(cancelled + interrupted)
         })
         .await
     }
