@@ -54,13 +54,14 @@ impl Service {
         // Resumed sessions live on this thread.
         watchdog.heartbeats_of_this_thread(tokio::time::sleep).map(actix::spawn);
         let upkeep = start_upkeep(config, workspaces, capacity);
-        // Only a SQLite database is held for this process alone.
-        let is_alone = store.held.is_some();
-        let migrations = Migrations::new(workspaces.clone(), is_alone, config.migration.auto_look());
+        // A database has one member at a time, so a step in progress was left by an earlier process.
+        let migrations = Migrations::new(workspaces.clone(), true, config.migration.auto_look());
         // Before the API serves: bad settings of the webhook are an error of the start.
         let webhooks = webhooks(&config.webhook, workspaces.services())?;
         let keeper = Keeper::new(workspaces.services());
-        let notifications = start_notifications(config, store.store.clone(), progress, keeper.clone(), !is_alone);
+        // Another process may write notifications to a database that is not held for this one alone.
+        let looks = store.held.is_none();
+        let notifications = start_notifications(config, store.store.clone(), progress, keeper.clone(), looks);
         let server_token = Reloadable::new(config.server.token.clone());
         let state = ApiState {
             workspaces: workspaces.clone(),

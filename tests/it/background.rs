@@ -1,7 +1,7 @@
 //! Work of an agent outside a prompt turn: the state `background`, and turns that the agent begins by itself.
 
 use crate::harness::{
-    Program, Session, Value, eventually, json, processes,
+    Api, Program, Session, Value, eventually, json, processes,
     sse::{Event, message_of},
 };
 
@@ -240,4 +240,25 @@ fn background_work_that_died_with_its_agent_is_reported() {
     eventually("the loss is noted", || {
         entries(&session, "").iter().any(|(kind, text, _)| kind == "info" && text.contains("the agent stopped"))
     });
+}
+
+#[test]
+fn runtime_counts_the_processes_that_a_turn_left_behind() {
+    const TOKEN: &str = "runtime-token-0123456789";
+    let program = Program::builder().separate_runtime(TOKEN).start();
+    let opened =
+        program.api.post("/acp/session/new", json!({"workspaceId": "ws", "installationId": "tenant-1"})).expect(201);
+    let base = program.runtime_url().replace("ws://", "http://").replace("/acp", "");
+    let runtime = Api::new(&base, Some(TOKEN.to_owned()));
+    let count = |within_ms: u64| {
+        let asked = json!({"connectionId": opened["connectionId"], "withinMs": within_ms});
+        runtime.post("/agent/processes", asked).expect(200)["processes"].clone()
+    };
+    assert_eq!(count(3_600_000), 0, "the agent itself does not count");
+    let prompt = json!({"sessionId": opened["sessionId"], "prompt": "leave 1000"});
+    program.api.post("/acp/session/prompt", prompt).expect(200);
+    assert_eq!(count(3_600_000), 1);
+    let unknown = json!({"connectionId": "01a22ab0-b42f-7027-bf89-b90c6fe426e6", "withinMs": 1});
+    runtime.post("/agent/processes", unknown).problem(404, "not_found");
+    assert_eq!(Api::new(&base, None).post("/agent/processes", json!({})).status, 401);
 }

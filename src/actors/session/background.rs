@@ -79,7 +79,7 @@ impl Session {
             return true;
         }
         let can_record = self.shared.is_stored() && self.connection_route == Route::Acp && self.ending.is_none();
-        if !can_record {
+        if !can_record || !self.outside.work.may_wake() {
             return false;
         }
         self.write_late_updates();
@@ -133,9 +133,14 @@ impl Session {
         let woken = self.outside.woken.as_ref().map(WokenTurn::prompt_id);
         self.shared.set_activity(self.outside.work.activity(woken.is_some()));
         if self.turn.is_none() {
-            self.shared.view().running = woken;
-            let state = self.shared.view().state;
-            let connection = self.shared.view().connection;
+            let (state, connection) = {
+                let mut view = self.shared.view();
+                // In any other state a turn is accepted, or its automation runs.
+                if matches!(view.state, SessionState::Idle | SessionState::Background) {
+                    view.running = woken;
+                }
+                (view.state, view.connection)
+            };
             match (state, is_working) {
                 (SessionState::Idle, true) => {
                     self.disarm_idle_timer(ctx);

@@ -161,6 +161,7 @@ async fn stage_with(
         .unwrap();
     let agent = agents.recv().await.unwrap();
     let live = services.index.get(id).unwrap();
+    live.shared.mark_stored();
     let stage = Stage {
         services,
         live,

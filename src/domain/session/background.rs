@@ -16,6 +16,9 @@ use crate::domain::{
 /// Announced tasks that are remembered, the newest ones. An agent that announces more is quiet too early.
 const MAX_TASKS: usize = 64;
 
+/// Turns that an agent may begin by itself between two prompts. Later output is kept without a turn, so that an agent
+/// cannot fill the table of turns.
+const MAX_WOKEN: u32 = 100;
 /// More than any time after which a turn counts as quiet.
 const LONG_AGO: Duration = Duration::from_secs(365 * 24 * 3600);
 
@@ -35,8 +38,9 @@ pub(crate) struct BackgroundLimits {
 /// A mark by which an agent announces its own work outside a prompt turn.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(crate) enum Mark {
-    /// A task continues after the tool call that began it.
-    TaskBegan(String),
+    /// A task continues after the tool call that began it. The agent will begin its later turn with an output if
+    /// `speaks`, and with a mark otherwise.
+    TaskBegan { id: String, speaks: bool },
     /// The agent began a turn of its own.
     TurnBegan,
     /// The agent ended a turn of its own.
@@ -49,9 +53,10 @@ pub(crate) fn mark_of_update(view: &UpdateView, update: &RawValue, meta: Option<
     let has = |text: &str| update.get().contains(text);
     match view.kind.as_str() {
         "tool_call" | "tool_call_update" => {
-            let task = has("backgroundTaskId").then(|| task_of_claude(update)).flatten();
-            let task = task.or_else(|| has("Background shell started").then(|| view.call_id.clone()).flatten());
-            task.map(Mark::TaskBegan)
+            let of_claude = has("backgroundTaskId").then(|| task_of_claude(update)).flatten();
+            let of_qwen = || has("Background shell started").then(|| view.call_id.clone()).flatten();
+            let of_claude = of_claude.map(|id| Mark::TaskBegan { id, speaks: true });
+            of_claude.or_else(|| of_qwen().map(|id| Mark::TaskBegan { id, speaks: false }))
         }
         "usage_update" => {
             let origin =
@@ -120,8 +125,10 @@ fn task_of_claude(update: &RawValue) -> Option<String> {
 pub(crate) struct Background {
     /// Tool calls without a final status, the newest [`MAX_TRACKED`].
     calls: VecDeque<String>,
-    /// Announced tasks that lack their later turn.
-    tasks: VecDeque<String>,
+    /// Announced tasks that lack their later turn, and whether that begins with an output.
+    tasks: VecDeque<(String, bool)>,
+    /// Turns that the agent has begun by itself since the last prompt.
+    woken: u32,
     /// The agent's last message.
     heard: Timestamp,
     /// The end of the last prompt turn, or the begin of the first work after the connection.
@@ -142,7 +149,7 @@ impl Background {
     pub(crate) fn resume(&mut self, in_background: bool, now: Timestamp) {
         *self = Self { heard: now.minus(LONG_AGO), since: now, had_turn: true, ..Self::default() };
         if in_background {
-            self.tasks.push_back(String::new());
+            self.tasks.push_back((String::new(), true));
             self.heard = now;
         }
     }
@@ -158,14 +165,14 @@ impl Background {
             match (view.call_ended, view.kind.as_str()) {
                 (Some(true), _) => self.calls.retain(|open| open != call),
                 (Some(false), _) | (None, "tool_call") if !self.calls.contains(call) => {
-                    push_bounded(&mut self.calls, call, MAX_TRACKED);
+                    push_bounded(&mut self.calls, call.clone(), MAX_TRACKED);
                 }
                 _ => {}
             }
         }
         match mark {
-            Some(Mark::TaskBegan(task)) if !self.tasks.contains(task) => {
-                push_bounded(&mut self.tasks, task, MAX_TASKS);
+            Some(Mark::TaskBegan { id, speaks }) if !self.tasks.iter().any(|(task, _)| task == id) => {
+                push_bounded(&mut self.tasks, (id.clone(), *speaks), MAX_TASKS);
             }
             // No agent names its task in the turn that follows it.
             Some(Mark::TurnEnded) => drop(self.tasks.pop_front()),
@@ -178,7 +185,7 @@ impl Background {
         if !is_completed {
             self.calls.clear();
         }
-        (self.since, self.heard, self.is_over, self.had_turn) = (now, now, false, true);
+        (self.since, self.heard, self.is_over, self.had_turn, self.woken) = (now, now, false, true, 0);
     }
 
     /// True if the agent has open work that keeps its session from hibernating.
@@ -191,9 +198,15 @@ impl Background {
         self.is_over
     }
 
-    /// True if the agent will mark the end of the turn that it begins next.
+    /// True if the agent will begin a turn with an output, and mark its end.
     pub(crate) fn expects_turn(&self) -> bool {
-        !self.tasks.is_empty()
+        self.tasks.iter().any(|(_, speaks)| *speaks)
+    }
+
+    /// Counts a turn that the agent begins by itself. False if it has begun too many since the last prompt.
+    pub(crate) fn may_wake(&mut self) -> bool {
+        self.woken = self.woken.saturating_add(1);
+        self.woken <= MAX_WOKEN
     }
 
     /// True if an update outside a turn, which comes at `now`, begins a turn of the agent's own. Output that follows the
@@ -241,11 +254,11 @@ pub(crate) fn cut_off_note(reason: &str, work: Option<&str>) -> String {
     format!("background work of the agent was cut off ({}): {reason}", work.unwrap_or("not known in detail"))
 }
 
-fn push_bounded(list: &mut VecDeque<String>, id: &str, most: usize) {
+fn push_bounded<T>(list: &mut VecDeque<T>, one: T, most: usize) {
     if list.len() >= most {
         list.pop_front();
     }
-    list.push_back(id.to_owned());
+    list.push_back(one);
 }
 
 /// An agent's work outside a turn, as those see it who wait for a quiet turn.
@@ -319,6 +332,10 @@ mod tests {
         mark_of_update(&view(json), &raw(json), meta.as_ref().map(raw).as_deref())
     }
 
+    fn task(id: &str) -> Mark {
+        Mark::TaskBegan { id: id.into(), speaks: true }
+    }
+
     fn take(background: &mut Background, json: &Value) {
         background.on_update(&view(json), mark(json, None).as_ref());
     }
@@ -327,11 +344,11 @@ mod tests {
     fn tasks_of_known_agents_are_recognised() {
         let claude = json!({"sessionUpdate": "tool_call_update", "toolCallId": "c", "status": "completed",
             "_meta": {"claudeCode": {"toolName": "Bash", "toolResponse": {"backgroundTaskId": "b1"}}}});
-        assert_eq!(mark(&claude, None), Some(Mark::TaskBegan("b1".into())));
+        assert_eq!(mark(&claude, None), Some(Mark::TaskBegan { id: "b1".into(), speaks: true }));
         let text = json!({"type": "text", "text": "Background shell started with ID 3"});
         let qwen = json!({"sessionUpdate": "tool_call_update", "toolCallId": "q", "status": "completed",
             "content": [{"type": "content", "content": text}]});
-        assert_eq!(mark(&qwen, None), Some(Mark::TaskBegan("q".into())));
+        assert_eq!(mark(&qwen, None), Some(Mark::TaskBegan { id: "q".into(), speaks: false }));
         let said = json!({"sessionUpdate": "agent_message_chunk", "content": text});
         assert_eq!(mark(&said, None), None, "the agent only speaks of it");
     }
@@ -368,7 +385,7 @@ mod tests {
             &json!({"sessionUpdate": "tool_call_update", "toolCallId": "a", "status": "completed"}),
         );
         assert!(!background.is_open());
-        background.on_update(&UpdateView::default(), Some(&Mark::TaskBegan("t".into())));
+        background.on_update(&UpdateView::default(), Some(&task("t")));
         assert!(background.is_open() && background.expects_turn());
         background.on_update(&UpdateView::default(), Some(&Mark::TurnEnded));
         assert!(!background.is_open());
@@ -404,15 +421,27 @@ mod tests {
         assert!(!background.wakes(&said, soon, LIMITS));
         assert!(background.wakes(&said, at(11), LIMITS));
         assert!(!background.wakes(&usage, at(11), LIMITS), "a state is no output");
-        background.on_update(&UpdateView::default(), Some(&Mark::TaskBegan("t".into())));
+        background.on_update(&UpdateView::default(), Some(&task("t")));
         assert!(background.wakes(&said, soon, LIMITS), "the agent has announced it");
+        background.on_update(&UpdateView::default(), Some(&Mark::TurnEnded));
+        let marked = Mark::TaskBegan { id: "q".into(), speaks: false };
+        background.on_update(&UpdateView::default(), Some(&marked));
+        assert!(background.is_open() && !background.wakes(&said, soon, LIMITS), "that agent marks the begin");
+    }
+
+    #[test]
+    fn agent_that_wakes_endlessly_is_bounded_until_the_next_prompt() {
+        let mut background = Background::default();
+        assert_eq!((0..1000).filter(|_| background.may_wake()).count(), MAX_WOKEN as usize);
+        background.turn_ended(true, at(1));
+        assert!(background.may_wake());
     }
 
     #[test]
     fn unfinished_work_is_described_by_number_and_kind() {
         let mut background = Background::default();
         assert_eq!(background.unfinished(), None);
-        background.on_update(&UpdateView::default(), Some(&Mark::TaskBegan("t".into())));
+        background.on_update(&UpdateView::default(), Some(&task("t")));
         take(&mut background, &json!({"sessionUpdate": "tool_call", "toolCallId": "a"}));
         take(&mut background, &json!({"sessionUpdate": "tool_call", "toolCallId": "b"}));
         assert_eq!(background.unfinished().as_deref(), Some("1 background task and 2 open tool calls"));
@@ -425,7 +454,7 @@ mod tests {
         let mut background = Background::default();
         for n in 0..1000 {
             take(&mut background, &json!({"sessionUpdate": "tool_call", "toolCallId": format!("c{n}")}));
-            background.on_update(&UpdateView::default(), Some(&Mark::TaskBegan(format!("t{n}"))));
+            background.on_update(&UpdateView::default(), Some(&task(&format!("t{n}"))));
         }
         assert_eq!((background.calls.len(), background.tasks.len()), (MAX_TRACKED, MAX_TASKS));
     }

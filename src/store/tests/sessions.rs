@@ -164,7 +164,7 @@ both_databases! {
 
         let store = database.open();
         let results = vec![(left_id, Redacted::new("{1}")), (ended_id, Redacted::new("{2}"))];
-        assert_eq!(store.recover(at(50), &[], results).await.unwrap(), Recovered { interrupted_turns: 1, sessions: 5 });
+        assert_eq!(store.recover(at(50), &[], results).await.unwrap(), Recovered { interrupted_turns: 1, sessions: 6 });
         for (id, state) in expected {
             assert_eq!(store.session(id).await.unwrap().unwrap().state, state);
         }
