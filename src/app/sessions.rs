@@ -32,7 +32,7 @@ use crate::{
     cluster::membership::Membership,
     config::Config,
     domain::{clock::Clock, ids::SessionId, session::lifecycle::SessionState, turn::TurnPhase},
-    store::{Store, Unfinished},
+    store::{SessionRow, Store, Unfinished},
     telemetry::{DatabaseClock, Metrics},
     transport::{http::client::WorkspaceClient, socket::websocket::Endpoint},
 };
@@ -139,9 +139,11 @@ async fn resume_idle(
     resumed: &[SessionId],
 ) -> Result<Vec<SessionId>, AppError> {
     let services = workspaces.services();
-    let has_turn = |id: SessionId| resumed.contains(&id) || unfinished.iter().any(|one| one.session.session_id == id);
-    let left = services.store.live_sessions().await?.into_iter().filter(|row| !has_turn(row.session_id));
-    let (working, idle): (Vec<_>, Vec<_>) = left.partition(|row| row.state == SessionState::Background);
+    let has_turn = |id: SessionId| unfinished.iter().any(|one| one.session.session_id == id);
+    let left = services.store.live_sessions().await?.into_iter().filter(|row| !resumed.contains(&row.session_id));
+    // An agent with an unknown prompt is not adopted: the load ends it, so that it does not keep its seat.
+    let works = |row: &SessionRow| row.state == SessionState::Background && !has_turn(row.session_id);
+    let (working, idle): (Vec<_>, Vec<_>) = left.partition(works);
     let adopting = working.into_iter().map(|session| async {
         let adopted = adoption::find_idle(services, &session).await?;
         let session_id = session.session_id;

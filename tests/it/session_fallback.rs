@@ -269,11 +269,12 @@ fn http_turn_of_a_killed_supervisor_is_stopped_and_not_left_running_beside_its_r
         Program::builder().separate_runtime("runtime-token-0123456789").set("runtime.reconnect_grace_s", 300).start();
     let session = program.api.open("ws");
     roll_back(&session);
-    let begun = session.call("ticks 100000 20").header("prefer", "respond-async").send().expect(202);
-    eventually("the agent works", || program.agents().len() == 1);
+    // The agent of the turn has answered, so it is not the one of the earlier connection over ACP.
+    let (prompt_id, _) = session.is_busy_with("ticks 100000 20");
+    eventually("only the agent of the turn is left", || program.agents().len() == 1);
     program.kill_supervisor();
     program.start_supervisor_again();
-    let row = session.api.get(&format!("/acp/prompt/{}", begun["promptId"].as_str().unwrap())).expect(200);
+    let row = session.api.get(&format!("/acp/prompt/{prompt_id}")).expect(200);
     assert_eq!(row["state"], "interrupted", "{row}");
     eventually("its agent has ended", || program.agents().is_empty());
 }
