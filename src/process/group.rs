@@ -340,6 +340,14 @@ mod tests {
         }
     }
 
+    async fn until_counted(members: &Members, expected: usize) {
+        let deadline = Instant::now() + Duration::from_secs(10);
+        while members.younger_than(Duration::from_secs(3600)) != expected {
+            assert!(Instant::now() < deadline, "{expected} processes are not counted");
+            tokio::time::sleep(Duration::from_millis(5)).await;
+        }
+    }
+
     /// Reads the process id that the script prints on its first line.
     async fn printed_pid(output: &mut pipe::Receiver) -> u32 {
         let mut text = String::new();
@@ -400,14 +408,11 @@ mod tests {
         let mut input = spawned.input.take().unwrap();
         tokio::io::AsyncWriteExt::write_all(&mut input, b"go\n").await.unwrap();
         printed_pid(&mut spawned.output).await;
-        assert_eq!(members.younger_than(Duration::from_secs(3600)), 2);
+        // The environment of a process cannot be read while it begins its program.
+        until_counted(&members, 2).await;
         drop(spawned.life);
         spawned.exit.wait().await;
-        let deadline = Instant::now() + Duration::from_secs(10);
-        while members.younger_than(Duration::from_secs(3600)) > 0 {
-            assert!(Instant::now() < deadline, "a process is still counted");
-            tokio::time::sleep(Duration::from_millis(5)).await;
-        }
+        until_counted(&members, 0).await;
     }
 
     #[tokio::test]

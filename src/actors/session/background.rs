@@ -101,8 +101,11 @@ impl Session {
 
     /// Ends the agent's own turn, if one is running.
     pub(super) fn end_woken(&mut self, outcome: &TurnOutcome, remark: Option<&str>) {
+        if self.outside.woken.is_some() {
+            // These writes, unlike the end, record which messages of the agent they cover.
+            self.write_late_updates();
+        }
         let Some(woken) = self.outside.woken.take() else { return };
-        self.write_late_updates();
         let (prompt_id, is_cancelled) = (woken.prompt_id(), woken.is_cancelled);
         let outcome = if is_cancelled { &TurnOutcome::Cancelled { confirmed: true } } else { outcome };
         let transcript = woken.end(outcome, remark);
