@@ -164,7 +164,9 @@ impl Session {
 
     fn arm_background_timer(&mut self, ctx: &mut Context<Self>) {
         let (work, limits) = (&self.outside.work, self.services.settings.background);
-        if self.outside.timer.is_some() || (!self.outside.is_working() && self.outside.woken.is_none()) {
+        // A prompt turn has limits of its own, and its end comes here again.
+        let is_limited = self.turn.is_none() && (self.outside.is_working() || self.outside.woken.is_some());
+        if self.outside.timer.is_some() || !is_limited {
             return;
         }
         let work_ends = (!work.is_over()).then(|| work.ends_at(limits));
