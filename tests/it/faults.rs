@@ -9,7 +9,7 @@
 
 use std::{
     collections::{BTreeMap, VecDeque},
-    fmt, fs,
+    fs,
     path::PathBuf,
     sync::{
         Arc, Mutex,
@@ -25,11 +25,14 @@ use crate::harness::{
     eventually, json, processes,
     program::{TURNS_ENDED, TURNS_STARTED},
     proxy::{Mode, Way},
+    resources::Holdings,
     wait_for,
 };
 
 /// Sessions under load, in half as many workspaces.
 const SESSIONS: usize = 4;
+/// Keep-alive connections of the load: one for each of its threads, two for each session.
+const CONNECTIONS: u64 = 2 * SESSIONS as u64;
 /// Steps of each turn: a thought, a tool call and a message each, so that a turn has hundreds of short entries.
 const STEPS: usize = 50;
 /// Length of the short form.
@@ -456,55 +459,6 @@ fn outcome_in(session: &Session, answer: &Answer) -> Option<(String, String)> {
 
 // --- Resources ---------------------------------------------------------------------------------------------
 
-/// Resources held by a process.
-#[derive(Debug, Clone, Copy)]
-struct Footprint {
-    memory_kib: u64,
-    files: u64,
-    threads: u64,
-}
-
-impl Footprint {
-    fn of(pid: i32) -> Self {
-        let status = fs::read_to_string(format!("/proc/{pid}/status")).expect("the process lives");
-        let number = |name: &str| {
-            let line = status.lines().find_map(|line| line.strip_prefix(name)).expect("a known line");
-            line.split_whitespace().find_map(|word| word.parse().ok()).expect("a number")
-        };
-        let files = fs::read_dir(format!("/proc/{pid}/fd")).expect("the process lives").count() as u64;
-        Self { memory_kib: number("VmRSS:"), files, threads: number("Threads:") }
-    }
-
-    /// Returns the limit for a later footprint: 5 % more, plus the usual variation of each resource.
-    fn with_slack(self) -> Self {
-        let more = |value: u64, slack: u64| value + value.div_ceil(20) + slack;
-        Self {
-            // The allocator releases memory in steps, with one arena for each thread, and each database connection
-            // has a page cache of 2 MB that fills gradually.
-            memory_kib: more(self.memory_kib, 8 * 1024),
-            // Keep-alive connections: those of the test, one for each thread of the load, and those between
-            // supervisor and runtime.
-            files: more(self.files, 2 * SESSIONS as u64 + 4),
-            // Threads for blocking work start in a burst and exit after 10 s.
-            threads: more(self.threads, 4),
-        }
-    }
-
-    fn is_within(self, limit: Self) -> bool {
-        self.memory_kib <= limit.memory_kib && self.files <= limit.files && self.threads <= limit.threads
-    }
-}
-
-impl fmt::Display for Footprint {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(f, "{:.1} MiB, {} files, {} threads", self.memory_kib as f64 / 1024.0, self.files, self.threads)
-    }
-}
-
-fn footprints(program: &mut Program) -> [Footprint; 2] {
-    [Footprint::of(program.pid()), Footprint::of(program.runtime().pid())]
-}
-
 /// Waits until the gauges of supervisor and runtime show exactly the resources of `sessions` sessions: live sessions
 /// with their seats, one event subscriber each, and their agents; no conversation held for a reconnect, and no queued
 /// write.
@@ -644,23 +598,19 @@ fn nfr_003_random_faults_lose_no_acknowledged_turn_and_repeat_and_leak_nothing()
     rounds.run(Instant::now() + length / 20, false, silent, &mut stage);
     load.pause();
     wait_until_quiet(&program);
-    let before = footprints(&mut program);
+    let before = Holdings::of(&mut program);
     load.resume();
     let mut stage = Stage { program: &mut program, load: &load, threads: &threads, dice: &mut dice };
     rounds.run(begin + length, false, silent, &mut stage);
     load.pause();
     wait_until_quiet(&program);
 
-    let mut after = footprints(&mut program);
-    let limits = before.map(Footprint::with_slack);
+    let mut after = Holdings::of(&mut program);
     let end = Instant::now() + DEADLINE;
-    while !after.iter().zip(limits).all(|(after, limit)| after.is_within(limit)) {
-        let names = ["supervisor", "runtime"].into_iter().zip(before).zip(after);
-        let changes: Vec<_> =
-            names.map(|((name, before), after)| format!("{name}: {before} became {after}")).collect();
-        assert!(Instant::now() < end, "resources were not released: {}", changes.join("; "));
+    while !before.allow(&after, CONNECTIONS) {
+        assert!(Instant::now() < end, "resources were not released:\n{before}\n  became\n{after}");
         delay(Duration::from_millis(200));
-        after = footprints(&mut program);
+        after = Holdings::of(&mut program);
     }
     load.check_turns(0);
     load.check_transcripts();
@@ -670,17 +620,10 @@ fn nfr_003_random_faults_lose_no_acknowledged_turn_and_repeat_and_leak_nothing()
     }
     eventually("no agent is left", || program.agents().is_empty());
     wait_for_resources_of(0, &program);
-    print_figures(&load, &rounds, killed, begin.elapsed(), before, after);
+    print_figures(&load, &rounds, killed, begin.elapsed(), [before, after]);
 }
 
-fn print_figures(
-    load: &Load,
-    rounds: &Rounds,
-    killed: usize,
-    took: Duration,
-    before: [Footprint; 2],
-    after: [Footprint; 2],
-) {
+fn print_figures(load: &Load, rounds: &Rounds, killed: usize, took: Duration, holdings: [Holdings; 2]) {
     let answered = load.answered.lock().expect("a lock");
     let mut outcomes: BTreeMap<&str, usize> = BTreeMap::new();
     answered.iter().for_each(|turn| *outcomes.entry(&turn.outcome).or_default() += 1);
@@ -700,7 +643,6 @@ fn print_figures(
         load.events.load(Ordering::Relaxed),
         load.gaps.load(Ordering::Relaxed)
     );
-    for ((name, before), after) in ["supervisor", "runtime"].into_iter().zip(before).zip(after) {
-        println!("  {name}: {before} at first, {after} at last");
-    }
+    let [before, after] = holdings;
+    println!("  held once warm\n{before}\n  held at the end\n{after}");
 }

@@ -20,6 +20,7 @@ pub(crate) mod processes;
 pub(crate) mod program;
 pub(crate) mod proxy;
 pub(crate) mod receiver;
+pub(crate) mod resources;
 pub(crate) mod sse;
 pub(crate) mod stdio_client;
 pub(crate) mod stub_model;
