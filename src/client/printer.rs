@@ -172,18 +172,9 @@ impl<W: Write> Printer<W> {
     }
 
     fn plan(&mut self, entries: &Value) -> std::io::Result<()> {
-        let entries = entries.as_array().map_or(&[][..], Vec::as_slice);
-        let done = entries.iter().filter(|entry| entry["status"] == "completed").count();
-        self.line(&format!("[plan] {done} of {} done", entries.len()))?;
-        for entry in entries {
-            let mark = match entry["status"].as_str() {
-                Some("completed") => "x",
-                Some("in_progress") => ">",
-                _ => " ",
-            };
-            self.line(&format!("  [{mark}] {}", short(entry["content"].as_str().unwrap_or_default())))?;
-        }
-        Ok(())
+        let mut lines = plan_lines(entries).into_iter();
+        self.line(&format!("[plan] {}", lines.next().unwrap_or_default()))?;
+        lines.try_for_each(|line| self.line(&line))
     }
 
     fn end_text(&mut self) -> std::io::Result<()> {
@@ -194,6 +185,21 @@ impl<W: Write> Printer<W> {
         self.open = Open::Nothing;
         Ok(())
     }
+}
+
+/// A plan as lines: how much of it is done, then one line for each step.
+pub(crate) fn plan_lines(entries: &Value) -> Vec<String> {
+    let entries = entries.as_array().map_or(&[][..], Vec::as_slice);
+    let done = entries.iter().filter(|entry| entry["status"] == "completed").count();
+    let steps = entries.iter().map(|entry| {
+        let mark = match entry["status"].as_str() {
+            Some("completed") => "x",
+            Some("in_progress") => ">",
+            _ => " ",
+        };
+        format!("  [{mark}] {}", short(entry["content"].as_str().unwrap_or_default()))
+    });
+    std::iter::once(format!("{done} of {} done", entries.len())).chain(steps).collect()
 }
 
 /// An option of a permission request.

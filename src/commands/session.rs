@@ -9,6 +9,7 @@ use crate::{
         ApiClient, NewSession, PromptRequest, SessionFilter,
         clean::{clean, clean_line},
         console::{ConsoleOptions, run_turn},
+        printer::plan_lines,
     },
     contract::runtime::{ChangeStatus, WorkspaceDiff},
 };
@@ -235,8 +236,14 @@ pub(crate) fn entry_text(entry: &Value) -> String {
     format!("[{kind}] {}", content.trim_end())
 }
 
-/// Title and status of an update; the whole update without these.
+/// The steps of a plan, the size of a context, or title and status of another update; the whole update without these.
 fn payload_text(payload: &Value) -> String {
+    if payload["entries"].is_array() {
+        return plan_lines(&payload["entries"]).join("\n");
+    }
+    if let (Some(used), Some(size)) = (payload["used"].as_u64(), payload["size"].as_u64()) {
+        return format!("{used} of {size} tokens of the context");
+    }
     let parts: Vec<_> =
         ["title", "status"].iter().filter_map(|name| payload[*name].as_str()).map(clean_line).collect();
     if parts.is_empty() { clean_line(&payload.to_string()) } else { parts.join(", ") }
@@ -299,6 +306,24 @@ mod tests {
         );
         assert_eq!(session_row(&json!({"sessionId": "s\u{7}", "state": "idle"})), "s  idle  -  -  -");
     }
+
+    #[test]
+    fn plans_and_sizes_of_the_context_are_shown_in_words() {
+        let plan = json!({"sessionUpdate": "plan", "entries": [
+            {"content": "Read\u{1b}[2J", "status": "completed"}, {"content": "Write", "status": "in_progress"},
+            {"content": "Test", "status": "pending"}
+        ]});
+        assert_eq!(
+            entry_text(&json!({"eventType": "plan", "text": "", "payload": plan})),
+            "[plan] 1 of 3 done\n  [x] Read[2J\n  [>] Write\n  [ ] Test"
+        );
+        let usage = json!({"sessionUpdate": "usage_update", "used": 1200, "size": 200_000});
+        assert_eq!(
+            entry_text(&json!({"eventType": "usage_update", "text": "", "payload": usage})),
+            "[usage_update] 1200 of 200000 tokens of the context"
+        );
+    }
+
     #[test]
     fn a_story_lists_its_timeline_below_the_answer() {
         let story = json!({"answer": "ACP carries it.", "truncated": true,

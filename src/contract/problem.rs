@@ -105,6 +105,7 @@ pub(crate) fn status_of(code: ErrorCode) -> u16 {
         | ErrorCode::SessionClosed
         | ErrorCode::SessionFailed
         | ErrorCode::SessionNotLoaded
+        | ErrorCode::FolderMissing
         | ErrorCode::PermissionNotPending
         | ErrorCode::Fenced => 409,
         ErrorCode::PayloadTooLarge => 413,

@@ -1,6 +1,6 @@
 //! Lifecycle of a session: close, load, hibernation, expiry, and restarts of the program.
 
-use crate::harness::{DEADLINE, Program, eventually, json, processes, wait_for};
+use crate::harness::{DEADLINE, Program, Value, eventually, json, processes, wait_for};
 
 #[test]
 fn closing_ends_the_agent_and_a_closed_session_refuses_prompts() {
@@ -274,4 +274,22 @@ fn forty_unanswered_calls_leave_room_for_a_prompt_and_free_their_slots() {
     assert_eq!(calls(32), [504; 32], "every slot is free again");
     assert_eq!(session.says("echo fine"), "fine");
     assert_eq!(session.state()["restarts"], 0);
+}
+
+#[test]
+fn remote_mcp_server_is_refused_for_an_agent_that_does_not_support_it() {
+    let program = Program::start();
+    let body = |servers: Value| json!({"workspaceId": "ws", "installationId": "tenant-1", "mcpServers": servers});
+    let http = json!({"type": "http", "name": "search", "url": "https://mcp.example.com", "headers": []});
+    let stdio = json!({"name": "files", "command": "true", "args": [], "env": []});
+    for _ in 0..5 {
+        let answer = program.api.post("/acp/session/new", body(json!([stdio, http])));
+        let problem = answer.problem(422, "not_supported_by_agent");
+        assert!(problem["detail"].as_str().unwrap().contains("mcpServers[1]"), "{problem}");
+    }
+    let session = program.api.open_with(body(json!([stdio])));
+    session.completes("echo hello");
+    // The mistake of a caller says nothing about ACP.
+    let window = program.api.get("/acp/health").expect(200)["successRate"].clone();
+    assert!(window.is_null() || window == 1.0, "{window}");
 }

@@ -2,7 +2,7 @@
 
 use std::{fs, os::unix::fs::symlink};
 
-use crate::harness::{Program, json, program::Folder};
+use crate::harness::{Program, eventually, json, program::Folder};
 
 #[test]
 fn an_agent_works_in_the_folder_of_its_workspace_under_the_root() {
@@ -104,6 +104,66 @@ fn existing_folder_is_used_only_under_an_allowed_path() {
         other["workspaceId"] = json!("other");
         program.api.post("/acp/session/new", other).problem(403, "path_not_allowed");
     }
+}
+
+#[test]
+fn folder_is_the_same_however_its_path_is_written() {
+    let allowed = Folder::new();
+    for name in ["project/sub", "another"] {
+        fs::create_dir_all(allowed.path().join(name)).unwrap();
+    }
+    symlink(allowed.path().join("project"), allowed.path().join("link")).unwrap();
+    let program = Program::builder().set("workspaces.allow_paths", json!([allowed.path()])).start();
+    let folder = allowed.path().display().to_string();
+    let body =
+        |path: &str| json!({"workspaceId": "ws", "installationId": "tenant-1", "path": format!("{folder}{path}")});
+    let first = program.api.open_with(body("/project"));
+    for path in ["/project/", "/./project", "//project/.", "/project/sub/..", "/link", "/link/"] {
+        assert_eq!(program.api.open_with(body(path)).path(), first.path(), "{path}");
+    }
+    for path in ["/another", "/project/sub", "/PROJECT"] {
+        let answer = program.api.post("/acp/session/new", body(path));
+        assert!(answer.status == 400 || answer.status == 409, "{path}: {}", answer.text);
+    }
+}
+
+#[test]
+fn deleted_folder_is_reported_as_missing_and_a_load_creates_it_again() {
+    let program = Program::start();
+    let session = program.api.open("ws");
+    session.completes("write notes.txt hello");
+    fs::remove_dir_all(session.path()).unwrap();
+    session.post("prompt", json!({"prompt": "crash"})).problem(502, "agent_crashed");
+    let problem = session.post("prompt", json!({"prompt": "echo hello"})).problem(409, "folder_missing");
+    let detail = problem["detail"].as_str().unwrap();
+    assert!(detail.contains("Restore the folder, or load the session"), "{detail}");
+    session.get("/diff").problem(409, "folder_missing");
+    // No fresh agent can cure it, so none is started.
+    eventually("the session has failed", || session.state()["state"] == "failed");
+    session.post("prompt", json!({"prompt": "echo hello"})).problem(409, "session_failed");
+    program.api.post("/acp/session/load", json!({"sessionId": session.id})).expect(200);
+    assert_eq!(session.says("echo again"), "again");
+    assert!(session.path().is_dir());
+}
+
+#[test]
+fn missing_folder_that_was_given_by_path_is_not_called_forbidden() {
+    let allowed = Folder::new();
+    let project = allowed.path().join("project");
+    let program = Program::builder().set("workspaces.allow_paths", json!([allowed.path()])).start();
+    let body = json!({"workspaceId": "ws", "installationId": "tenant-1", "path": project});
+    program.api.post("/acp/session/new", body.clone()).problem(409, "folder_missing");
+    fs::create_dir(&project).unwrap();
+    let session = program.api.open_with(body);
+    fs::remove_dir(&project).unwrap();
+    session.get("/diff").problem(409, "folder_missing");
+    // Outside of what is allowed the answer does not depend on what exists.
+    let refused = |path: &str| {
+        let body = json!({"workspaceId": "other", "installationId": "tenant-1", "path": path});
+        let problem = program.api.post("/acp/session/new", body).problem(403, "path_not_allowed");
+        problem["detail"].as_str().unwrap().replace(path, "")
+    };
+    assert_eq!(refused("/etc"), refused("/none"));
 }
 
 #[test]

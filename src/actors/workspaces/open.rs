@@ -1,5 +1,7 @@
 //! Opens a workspace: finds or creates its row, and has the runtime prepare its folder.
 
+use std::path::Path;
+
 use serde_json::value::RawValue;
 use uuid::Uuid;
 
@@ -65,7 +67,7 @@ pub(crate) async fn find_or_make(
     };
     let (folder_id, first) = match &found {
         Some(row) => {
-            check_same_folder(request, row)?;
+            check_same_folder(workspace_client, request, row).await?;
             (row.folder_id, None)
         }
         None => {
@@ -77,7 +79,7 @@ pub(crate) async fn find_or_make(
     };
     // Another caller may have created the workspace meanwhile; its row wins, and is checked again below.
     let row = store.find_or_create_workspace(new).await.map_err(|cause| store::failure(&cause))?;
-    check_same_folder(request, &row)?;
+    check_same_folder(workspace_client, request, &row).await?;
     let prepared = match first {
         Some(prepared) if row.folder_id == folder_id => prepared,
         _ => prepare(workspace_client, &row).await?,
@@ -103,10 +105,18 @@ pub(crate) async fn prepare(
 }
 
 /// Rejects a request whose repository or path differs from that of the existing workspace.
-fn check_same_folder(request: &OpenSession, row: &WorkspaceRow) -> Result<(), Failure> {
-    let differs = |asked: Option<&String>, is: Option<&String>| asked.is_some() && asked != is;
+async fn check_same_folder(
+    workspace_client: &WorkspaceClient,
+    request: &OpenSession,
+    row: &WorkspaceRow,
+) -> Result<(), Failure> {
     let repository = request.checkout.as_ref().map(|it| &it.repository);
-    if differs(repository, row.repository.as_ref()) || differs(request.path.as_ref(), row.path.as_ref()) {
+    let is_other_repository = repository.is_some() && repository != row.repository.as_ref();
+    let is_other_path = match &request.path {
+        Some(asked) => !is_path_of(workspace_client, asked, row).await?,
+        None => false,
+    };
+    if is_other_repository || is_other_path {
         let detail = format!("the workspace {} already exists with a different repository or path", row.key);
         return Err(Failure::new(ErrorCode::InvalidRequest, detail));
     }
@@ -117,6 +127,19 @@ fn check_same_folder(request: &OpenSession, row: &WorkspaceRow) -> Result<(), Fa
         return Err(Failure::new(ErrorCode::InvalidRequest, detail));
     }
     Ok(())
+}
+
+/// True if `asked` is the folder of a workspace that was opened by `path`, however either is spelled.
+async fn is_path_of(workspace_client: &WorkspaceClient, asked: &str, row: &WorkspaceRow) -> Result<bool, Failure> {
+    let Some(known) = &row.path else { return Ok(false) };
+    // Components ignore repeated and trailing slashes and `.`.
+    if Path::new(asked) == Path::new(known) {
+        return Ok(true);
+    }
+    // Only the runtime can resolve links and `..`.
+    let workspace = WorkspaceRef { folder_id: row.folder_id, path: Some(asked.to_owned()) };
+    let prepared = workspace_client.prepare(&PrepareWorkspace { workspace, agent: None, checkout: None }).await?;
+    Ok(row.workspace_path.as_ref() == Some(&prepared.path))
 }
 
 /// Reference by which the runtime identifies the workspace.

@@ -40,7 +40,7 @@ use crate::{
             connection::ConnectionStatus,
             event::EventKind,
             lifecycle::SessionState,
-            restart::{RestartPolicy, Verdict, runtime_delay, spends_restart},
+            restart::{Remedy, RestartPolicy, Verdict, runtime_delay},
         },
         turn::outcome::{ErrorCode, Failure},
     },
@@ -163,9 +163,11 @@ impl WorkspaceSupervisor {
     fn on_broken(&mut self, id: SessionId, cause: RestartCause, failure: Failure, ctx: &mut Context<Self>) {
         let now = self.services.clock.now();
         let Some(child) = self.children.get_mut(&id) else { return };
-        let verdict = match spends_restart(failure.code) {
-            true => child.restarts.on_end(now),
-            false => {
+        let remedy = Remedy::of(failure.code);
+        let verdict = match remedy {
+            Remedy::GiveUp => Verdict::GiveUp,
+            Remedy::Restart => child.restarts.on_end(now),
+            Remedy::Wait => {
                 child.free_restarts += 1;
                 let is_runtime = failure.code == ErrorCode::RuntimeUnavailable;
                 // The fresh session waits for the runtime itself.
@@ -178,8 +180,12 @@ impl WorkspaceSupervisor {
         };
         match verdict {
             Verdict::GiveUp => {
-                let detail =
-                    format!("the session failed too often in a short time; last failure: {}", failure.detail);
+                let detail = match remedy {
+                    Remedy::GiveUp => failure.detail,
+                    Remedy::Restart | Remedy::Wait => {
+                        format!("the session failed too often in a short time; last failure: {}", failure.detail)
+                    }
+                };
                 self.settle(id, SessionState::Failed, Some(Failure::new(failure.code, detail)), ctx);
             }
             Verdict::Restart(delay) => {

@@ -31,9 +31,6 @@ pub(crate) fn sample_of(outcome: &TurnOutcome) -> Option<Sample> {
 pub(crate) fn sample_of_handshake(result: Result<(), &Failure>) -> Option<Sample> {
     match result {
         Ok(()) => Some(Sample::Success),
-        // For a prompt this error means that the caller used an optional feature. A handshake uses only mandatory
-        // methods, and an agent without `session/new` does not speak ACP.
-        Err(failure) if failure.code == ErrorCode::NotSupportedByAgent => Some(Sample::Failure),
         Err(failure) => sample_of_failure(failure.code),
     }
 }
@@ -59,7 +56,8 @@ fn sample_of_failure(code: ErrorCode) -> Option<Sample> {
         | SessionClosed | SessionFailed | SessionNotLoaded | IdempotencyMismatch | PermissionNotPending
         | NotSupportedByAgent | UnknownAgent | AgentRejected => None,
         // The same on every route: folder and git, credentials, the model's provider.
-        PathNotAllowed | WorkspaceUnavailable | AgentAuthRequired | Authentication | ModelProvider => None,
+        PathNotAllowed | FolderMissing | WorkspaceUnavailable | AgentAuthRequired | Authentication
+        | ModelProvider => None,
         // The runtime is stopped or cannot be reached: both routes need it.
         RuntimeUnavailable => None,
         // Caused by this service: 429 and 503, a drain or a crash during the turn, internal errors.
@@ -90,7 +88,7 @@ mod tests {
         ErrorCode::FallbackUnavailable,
     ];
 
-    const NOT_COUNTED: [ErrorCode; 32] = [
+    const NOT_COUNTED: [ErrorCode; 33] = [
         ErrorCode::InvalidRequest,
         ErrorCode::PayloadTooLarge,
         ErrorCode::UnsupportedMediaType,
@@ -102,6 +100,7 @@ mod tests {
         ErrorCode::Unauthorized,
         ErrorCode::ForbiddenOrigin,
         ErrorCode::PathNotAllowed,
+        ErrorCode::FolderMissing,
         ErrorCode::TurnRunning,
         ErrorCode::SessionClosed,
         ErrorCode::SessionFailed,
@@ -135,8 +134,7 @@ mod tests {
                 _ => panic!("{code:?} is in both lists or in neither"),
             };
             let failure = Failure::new(*code, "it failed");
-            let of_handshake = if *code == ErrorCode::NotSupportedByAgent { Some(Sample::Failure) } else { expected };
-            assert_eq!(sample_of_handshake(Err(&failure)), of_handshake, "handshake: {code:?}");
+            assert_eq!(sample_of_handshake(Err(&failure)), expected, "handshake: {code:?}");
             assert_eq!(sample_of(&TurnOutcome::Failed(failure)), expected, "turn: {code:?}");
         }
     }

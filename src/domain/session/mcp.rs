@@ -29,6 +29,30 @@ pub(crate) fn check(servers: &RawValue) -> Result<(), Failure> {
     }
 }
 
+/// Remote transports of MCP servers that an agent supports; every agent supports `stdio`.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub(crate) struct RemoteTransports {
+    pub http: bool,
+    pub sse: bool,
+}
+
+/// Checks the transport of each server against those that the agent supports. Transports unknown to ACP are the agent's
+/// to judge.
+///
+/// # Errors
+/// `not_supported_by_agent`, with the index of the first server of another transport.
+pub(crate) fn check_taken_by(servers: &RawValue, takes: RemoteTransports) -> Result<(), Failure> {
+    let servers: Vec<Value> = serde_json::from_str(servers.get()).unwrap_or_default();
+    for (index, server) in servers.iter().enumerate() {
+        let transport = server["type"].as_str().unwrap_or("stdio");
+        if (transport == "http" && !takes.http) || (transport == "sse" && !takes.sse) {
+            let detail = format!("mcpServers[{index}]: the agent does not support MCP servers of type `{transport}`");
+            return Err(Failure::new(ErrorCode::NotSupportedByAgent, detail));
+        }
+    }
+    Ok(())
+}
+
 /// The servers as JSON without their environment and headers, which may contain secrets.
 pub(crate) fn without_secrets(servers: &RawValue) -> String {
     let mut servers: Value = serde_json::from_str(servers.get()).unwrap_or_default();
@@ -54,6 +78,18 @@ mod tests {
         assert!(check(&servers).is_ok());
         let kept = without_secrets(&servers);
         assert!(!kept.contains("s3cret") && kept.contains("\"command\":\"x\""));
+    }
+
+    #[test]
+    fn remote_server_is_refused_for_an_agent_without_its_transport() {
+        let json = r#"[{"name":"a","command":"x"},{"type":"http","name":"b","url":"https://x"},
+            {"type":"sse","name":"c","url":"https://x"},{"type":"acp","name":"d"}]"#;
+        let servers = RawValue::from_string(json.to_owned()).unwrap();
+        let detail = |http, sse| check_taken_by(&servers, RemoteTransports { http, sse }).unwrap_err().detail;
+        assert_eq!(check_taken_by(&servers, RemoteTransports { http: true, sse: true }), Ok(()));
+        assert!(detail(false, true).contains("mcpServers[1]: the agent does not support MCP servers of type `http`"));
+        assert!(detail(true, false).contains("mcpServers[2]"));
+        assert_eq!(check_taken_by(&none(), RemoteTransports::default()), Ok(()));
     }
 
     #[test]

@@ -27,10 +27,30 @@ const FIRST_DELAY: Duration = Duration::from_millis(50);
 /// The longest delay before a restart.
 const LONGEST_DELAY: Duration = Duration::from_secs(5);
 
-/// True if an unexpected end with this error spends a restart. Failures of the runtime and the database do not: a fresh
-/// agent cannot cure them, and they end by themselves.
-pub(crate) fn spends_restart(code: ErrorCode) -> bool {
-    !matches!(code, ErrorCode::RuntimeUnavailable | ErrorCode::DatabaseUnavailable)
+/// The remedy for an unexpected end of a session.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Remedy {
+    /// A fresh agent, which spends a restart.
+    Restart,
+    /// Failures of the runtime and the database end by themselves: another attempt later, which spends nothing.
+    Wait,
+    /// The folder, the configured agent or one of its features is gone. No attempt can succeed before somebody has
+    /// changed that: the session is `failed` at once.
+    GiveUp,
+}
+
+impl Remedy {
+    /// The remedy for an end with this error.
+    pub(crate) fn of(code: ErrorCode) -> Self {
+        match code {
+            ErrorCode::RuntimeUnavailable | ErrorCode::DatabaseUnavailable => Self::Wait,
+            ErrorCode::FolderMissing
+            | ErrorCode::PathNotAllowed
+            | ErrorCode::UnknownAgent
+            | ErrorCode::NotSupportedByAgent => Self::GiveUp,
+            _ => Self::Restart,
+        }
+    }
 }
 
 /// Applies [`RestartLimits`] to one session or one part of the service.
@@ -187,8 +207,15 @@ mod tests {
     fn unavailable_runtime_is_asked_after_1_to_30_s_and_spends_no_restart() {
         let delays: Vec<_> = (0..7).map(|attempt| runtime_delay(attempt, 0.5).as_secs()).collect();
         assert_eq!(delays, [1, 2, 4, 8, 16, 30, 30]);
-        assert!(!spends_restart(ErrorCode::RuntimeUnavailable) && !spends_restart(ErrorCode::DatabaseUnavailable));
-        assert!(spends_restart(ErrorCode::AgentCrashed) && spends_restart(ErrorCode::ConnectionLost));
+        let remedies = [ErrorCode::RuntimeUnavailable, ErrorCode::DatabaseUnavailable].map(Remedy::of);
+        assert_eq!(remedies, [Remedy::Wait; 2]);
+        assert_eq!([ErrorCode::AgentCrashed, ErrorCode::ConnectionLost].map(Remedy::of), [Remedy::Restart; 2]);
+    }
+
+    #[test]
+    fn missing_folder_or_agent_is_not_restarted() {
+        let codes = [ErrorCode::FolderMissing, ErrorCode::PathNotAllowed, ErrorCode::UnknownAgent];
+        assert_eq!(codes.map(Remedy::of), [Remedy::GiveUp; 3]);
     }
 
     #[test]

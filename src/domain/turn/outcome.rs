@@ -123,6 +123,10 @@ error_codes! {
     /// The named agent is not configured.
     UnknownAgent = "unknown_agent", Application, false, "Use a name from `GET /acp/agents`."
         | "Use the name of a configured agent: `lumilink config` prints `[agents.<name>]`.";
+    /// The folder of the workspace was deleted or moved.
+    FolderMissing = "folder_missing", Application, false,
+        "Restore the folder, or load the session with `POST /acp/session/load`: a folder that was not given by `path` is created again."
+        | "Restore the folder, or run `lumilink session load`: a folder that was not given by path is created again.";
     /// The workspace could not be prepared: the clone failed, the disk is full, or the path is not a folder.
     WorkspaceUnavailable = "workspace_unavailable", Application, true, "Check the repository and the access to it.";
     /// The agent requires credentials.

@@ -53,6 +53,10 @@ impl Prompt {
                 .map_err(|cause| bad(format!("prompt[{index}]: not an ACP content block: {cause}")))?;
             match parsed {
                 ContentBlock::Text(content) => {
+                    // Model providers refuse the whole conversation from then on.
+                    if content.text.trim().is_empty() {
+                        return Err(bad(format!("prompt[{index}]: the text must not be empty")));
+                    }
                     if !prompt.text.is_empty() {
                         prompt.text.push('\n');
                     }
@@ -227,6 +231,11 @@ mod tests {
             ("[]", "1 to 256"),
             ("{}", "array"),
             ("[{\"type\":\"text\"}]", "prompt[0]"),
+            ("[{\"type\":\"text\",\"text\":\"\"}]", "prompt[0]: the text must not be empty"),
+            (
+                "[{\"type\":\"text\",\"text\":\"a\"},{\"type\":\"text\",\"text\":\" \\n\"}]",
+                "prompt[1]: the text must not",
+            ),
             ("[{\"type\":\"text\",\"text\":\"a\"},{\"type\":\"hologram\"}]", "prompt[1]"),
         ] {
             let failure = parse(json).unwrap_err();

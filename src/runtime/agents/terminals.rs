@@ -1,6 +1,13 @@
 //! Serves `terminal/*`: commands that an agent runs in its workspace, and that end with the agent's connection.
 
-use std::{collections::HashMap, path::PathBuf, sync::Arc, time::Duration};
+use std::{
+    collections::HashMap,
+    ffi::OsStr,
+    os::unix::fs::PermissionsExt,
+    path::{Path, PathBuf},
+    sync::Arc,
+    time::Duration,
+};
 
 use parking_lot::Mutex;
 use tokio::{
@@ -112,7 +119,8 @@ impl Terminals {
         // Variables of the request override the inherited ones.
         let mut env: HashMap<_, _> = self.settings.inherited.iter().cloned().collect();
         env.extend(request.env.into_iter().map(|variable| (variable.name.into(), variable.value.into())));
-        let (program, args) = command_line(request.command, request.args);
+        let path = env.get(OsStr::new("PATH")).cloned().unwrap_or_default();
+        let (program, args) = command_line(request.command, request.args, &cwd, &path).await;
         let command = GroupCommand {
             program: program.into(),
             args: args.into_iter().map(Into::into).collect(),
@@ -223,13 +231,27 @@ impl Terminals {
     }
 }
 
-/// Returns program and arguments. Some agents send a whole command line as the program; that is run by `sh`.
-fn command_line(command: String, args: Vec<String>) -> (String, Vec<String>) {
-    if args.is_empty() && command.contains(|c: char| c.is_whitespace() || "|&;<>$".contains(c)) {
+/// Returns program and arguments. Some agents send a whole command line as the program; that is run by `sh`, unless it
+/// is the path or name of a program.
+async fn command_line(command: String, args: Vec<String>, cwd: &Path, path: &OsStr) -> (String, Vec<String>) {
+    let is_line = args.is_empty() && command.contains(|c: char| c.is_whitespace() || "|&;<>$".contains(c));
+    if is_line && !is_program(&command, cwd, path).await {
         ("/bin/sh".to_owned(), vec!["-c".to_owned(), command])
     } else {
         (command, args)
     }
+}
+
+/// True if `name` is an executable file: by its path, or by its name in one of the folders of `path`.
+async fn is_program(name: &str, cwd: &Path, path: &OsStr) -> bool {
+    let folders = if name.contains('/') { vec![cwd.to_owned()] } else { std::env::split_paths(path).collect() };
+    for folder in folders {
+        let found = tokio::fs::metadata(cwd.join(folder).join(name)).await;
+        if found.is_ok_and(|found| found.is_file() && found.permissions().mode() & 0o111 != 0) {
+            return true;
+        }
+    }
+    false
 }
 
 /// Reads a command's output until its exit, then publishes the exit status.
@@ -294,6 +316,8 @@ fn signal_name(signal: i32) -> String {
 
 #[cfg(test)]
 mod tests {
+    use serde_json::json;
+
     use super::*;
     use crate::runtime::workspaces::folders::AllowedFolders;
 
@@ -330,6 +354,33 @@ mod tests {
         assert_eq!((output.output.as_str(), output.truncated), ("ñ", true));
         terminals.release(&id).unwrap();
         assert_eq!(terminals.output(&id).unwrap_err().code, jsonrpc::RESOURCE_NOT_FOUND);
+    }
+
+    #[tokio::test]
+    async fn program_with_a_space_in_its_path_is_run_itself() {
+        let base = tempfile::tempdir().unwrap();
+        let terminals = terminals(&base);
+        let folder = base.path().join("root/ws/my tools");
+        std::fs::create_dir_all(&folder).unwrap();
+        std::fs::write(folder.join("say it"), "#!/bin/sh\necho said $#\n").unwrap();
+        std::fs::set_permissions(folder.join("say it"), std::fs::Permissions::from_mode(0o755)).unwrap();
+        let absolute = folder.join("say it").display().to_string();
+        let env = json!([{"name": "PATH", "value": format!("/bin:{}", folder.display())}]);
+        let on_path = json!({"sessionId": "s", "command": "say it", "env": env});
+        let on_path: CreateTerminalRequest = serde_json::from_value(on_path).unwrap();
+        for request in [
+            CreateTerminalRequest::new("s", &*absolute),
+            CreateTerminalRequest::new("s", "./my tools/say it"),
+            on_path,
+            CreateTerminalRequest::new("s", format!("'{absolute}'")),
+            CreateTerminalRequest::new("s", "echo said 0"),
+        ] {
+            let shown = request.command.clone();
+            let id = terminals.create(request).await.unwrap();
+            assert_eq!(terminals.wait_for_exit(&id).await.unwrap().exit_code, Some(0), "{shown}");
+            assert_eq!(terminals.output(&id).unwrap().output, "said 0\n", "{shown}");
+            terminals.release(&id).unwrap();
+        }
     }
 
     #[tokio::test]

@@ -240,7 +240,7 @@ async fn refusals_say_why_and_carry_their_code() {
     for (meta, rpc_code, code) in [
         (json!({"agent": "nobody"}), -32602, "unknown_agent"),
         (json!({"cwd": outside}), -32602, "path_not_allowed"),
-        (json!({"cwd": format!("{outside}/root/none")}), -32602, "path_not_allowed"),
+        (json!({"cwd": format!("{outside}/root/none")}), -32602, "folder_missing"),
         (json!({"agent": "missing"}), -32603, "agent_start_failed"),
     ] {
         let answer = client.initialize(meta.clone()).await;

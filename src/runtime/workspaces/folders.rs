@@ -14,6 +14,9 @@ use crate::domain::turn::outcome::{ErrorCode, Failure};
 /// Largest number of folders of one connection. Each session may add one; known clients open a handful of sessions.
 const MAX_FOLDERS: usize = 64;
 
+/// Reason of a refusal that reveals nothing about the path.
+const NOT_ALLOWED: &str = "is neither a workspace nor under one of `[workspaces] allow_paths`";
+
 /// Folders that the configuration allows, with links resolved.
 #[derive(Debug, Clone)]
 pub(crate) struct AllowedFolders {
@@ -58,14 +61,15 @@ impl AllowedFolders {
     /// Opens an existing folder that is a workspace, inside one, or under an allowed path. Blocks.
     ///
     /// # Errors
-    /// `path_not_allowed`.
+    /// `path_not_allowed`, or `folder_missing` if the path is by its text under the root or an allowed path; elsewhere the
+    /// answer does not depend on what exists.
     pub(crate) fn open(&self, given: &str) -> Result<Folder, Failure> {
         let refused = |why: &str| Failure::new(ErrorCode::PathNotAllowed, format!("{given}: {why}"));
         let given_path = Path::new(given);
         if !given_path.is_absolute() {
             return Err(refused("is not an absolute path"));
         }
-        let path = given_path.canonicalize().map_err(|cause| refused(&cause.to_string()))?;
+        let path = given_path.canonicalize().map_err(|cause| self.unresolved(given_path, &cause))?;
         let allowed = match path.strip_prefix(&self.root) {
             Ok(below) => is_workspace(below),
             // A folder that contains the root would give access to every workspace.
@@ -74,16 +78,30 @@ impl AllowedFolders {
             }
         };
         if !allowed {
-            return Err(refused("is neither a workspace nor under one of `[workspaces] allow_paths`"));
+            return Err(refused(NOT_ALLOWED));
         }
         let dir = Dir::open_ambient_dir(&path, ambient_authority()).map_err(|cause| refused(&cause.to_string()))?;
         Ok(Folder { path, given: given_path.to_owned(), dir: Arc::new(dir) })
     }
 
+    /// The failure for a path that cannot be resolved.
+    fn unresolved(&self, given: &Path, cause: &io::Error) -> Failure {
+        let mut places = std::iter::once(&self.root).chain(&self.allow_paths);
+        let is_below = places.any(|place| given.starts_with(place) && given != place)
+            && !given.components().any(|part| part == Component::ParentDir);
+        match cause.kind() {
+            _ if !is_below => Failure::new(ErrorCode::PathNotAllowed, format!("{}: {NOT_ALLOWED}", given.display())),
+            io::ErrorKind::NotFound => {
+                Failure::new(ErrorCode::FolderMissing, format!("{}: does not exist", given.display()))
+            }
+            _ => Failure::new(ErrorCode::PathNotAllowed, format!("{}: {cause}", given.display())),
+        }
+    }
+
     /// Opens an existing folder that a caller named by `path`: under an allowed path and outside the root. Blocks.
     ///
     /// # Errors
-    /// `path_not_allowed`.
+    /// As [`open`](Self::open).
     pub(crate) fn open_allowed_path(&self, given: &str) -> Result<Folder, Failure> {
         let folder = self.open(given)?;
         if folder.path.starts_with(&self.root) {
@@ -177,8 +195,21 @@ mod tests {
         for name in ["root/ws", "root/ws/src", "root/ws/../ws", "allowed", "allowed/project"] {
             assert!(open(name).is_ok(), "{name}");
         }
-        for name in ["root", "root/.baselines/x", "root/ws/link", "root/ws/../../other", "allowed/link", "", "none"] {
+        for name in [
+            "root",
+            "root/.baselines/x",
+            "root/ws/link",
+            "root/ws/../../other",
+            "allowed/link",
+            "",
+            "none",
+            "other/none",
+            "allowed/../none",
+        ] {
             assert_eq!(open(name).unwrap_err().code, ErrorCode::PathNotAllowed, "{name}");
+        }
+        for name in ["root/gone", "allowed/gone", "root/ws/gone"] {
+            assert_eq!(open(name).unwrap_err().code, ErrorCode::FolderMissing, "{name}");
         }
         assert!(allowed.open("root/ws").is_err());
         assert!(allowed.open_allowed_path(base.join("root/ws").to_str().unwrap()).is_err());

@@ -122,7 +122,7 @@ impl Workspaces {
     /// Returns the changes in a workspace since it was prepared.
     ///
     /// # Errors
-    /// `not_found` for an unknown workspace, `path_not_allowed`, and `workspace_unavailable` without a baseline or if
+    /// `folder_missing`, `path_not_allowed`, and `workspace_unavailable` without a baseline or if
     /// git fails.
     pub(crate) async fn diff(self: &Arc<Self>, workspace: WorkspaceRef) -> Result<WorkspaceDiff, Failure> {
         let (folder, baseline) = match workspace.path {
@@ -137,7 +137,7 @@ impl Workspaces {
             None => {
                 let folder = self.folder(workspace.folder_id);
                 if !is_real_folder(&folder).await? {
-                    return Err(Failure::new(ErrorCode::NotFound, "the workspace does not exist"));
+                    return Err(Failure::new(ErrorCode::FolderMissing, "the folder of the workspace does not exist"));
                 }
                 (folder, self.baseline(workspace.folder_id))
             }

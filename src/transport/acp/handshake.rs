@@ -13,12 +13,15 @@ use crate::{
         schema::{AgentCapabilities, InitializeResponse, PROTOCOL_VERSION, agent_method},
     },
     contract::runtime::{InitializeMeta, META_KEY, RefusalMeta},
-    domain::turn::{
-        MAX_STRAY_LINES,
-        agent_error::classify_agent_error,
-        outcome::{ErrorCode, Failure},
-        prompt::Kinds,
-        update::view_update,
+    domain::{
+        session::mcp::{self, RemoteTransports},
+        turn::{
+            MAX_STRAY_LINES,
+            agent_error::classify_agent_error,
+            outcome::{ErrorCode, Failure},
+            prompt::Kinds,
+            update::view_update,
+        },
     },
     transport::{
         AgentEvent, AgentFacts, CloseReason, Delivered, OpenRequest, OpenedSession,
@@ -234,6 +237,8 @@ impl Handshake {
         agent: &InitializeResponse,
     ) -> Result<Result<Begun, RpcError>, Failure> {
         let capabilities = &agent.agent_capabilities;
+        let remote = &capabilities.mcp_capabilities;
+        mcp::check_taken_by(&request.mcp_servers, RemoteTransports { http: remote.http, sse: remote.sse })?;
         if let Some(previous) = &request.previous {
             let params = json!({"sessionId": previous, "cwd": request.cwd, "mcpServers": request.mcp_servers});
             // Resume before load: a load replays the whole conversation, which is then discarded.
@@ -362,9 +367,12 @@ fn refusal_code(error: &RpcError) -> Option<ErrorCode> {
 
 fn handshake_failure(error: &RpcError) -> Failure {
     match classify_agent_error(error) {
-        Failure { code: ErrorCode::AgentError | ErrorCode::ProtocolViolation, detail, .. } => {
-            Failure::new(ErrorCode::HandshakeFailed, detail)
-        }
+        // An agent without `session/new` does not speak ACP.
+        Failure {
+            code: ErrorCode::AgentError | ErrorCode::ProtocolViolation | ErrorCode::NotSupportedByAgent,
+            detail,
+            ..
+        } => Failure::new(ErrorCode::HandshakeFailed, detail),
         other => other,
     }
 }
