@@ -3,7 +3,7 @@
 
 use std::{fmt, str::FromStr};
 
-use serde_json::Value;
+use serde_json::{Value, value::RawValue};
 use tracing::{Event, Subscriber};
 use tracing_subscriber::{
     EnvFilter, Registry,
@@ -17,7 +17,10 @@ use tracing_subscriber::{
     util::SubscriberInitExt,
 };
 
-use crate::domain::{redaction::Redacted, text};
+use crate::domain::{
+    redaction::{Redacted, RedactedJson},
+    text,
+};
 
 /// The longest line with its end, in bytes: under 32 KB.
 pub(crate) const MAX_LINE_BYTES: usize = 32_000;
@@ -118,9 +121,18 @@ where
     fn format_event(&self, context: &FmtContext<'_, S, N>, mut to: Writer<'_>, event: &Event<'_>) -> fmt::Result {
         let mut line = String::new();
         self.0.format_event(context, Writer::new(&mut line), event)?;
-        let line = Redacted::new(line.trim_end());
+        let line = redacted(line.trim_end());
         let line = line.as_str();
         if line.len() < MAX_LINE_BYTES { writeln!(to, "{line}") } else { writeln!(to, "{}", bounded_json(line)) }
+    }
+}
+
+/// A log line with each of its texts redacted.
+fn redacted(line: &str) -> RedactedJson {
+    match serde_json::from_str::<&RawValue>(line) {
+        Ok(line) => RedactedJson::new(line),
+        // The formatter wrote no JSON, so the line becomes one text.
+        Err(_) => RedactedJson::of(&line),
     }
 }
 

@@ -17,6 +17,7 @@ use crate::{
     },
     actors::handles::messages::{AnswerPermission, CancelTurn, EndCause, SetConfigOption, SetMode},
     domain::{
+        redaction::{Redacted, RedactedJson},
         session::{
             background::{Mark, mark_of_notification},
             connection::ConnectionStatus,
@@ -91,7 +92,7 @@ impl StreamHandler<AgentEvent> for Session {
             AgentEvent::Failed { call, failure } => self.on_failed(call, failure, ctx),
             AgentEvent::Violation(detail) => self.fail(Failure::new(ErrorCode::ProtocolViolation, detail), ctx),
             AgentEvent::Interrupted(cause) => {
-                let cause = crate::domain::redaction::Redacted::new(&cause);
+                let cause = Redacted::new(&cause);
                 self.on_connection_change(ConnectionStatus::Reconnecting, Some(cause.as_str()));
             }
             AgentEvent::Resumed => {
@@ -351,7 +352,7 @@ impl Session {
             Some(option) => format!("permission: {option} (by {by})"),
             None => format!("permission: cancelled (by {by})"),
         };
-        let entry = TranscriptEntry::with_payload("permission", &text, &update.to_string());
+        let entry = TranscriptEntry::with_payload("permission", &text, RedactedJson::of(&update));
         if let Some(woken) = self.outside.woken.as_mut().filter(|woken| Some(woken.prompt_id()) == asking) {
             woken.transcript.note(entry);
         } else if let Some(ticket) = self.turn.as_mut().and_then(|turn| turn.ticket.as_mut()) {

@@ -21,6 +21,7 @@ use crate::{
         automation::skip::{Automation, WantedMode},
         clock::Timestamp,
         ids::PromptId,
+        redaction::{Redacted, RedactedJson},
         routing::{
             Route,
             sampling::sample_of,
@@ -207,9 +208,13 @@ impl Session {
             key: self.shared.spec.workspace.clone(),
             initiator: TurnInitiator::User,
             idempotency: idempotency.clone(),
-            preview: crate::domain::redaction::Redacted::new(&prompt.preview()),
+            preview: Redacted::new(&prompt.preview()),
             again,
-            first_entry: TranscriptEntry::with_payload("user_message", prompt.text(), &prompt.as_json()),
+            first_entry: TranscriptEntry::with_payload(
+                "user_message",
+                prompt.text(),
+                RedactedJson::new(&prompt.as_json()),
+            ),
             route: route.route,
             protocol: carrier,
             epoch: route.epoch,

@@ -13,7 +13,7 @@ use crate::{
         runtime::WorkspaceDiff,
         session::{FailureInfo, Mode, SessionInfo},
     },
-    domain::{ids::SessionId, session::lifecycle::SessionMode, turn::outcome::ErrorCode},
+    domain::{ids::SessionId, redaction::RedactedJson, session::lifecycle::SessionMode, turn::outcome::ErrorCode},
     http::{
         HttpState,
         problem::ApiError,
@@ -125,7 +125,7 @@ fn transcript_item(row: TranscriptRow) -> TranscriptItem {
         event_type: row.entry.event_type,
         text: row.entry.text.into_string(),
         message_id: row.entry.message_id,
-        payload: row.entry.payload.and_then(|payload| RawValue::from_string(payload.into_string()).ok()),
+        payload: row.entry.payload.map(RedactedJson::into_raw),
         created_at: row.created.to_string(),
     }
 }
