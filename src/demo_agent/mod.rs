@@ -16,6 +16,11 @@
 //! | `think` | sends one thought |
 //! | `plan` | publishes a plan of three entries and completes it |
 //! | `ask` | asks for permission and says the chosen option |
+//! | `ask KIND …` | the same, with one option of each of these kinds |
+//! | `ask-many N` | asks N times at once, and says how often each answer came |
+//! | `ask-huge BYTES N` | asks with a title of that size and N options that allow |
+//! | `ask-twice` | sends one permission request twice, with the same id |
+//! | `withdraw` | withdraws a request that it never sent, then its own permission request |
 //! | `mode NAME` | switches its own mode |
 //! | `crash` | says something, writes to stderr, exits with 42 |
 //! | `segv` | says something, kills itself with signal 11 |

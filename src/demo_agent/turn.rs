@@ -139,7 +139,8 @@ impl Agent {
             }
             "think" => self.update(&turn.session, &chunk("agent_thought_chunk", "Let me think about that.")),
             "plan" => self.plan(command, turn),
-            "ask" => self.ask(turn),
+            "ask" => self.ask(command, turn),
+            "ask-many" | "ask-huge" | "ask-twice" | "withdraw" => self.ask_oddly(command, turn),
             "mode" => {
                 let answer = self.set_mode(&turn.session, &command.rest);
                 match answer {
@@ -300,7 +301,7 @@ impl Agent {
     }
 
     /// Handles a message that arrives during a turn.
-    fn meanwhile(&mut self, turn: &mut Turn, line: &str) -> io::Result<()> {
+    pub(super) fn meanwhile(&mut self, turn: &mut Turn, line: &str) -> io::Result<()> {
         let Ok(message) = serde_json::from_str::<Value>(line) else { return Ok(()) };
         match (message["method"].as_str(), message.get("id")) {
             (Some("session/cancel"), _) => turn.cancelled = true,

@@ -186,6 +186,7 @@ impl Stage {
         loop {
             let run = mailbox.borrow_and_update().run_prompt.clone();
             let raw = serde_json::value::to_raw_value("hello").unwrap();
+            let (_present, caller) = tokio::sync::watch::channel(());
             let message = RunPrompt {
                 prompt_id,
                 prompt: Prompt::parse(&raw).unwrap(),
@@ -193,6 +194,7 @@ impl Stage {
                 idempotency: key.map(|key| Idempotency { key: key.into(), body_hash: "h".into() }),
                 again,
                 span: tracing::Span::none(),
+                caller,
             };
             if let Ok(begun) = run.send(message).await {
                 return begun;
@@ -656,7 +658,7 @@ async fn runtime_keeps_a_permission_request_until_it_is_answered() {
     let _begun = stage.begin(None).await.unwrap_or_else(|_| panic!("refused"));
     agent.prompted().await;
     let feed = &stage.live.shared.feed;
-    let mut reader = feed.subscribe(feed.last_id());
+    let mut reader = feed.subscribe(crate::actors::handles::event_feed::ReadFrom::Live);
     let params = serde_json::json!({
         "sessionId": "s",
         "toolCall": {"toolCallId": "1"},

@@ -1,6 +1,7 @@
 //! One prompt turn: its states, its progress, and its one outcome.
 
 pub(crate) mod agent_error;
+pub(crate) mod arrival;
 pub(crate) mod outcome;
 pub(crate) mod payload;
 pub(crate) mod prompt;
