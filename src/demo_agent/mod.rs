@@ -10,6 +10,7 @@
 //! | `write NAME TEXT` | writes a file through `fs/write_text_file`, with a tool call |
 //! | `read NAME` | says a file's content, through `fs/read_text_file` |
 //! | `run COMMAND` | runs a command through `terminal/*`, and says its output |
+//! | `linger MS` | works until it is cancelled, and ends the turn MS milliseconds later |
 //! | `sleep SECONDS` | works on a tool call for that time; a cancel ends it |
 //! | `ticks N MS` | says N chunks with pauses of MS milliseconds |
 //! | `silent` | does nothing |

@@ -119,6 +119,10 @@ impl Agent {
             "read" => self.read_file(command, turn),
             "run" => self.run_command(command, turn),
             "sleep" => self.work(turn, Duration::from_secs_f64(command.rest.parse().unwrap_or(1.0))),
+            "linger" => {
+                self.pause(turn, Duration::from_secs(3600))?;
+                self.lines.wait(Duration::from_millis(command.number(0, 100)))
+            }
             "ticks" => self.tick(turn, command.number(0, 5), Duration::from_millis(command.number(1, 100))),
             "silent" => Ok(()),
             "steps" => self.steps(turn, command.number(0, 5), Duration::from_millis(command.number(1, 10))),
