@@ -25,6 +25,9 @@ pub(crate) const AUTH_REQUIRED: i64 = -32000;
 /// `-32002`: the file, session or terminal does not exist.
 pub(crate) const RESOURCE_NOT_FOUND: i64 = -32002;
 
+/// `-32800`: the sender of the request withdrew it by `$/cancel_request`.
+pub(crate) const REQUEST_CANCELLED: i64 = -32800;
+
 /// The `error` member of a response.
 #[derive(Debug, Clone, Serialize, Deserialize, thiserror::Error)]
 #[error("{message} (JSON-RPC {code})")]

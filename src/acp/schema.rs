@@ -7,8 +7,8 @@
 pub(crate) use agent_client_protocol_schema::v1::{AGENT_METHOD_NAMES, CLIENT_METHOD_NAMES};
 pub(crate) use agent_client_protocol_schema::v1::{
     AgentCapabilities, ContentBlock, CreateTerminalRequest, InitializeResponse, KillTerminalRequest,
-    PermissionOption, PermissionOptionKind, ReadTextFileRequest, ReadTextFileResponse, ReleaseTerminalRequest,
-    RequestId, RequestPermissionRequest, StopReason, TerminalExitStatus, TerminalOutputRequest,
+    PermissionOptionKind, ReadTextFileRequest, ReadTextFileResponse, ReleaseTerminalRequest,
+    RequestId, StopReason, TerminalExitStatus, TerminalOutputRequest,
     TerminalOutputResponse, WaitForTerminalExitRequest, WriteTextFileRequest,
 };
 
@@ -38,6 +38,9 @@ pub(crate) mod agent_method {
     /// Notification: cancels the running turn.
     pub(crate) const SESSION_CANCEL: &str = "session/cancel";
 }
+
+/// Notification of both sides: withdraws a request of the sender.
+pub(crate) const CANCEL_REQUEST: &str = "$/cancel_request";
 
 /// Methods that the client answers.
 pub(crate) mod client_method {

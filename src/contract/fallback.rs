@@ -15,7 +15,11 @@ use serde_json::value::RawValue;
 use super::result::{ResultDiagnostic, ResultWorkspace};
 use crate::domain::{
     ids::{PromptId, SessionId},
-    session::{mcp, permission::PermissionPolicy},
+    session::{
+        mcp,
+        permission::{AnsweredBy, OfferedOption, PermissionPolicy},
+        pending_permissions::Resolution,
+    },
 };
 
 /// Path of the fallback; with `/{promptId}`, of one turn.
@@ -125,13 +129,43 @@ pub(crate) struct LineNotification {
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "camelCase")]
 pub(crate) struct LinePermission {
+    /// Id of the request, fresh; empty from an older runtime.
+    #[serde(default)]
+    pub request_id: String,
+    /// The tool call that needs the permission.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub tool_call_id: Option<String>,
     /// The chosen option; absent if the request was cancelled.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub option_id: Option<String>,
+    /// The chosen option with name and kind; absent from an older runtime.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub option: Option<OfferedOption>,
     /// True if the option allows the call.
     pub allows: bool,
     /// Name of the policy that chose, or `fallback` in place of `ask`.
     pub by: String,
+}
+
+impl LinePermission {
+    pub(crate) fn of(resolution: Resolution) -> Self {
+        let allows = resolution.allows();
+        let Resolution { request_id, tool_call_id, option, by, .. } = resolution;
+        let (option_id, by) = (option.as_ref().map(|option| option.option_id.clone()), by.as_str().to_owned());
+        Self { request_id, tool_call_id, option_id, option, allows, by }
+    }
+
+    /// The answer in the turn `prompt_id`. Of an older runtime's option only the id and the effect are known.
+    pub(crate) fn resolution(self, prompt_id: PromptId) -> Resolution {
+        let Self { request_id, tool_call_id, option_id, option, allows, by } = self;
+        let of_id = |option_id: String| {
+            let kind = Some(if allows { "allow_once" } else { "reject_once" }.to_owned());
+            OfferedOption { name: option_id.clone(), option_id, kind }
+        };
+        let by = AnsweredBy::from_name(&by).unwrap_or(AnsweredBy::Fallback);
+        let option = option.or_else(|| option_id.map(of_id));
+        Resolution { request_id, prompt_id: Some(prompt_id), tool_call_id, option, by }
+    }
 }
 
 #[derive(Debug, Clone, Serialize, Deserialize)]

@@ -9,6 +9,7 @@ use super::automation::{GITHUB_AUTOMATION_VERSION, GithubAutomation};
 use crate::domain::{
     clock::Timestamp,
     ids::{PromptId, SessionId},
+    redaction::{Redacted, RedactedJson},
     routing::Route,
     turn::{MAX_DIAGNOSTICS, Severity, TurnOutcome, TurnProgress, stop_reason_name},
 };
@@ -262,6 +263,18 @@ impl ACPSessionResult {
         }
         self.github_automation = automation;
         self
+    }
+
+    /// The result as it is persisted and answered, so that a repeat of the answer equals the first. The texts are redacted
+    /// before they are truncated: a half of a secret is not recognised.
+    pub(crate) fn into_redacted_json(mut self) -> RedactedJson {
+        if let Some(meta) = &mut self.meta {
+            meta.message = Redacted::new(&meta.message).into_string();
+        }
+        for diagnostic in &mut self.diagnostics {
+            diagnostic.message = Redacted::new(&diagnostic.message).into_string();
+        }
+        RedactedJson::new(&self.into_bounded_json())
     }
 
     /// Serialises within [`MAX_RESULT_BYTES`]: drops diagnostics from the end, then truncates the message and sets

@@ -298,6 +298,10 @@ pub(crate) struct SessionInfo {
     /// Absolute path in the runtime.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub workspace_path: Option<String>,
+    /// Permission requests that wait for `POST /acp/session/permission`, oldest first; only for a single session.
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    #[schema(required = false, max_items = 32)]
+    pub permission_requests: Vec<WaitingPermission>,
     /// `agentInfo`, `agentCapabilities`, `modes` and `configOptions` of the last handshake.
     #[schema(value_type = Option<Object>)]
     #[serde(skip_serializing_if = "Option::is_none")]
@@ -306,6 +310,28 @@ pub(crate) struct SessionInfo {
     pub created_at: String,
     /// Time of the last use, RFC 3339 in UTC.
     pub last_used_at: String,
+}
+
+/// A permission request that waits for an answer.
+#[derive(Debug, Serialize, ToSchema)]
+#[serde(rename_all = "camelCase")]
+pub(crate) struct WaitingPermission {
+    /// Id by which the request is answered; that of the event `permission_request`.
+    pub request_id: String,
+    /// Id of the turn that waits, which the agent may have begun by itself.
+    #[schema(value_type = Option<String>)]
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub prompt_id: Option<PromptId>,
+    /// ACP `toolCall` of the request; cut if it is longer than 48 KiB, with a mark in `_meta.lumilink`.
+    #[schema(value_type = Option<Object>)]
+    pub tool_call: Box<RawValue>,
+    /// ACP `options` of the request, at most 32. An option of a `kind` that ACP does not know is offered as well.
+    #[schema(value_type = Vec<Object>)]
+    pub options: Vec<Box<RawValue>>,
+    /// Time of the request, RFC 3339 in UTC.
+    pub since: String,
+    /// Time at which the request is rejected, RFC 3339 in UTC.
+    pub deadline: String,
 }
 
 /// The failure of a session or of a turn.

@@ -10,12 +10,18 @@
 //! | `write NAME TEXT` | writes a file through `fs/write_text_file`, with a tool call |
 //! | `read NAME` | says a file's content, through `fs/read_text_file` |
 //! | `run COMMAND` | runs a command through `terminal/*`, and says its output |
+//! | `linger MS` | works until it is cancelled, and ends the turn MS milliseconds later |
 //! | `sleep SECONDS` | works on a tool call for that time; a cancel ends it |
 //! | `ticks N MS` | says N chunks with pauses of MS milliseconds |
 //! | `silent` | does nothing |
 //! | `think` | sends one thought |
 //! | `plan` | publishes a plan of three entries and completes it |
 //! | `ask` | asks for permission and says the chosen option |
+//! | `ask KIND …` | the same, with one option of each of these kinds |
+//! | `ask-many N` | asks N times at once, and says how often each answer came |
+//! | `ask-huge BYTES N` | asks with a title of that size and N options that allow |
+//! | `ask-twice` | sends one permission request twice, with the same id |
+//! | `withdraw` | withdraws a request that it never sent, then its own permission request |
 //! | `mode NAME` | switches its own mode |
 //! | `crash` | says something, writes to stderr, exits with 42 |
 //! | `segv` | says something, kills itself with signal 11 |

@@ -1,26 +1,35 @@
 //! Commands of the demo agent that call its client: ask, write, read, run.
 
-use std::{io, path::Path};
+use std::{collections::BTreeMap, io, ops::Range, path::Path};
 
-use serde_json::json;
+use serde_json::{Value, json};
 
-use super::{Agent, script::Command, turn::Turn};
+use super::{Agent, lines::Read, script::Command, turn::Turn};
 
 /// Said if the client does not offer file access.
 const NOT_OFFERED: &str = "this client offers no files";
 
+fn permission(turn: &Turn, tool: &str, title: &str, options: &Value) -> Value {
+    json!({
+        "sessionId": turn.session,
+        "toolCall": {"toolCallId": tool, "title": title, "kind": "edit"},
+        "options": options,
+    })
+}
+
 impl Agent {
-    pub(super) fn ask(&mut self, turn: &mut Turn) -> io::Result<()> {
-        let tool = self.tool(turn, "edit", "Something that needs permission")?;
-        let params = json!({
-            "sessionId": turn.session,
-            "toolCall": {"toolCallId": tool, "title": "Something that needs permission", "kind": "edit"},
-            "options": [
+    /// Asks for permission and says the chosen option. `ask KIND …` offers one option of each kind, with the kind as id.
+    pub(super) fn ask(&mut self, command: &Command, turn: &mut Turn) -> io::Result<()> {
+        let options = match command.rest.as_str() {
+            "" => json!([
                 {"optionId": "allow", "name": "Allow once", "kind": "allow_once"},
                 {"optionId": "allow-all", "name": "Always allow", "kind": "allow_always"},
                 {"optionId": "reject", "name": "Reject", "kind": "reject_once"},
-            ],
-        });
+            ]),
+            kinds => kinds.split(' ').map(|kind| json!({"optionId": kind, "name": kind, "kind": kind})).collect(),
+        };
+        let tool = self.tool(turn, "edit", "Something that needs permission")?;
+        let params = permission(turn, &tool, "Something that needs permission", &options);
         let answer = self.request(turn, "session/request_permission", params)?;
         let outcome = &answer["result"]["outcome"];
         let chosen = outcome["optionId"].as_str().unwrap_or("cancelled").to_owned();
@@ -29,6 +38,67 @@ impl Agent {
             return Ok(());
         }
         self.say(turn, &chosen)
+    }
+
+    /// Sends several permission requests at once, or withdraws them, and says how they were answered.
+    pub(super) fn ask_oddly(&mut self, command: &Command, turn: &mut Turn) -> io::Result<()> {
+        let tool = self.tool(turn, "edit", "Something that needs permission")?;
+        let both = json!([
+            {"optionId": "allow", "name": "Allow once", "kind": "allow_once"},
+            {"optionId": "reject", "name": "Reject", "kind": "reject_once"},
+        ]);
+        let (count, title, options) = match command.word.as_str() {
+            "ask-many" => (command.number(0, 2), String::new(), both),
+            "ask-huge" => {
+                let option = |n: u64| json!({"optionId": format!("o{n}"), "name": "Option", "kind": "allow_once"});
+                let title = "x".repeat(usize::try_from(command.number(0, 1)).unwrap_or(1));
+                (1, title, (0..command.number(1, 1)).map(option).collect())
+            }
+            _ => (1, String::new(), both),
+        };
+        let first = self.next_request;
+        self.next_request += count;
+        for id in first..first + count {
+            let params = permission(turn, &tool, &title, &options);
+            let request =
+                json!({"jsonrpc": "2.0", "id": id, "method": "session/request_permission", "params": params});
+            self.lines.write(&request)?;
+            if command.word == "ask-twice" {
+                self.lines.write(&request)?;
+            }
+        }
+        if command.word == "withdraw" {
+            // The request of an id that was never used, then the own one.
+            for id in [first + 1000, first] {
+                let params = json!({"requestId": id});
+                self.lines.write(&json!({"jsonrpc": "2.0", "method": "$/cancel_request", "params": params}))?;
+            }
+        }
+        let mut answers: BTreeMap<String, u64> = BTreeMap::new();
+        for _ in 0..count {
+            let answer = self.next_answer(turn, first..first + count)?;
+            let code = answer["error"]["code"].as_i64().map(|code| format!("error {code}"));
+            let chosen = answer["result"]["outcome"]["optionId"].as_str().map(str::to_owned);
+            *answers.entry(code.or(chosen).unwrap_or_else(|| "cancelled".to_owned())).or_default() += 1;
+        }
+        let said: Vec<_> = answers.iter().map(|(answer, times)| format!("{times} {answer}")).collect();
+        self.say(turn, &said.join(", "))
+    }
+
+    fn next_answer(&mut self, turn: &mut Turn, ids: Range<u64>) -> io::Result<Value> {
+        loop {
+            match self.lines.read(None)? {
+                Read::Text(line) => {
+                    let message: Value = serde_json::from_str(&line).unwrap_or_default();
+                    if message["method"].is_null() && message["id"].as_u64().is_some_and(|id| ids.contains(&id)) {
+                        return Ok(message);
+                    }
+                    self.meanwhile(turn, &line)?;
+                }
+                Read::Silence => {}
+                Read::End => std::process::exit(0),
+            }
+        }
     }
 
     pub(super) fn write_file(&mut self, command: &Command, turn: &mut Turn) -> io::Result<()> {

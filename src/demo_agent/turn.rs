@@ -119,6 +119,10 @@ impl Agent {
             "read" => self.read_file(command, turn),
             "run" => self.run_command(command, turn),
             "sleep" => self.work(turn, Duration::from_secs_f64(command.rest.parse().unwrap_or(1.0))),
+            "linger" => {
+                self.pause(turn, Duration::from_secs(3600))?;
+                self.lines.wait(Duration::from_millis(command.number(0, 100)))
+            }
             "ticks" => self.tick(turn, command.number(0, 5), Duration::from_millis(command.number(1, 100))),
             "silent" => Ok(()),
             "steps" => self.steps(turn, command.number(0, 5), Duration::from_millis(command.number(1, 10))),
@@ -139,7 +143,8 @@ impl Agent {
             }
             "think" => self.update(&turn.session, &chunk("agent_thought_chunk", "Let me think about that.")),
             "plan" => self.plan(command, turn),
-            "ask" => self.ask(turn),
+            "ask" => self.ask(command, turn),
+            "ask-many" | "ask-huge" | "ask-twice" | "withdraw" => self.ask_oddly(command, turn),
             "mode" => {
                 let answer = self.set_mode(&turn.session, &command.rest);
                 match answer {
@@ -300,7 +305,7 @@ impl Agent {
     }
 
     /// Handles a message that arrives during a turn.
-    fn meanwhile(&mut self, turn: &mut Turn, line: &str) -> io::Result<()> {
+    pub(super) fn meanwhile(&mut self, turn: &mut Turn, line: &str) -> io::Result<()> {
         let Ok(message) = serde_json::from_str::<Value>(line) else { return Ok(()) };
         match (message["method"].as_str(), message.get("id")) {
             (Some("session/cancel"), _) => turn.cancelled = true,

@@ -87,6 +87,25 @@ pub(crate) fn cut_bytes(text: &str, max_bytes: usize) -> &str {
     &text[..text.floor_char_boundary(max_bytes)]
 }
 
+/// The longest line that [`last_line`] returns, in bytes. Tokens have some hundreds of bytes, and few lines are longer.
+pub(crate) const MAX_LINE_BYTES: usize = 4096;
+
+/// The line that a cut at the end of `text` interrupts, or the word if the line is longer than [`MAX_LINE_BYTES`]; empty
+/// if that is longer too. A text that is cut ahead of it holds no half of a secret.
+pub(crate) fn last_line(text: &str) -> &str {
+    let tail = tail_bytes(text, MAX_LINE_BYTES);
+    tail.rfind('\n').or_else(|| tail.rfind(' ')).map_or("", |end| &tail[end + 1..])
+}
+
+/// The length of the part of `more` that completes the last line of `text`; of its last word, if the line is longer than
+/// [`MAX_LINE_BYTES`]. `None` if neither ends in `more`.
+pub(crate) fn line_end(text: &str, more: &str) -> Option<usize> {
+    let is_short = text.len() < MAX_LINE_BYTES || tail_bytes(text, MAX_LINE_BYTES).contains('\n');
+    let end = more.find('\n');
+    let end = if is_short { end } else { end.or_else(|| more.find(' ')) };
+    end.map(|end| end + 1)
+}
+
 /// Keeps at most the last `max_bytes` bytes, from a character boundary, without a mark.
 pub(crate) fn tail_bytes(text: &str, max_bytes: usize) -> &str {
     &text[text.ceil_char_boundary(text.len().saturating_sub(max_bytes))..]

@@ -15,7 +15,7 @@ use super::{
 use crate::domain::{
     clock::Timestamp,
     ids::{InstallationId, SessionId, UserId, WorkspaceId, WorkspaceKey},
-    redaction::Redacted,
+    redaction::RedactedJson,
     routing::Route,
     session::lifecycle::{SessionMode, SessionState},
     turn::{TurnInitiator, TurnPhase, outcome::Failure},
@@ -46,7 +46,7 @@ pub(crate) struct NewSession {
     /// The negotiated version, after a handshake.
     pub protocol_version: Option<u16>,
     /// The agent's description of itself, as a JSON object.
-    pub agent_facts: Option<Redacted>,
+    pub agent_facts: Option<RedactedJson>,
     /// The connection to the agent.
     pub connection: Option<KeptConnection>,
     pub now: Timestamp,
@@ -132,7 +132,7 @@ pub(crate) struct SessionChange {
     pub protocol: Option<Route>,
     pub protocol_version: Option<u16>,
     /// The agent's description of itself, as a JSON object.
-    pub agent_facts: Option<Redacted>,
+    pub agent_facts: Option<RedactedJson>,
     /// Number of restarts of the agent.
     pub restarts: Option<u32>,
     /// A new connection to the agent.
@@ -206,7 +206,7 @@ impl Record {
             mcp_servers: clean(new.mcp_servers),
             protocol: new.protocol.as_str().to_owned(),
             protocol_version: new.protocol_version.map(i32::from),
-            agent_facts: clean_option(new.agent_facts.map(Redacted::into_string)),
+            agent_facts: clean_option(new.agent_facts.map(RedactedJson::into_string)),
             restarts: 0,
             last_event_id: 0,
             created_us: new.now.0,
@@ -281,7 +281,7 @@ pub(super) fn change(change: SessionChange) -> impl FnMut(&mut WriteTx<'_>) -> R
         agent_session_id: clean_option(change.agent_session_id),
         protocol: change.protocol.map(Route::as_str),
         protocol_version: change.protocol_version.map(i32::from),
-        agent_facts: clean_option(change.agent_facts.map(Redacted::into_string)),
+        agent_facts: clean_option(change.agent_facts.map(RedactedJson::into_string)),
         restarts: change.restarts.map(|restarts| i32::try_from(restarts).unwrap_or(i32::MAX)),
         last_event_id: change.last_event_id.map(columns::signed),
         last_used_us: change.last_used.map(|at| at.0),

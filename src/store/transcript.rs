@@ -20,7 +20,7 @@ use super::{
 use crate::domain::{
     clock::Timestamp,
     ids::{PromptId, SessionId, WorkspaceKey},
-    redaction::Redacted,
+    redaction::{Redacted, RedactedJson},
     session::context::{MAX_CONTEXT_BYTES, Remark},
     turn::transcript::{EntryPlace, KeptEntry, TranscriptEntry},
 };
@@ -106,7 +106,7 @@ impl Record {
             entry: TranscriptEntry {
                 event_type: self.event_type,
                 text: Redacted::from_kept(self.text),
-                payload: self.payload.map(Redacted::from_kept),
+                payload: self.payload.and_then(RedactedJson::from_kept),
                 message_id: self.message_id,
                 place: None,
             },
@@ -145,7 +145,7 @@ impl Row {
         Self {
             event_type: clean(entry.event_type),
             text: clean(entry.text.into_string()),
-            payload: clean_option(entry.payload.map(Redacted::into_string)),
+            payload: clean_option(entry.payload.map(RedactedJson::into_string)),
             message_id: clean_option(entry.message_id),
             place: entry.place,
         }

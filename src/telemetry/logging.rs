@@ -3,7 +3,7 @@
 
 use std::{fmt, str::FromStr};
 
-use serde_json::Value;
+use serde_json::{Value, value::RawValue};
 use tracing::{Event, Subscriber};
 use tracing_subscriber::{
     EnvFilter, Registry,
@@ -18,7 +18,10 @@ use tracing_subscriber::{
 };
 
 use super::request_ids::{self, REQUEST_ID, RequestIds};
-use crate::domain::{redaction::Redacted, text};
+use crate::domain::{
+    redaction::{Redacted, RedactedJson},
+    text,
+};
 
 /// The longest line with its end, in bytes: under 32 KB.
 pub(crate) const MAX_LINE_BYTES: usize = 32_000;
@@ -119,7 +122,7 @@ where
     fn format_event(&self, context: &FmtContext<'_, S, N>, mut to: Writer<'_>, event: &Event<'_>) -> fmt::Result {
         let mut line = String::new();
         self.0.format_event(context, Writer::new(&mut line), event)?;
-        let mut line = Redacted::new(line.trim_end()).into_string();
+        let mut line = redacted(line.trim_end()).into_string();
         add_request_id(&mut line, context, event);
         let line = line.as_str();
         if line.len() < MAX_LINE_BYTES { writeln!(to, "{line}") } else { writeln!(to, "{}", bounded_json(line)) }
@@ -138,6 +141,15 @@ where
     if let Some(id) = context.parent_span().and_then(request_ids::of_span) {
         line.pop();
         line.push_str(&format!(",\"{REQUEST_ID}\":{}}}", Value::from(id)));
+    }
+}
+
+/// A log line with each of its texts redacted.
+fn redacted(line: &str) -> RedactedJson {
+    match serde_json::from_str::<&RawValue>(line) {
+        Ok(line) => RedactedJson::new(line),
+        // The formatter wrote no JSON, so the line becomes one text.
+        Err(_) => RedactedJson::of(&line),
     }
 }
 

@@ -29,7 +29,7 @@ use crate::{
     contract::runtime::ResumedPrompt,
     domain::{
         ids::{PromptId, SessionId},
-        session::permission::PermissionPolicy,
+        session::{pending_permissions::Resolution, permission::PermissionPolicy},
         turn::{
             Severity,
             outcome::Failure,
@@ -273,14 +273,7 @@ pub(crate) enum AgentEvent {
         message: String,
     },
     /// The carrier of the turn answered a permission request itself.
-    Permission {
-        /// The chosen option; `None` if the request was cancelled.
-        option_id: Option<String>,
-        /// True if that option grants the permission.
-        allows: bool,
-        /// The name of the policy that chose, or `fallback` if a person would have been asked.
-        by: String,
-    },
+    Permission(Resolution),
     /// A line of the agent's output that is not JSON, truncated.
     StrayLine(String),
     /// JSON that violates the protocol; the agent can no longer be trusted.

@@ -89,3 +89,13 @@ fn cancelled_turn_ends_cancelled_though_the_agent_answers_end_turn() {
         assert_eq!(session.says("echo next"), "next");
     }
 }
+
+#[test]
+fn prompt_right_after_a_cancel_is_taken() {
+    let program = Program::start();
+    let session = program.api.open("ws");
+    let (first, _stream) = session.is_busy_with("echo started ; linger 300");
+    assert!(session.cancel());
+    assert_eq!(session.says("echo next"), "next");
+    assert_eq!(session.ends(&first)["state"], "cancelled");
+}

@@ -257,3 +257,23 @@ fn repeat_of_a_prompt_is_marked_as_replayed() {
 fn prompt_key(prompt: &str) -> &str {
     prompt.split(' ').next().unwrap()
 }
+
+#[test]
+fn repeat_of_an_answer_with_a_secret_or_a_word_like_one_equals_the_first_answer() {
+    let program = Program::start();
+    let session = program.api.open("ws");
+    let secret = "ghp_abcdefghijklmnopqrstuvwxyz0123456789";
+    for (key, said, shown) in [
+        ("1", format!("a {secret} b"), "a [redacted] b"),
+        ("2", "risk-adjusted-returns.py task-notification-center.md".to_owned(), "risk-adjusted-returns.py task-notification-center.md"),
+        ("3", "http://localhost:3000 by admin@example.com".to_owned(), "http://localhost:3000 by admin@example.com"),
+    ] {
+        let prompt = format!("echo {said}");
+        let first = send(&session, &prompt, key).expect(200);
+        assert_eq!(first["meta"]["message"], shown);
+        assert_eq!(send(&session, &prompt, key).expect(200), first, "{said}");
+        let stored = program.api.get(&format!("/acp/prompt/{}", first["meta"]["promptId"].as_str().unwrap()));
+        assert_eq!(stored.expect(200)["result"], first);
+    }
+    assert!(!session.transcript().iter().any(|entry| entry.to_string().contains("ghp_")));
+}

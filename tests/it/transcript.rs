@@ -141,3 +141,17 @@ fn reader_of_changes_gets_every_entry_and_later_revisions_of_it() {
     session.get("/transcript?changedAfter=0&cursor=1").problem(400, "invalid_request");
     session.get("/transcript?changedAfter=x").problem(400, "invalid_request");
 }
+
+#[test]
+fn payload_with_a_url_with_a_port_and_a_later_address_keeps_all_its_members() {
+    let program = Program::start();
+    let session = program.api.open("ws");
+    let blocks = json!([
+        {"type": "text", "text": "http://localhost:3000"},
+        {"type": "text", "text": "risk-adjusted by admin@example.com"},
+        {"type": "text", "text": "echo done"},
+    ]);
+    session.call(blocks.clone()).send().expect(200);
+    let entries = session.transcript();
+    assert_eq!(of_type(&entries, "user_message")[0]["payload"], blocks);
+}

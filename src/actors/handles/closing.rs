@@ -85,6 +85,11 @@ impl ClosingTurn {
         self.stop.send_replace(Stop::Cancel);
     }
 
+    /// True once a caller cancelled the turn.
+    pub(crate) fn is_cancelled(&self) -> bool {
+        *self.stop.borrow() == Stop::Cancel
+    }
+
     /// Waits up to `grace` for the end of the turn, then cancels it and waits for the end of the running step.
     pub(crate) async fn cancel_after(mut self, grace: Duration) {
         let in_time = tokio::time::timeout(grace, self.ended.wait_for(Option::is_some)).await.is_ok();

@@ -41,6 +41,8 @@ pub(crate) struct RunPrompt {
     pub again: bool,
     /// The request's span; the turn's span is its child.
     pub span: tracing::Span,
+    /// Closed when the caller has disconnected: a prompt that waits for the end of a cancelled turn is then dropped.
+    pub caller: watch::Receiver<()>,
 }
 
 pub(crate) enum TurnBegun {

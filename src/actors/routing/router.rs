@@ -34,7 +34,7 @@ use crate::{
         clock::Timestamp,
         ids::{SessionId, WorkspaceKey},
         notify::notice,
-        redaction::Redacted,
+        redaction::{Redacted, RedactedJson},
         routing::{
             Attribution, Flip, FlipTrigger, Probe, Route, Routing,
             storm::AutomaticRollback,
@@ -471,7 +471,7 @@ pub(crate) fn of(
         },
         // A route that does not recover automatically needs a review.
         follow_up: Some(if flip.attempt >= REVIEW_AFTER { FollowUp::ScheduleReview } else { FollowUp::NotifyUsers }),
-        metrics: Redacted::new(&snapshot.to_string()),
+        metrics: RedactedJson::of(&snapshot),
         notes: sessions.iter().map(|live| live.shared.spec.session_id).collect(),
         note: note(flip, rules, now),
         automatic,
@@ -500,7 +500,7 @@ fn note(flip: &Flip, rules: &WindowRules, now: Timestamp) -> TranscriptEntry {
         status: flip.is_restore().then_some(NoteStatus::Resolved),
         details: NoteDetails { rollback_trigger, threshold, ..NoteDetails::default() },
     };
-    TranscriptEntry::with_payload("rollback", &summary, &serde_json::to_string(&note).unwrap_or_default())
+    TranscriptEntry::with_payload("rollback", &summary, RedactedJson::of(&note))
 }
 
 /// Builds the rollback event for the readers of a session.

@@ -19,7 +19,7 @@ use crate::{
     contract::result::{ACPSessionResult, ResultRollback, ResultWorkspace, TurnFacts},
     domain::{
         ids::PromptId,
-        redaction::Redacted,
+        redaction::{Redacted, RedactedJson},
         session::lifecycle::SessionState,
         turn::{
             TurnOutcome, TurnProgress,
@@ -128,7 +128,7 @@ pub(crate) async fn find_idle(services: &Services, session: &SessionRow) -> Opti
 pub(crate) async fn results_of_interrupted(
     services: &Services,
     turns: &[Unfinished],
-) -> Result<Vec<(PromptId, Redacted)>, StoreError> {
+) -> Result<Vec<(PromptId, RedactedJson)>, StoreError> {
     let mut results = Vec::new();
     for Unfinished { prompt, session } in turns {
         let workspace = services.store.workspace(session.key.clone()).await?;
@@ -152,7 +152,7 @@ pub(crate) async fn results_of_interrupted(
         let interrupted = Failure::new(ErrorCode::Interrupted, "the service stopped in the middle of the turn");
         let outcome = TurnOutcome::of_failure(interrupted, prompt.cancel_asked);
         let result = ACPSessionResult::of_turn(&mut progress, &outcome, facts, services.clock.now());
-        results.push((prompt.prompt_id, Redacted::new(result.into_bounded_json().get())));
+        results.push((prompt.prompt_id, result.into_redacted_json()));
     }
     Ok(results)
 }

@@ -13,16 +13,17 @@ use super::{Call, Session, connection_log, notices, turn::Turn, woken::completed
 use crate::{
     acp::{
         jsonrpc::{self, RpcError},
-        schema::{RequestId, client_method},
+        schema::{CANCEL_REQUEST, RequestId, client_method},
     },
     actors::handles::messages::{AnswerPermission, CancelTurn, EndCause, SetConfigOption, SetMode},
     domain::{
+        redaction::{Redacted, RedactedJson},
         session::{
             background::{Mark, mark_of_notification},
             connection::ConnectionStatus,
             event::EventKind,
-            pending_permissions::{Answer, Received},
-            permission::PermissionPolicy,
+            pending_permissions::{Answer, Received, ReceivedRequest, Resolution},
+            permission::AnsweredBy,
         },
         turn::{
             Severity, TurnOutcome,
@@ -60,6 +61,11 @@ impl StreamHandler<AgentEvent> for Session {
         }
         match event {
             AgentEvent::Update { update, meta } => self.on_update(&update, meta.as_deref(), ctx),
+            AgentEvent::Notification { method, params } if method == CANCEL_REQUEST => {
+                if let Some(answer) = self.permissions.withdraw(&params) {
+                    self.answer_permission(answer, ctx);
+                }
+            }
             AgentEvent::Notification { method, params } => {
                 let mark = mark_of_notification(&method);
                 if mark == Some(Mark::TurnBegan) {
@@ -85,13 +91,11 @@ impl StreamHandler<AgentEvent> for Session {
                     ticket.remark(severity, &message);
                 }
             }
-            AgentEvent::Permission { option_id, allows, by } => {
-                self.record_permission("", option_id.as_deref(), allows, &by);
-            }
+            AgentEvent::Permission(resolution) => self.record_permission(&resolution),
             AgentEvent::Failed { call, failure } => self.on_failed(call, failure, ctx),
             AgentEvent::Violation(detail) => self.fail(Failure::new(ErrorCode::ProtocolViolation, detail), ctx),
             AgentEvent::Interrupted(cause) => {
-                let cause = crate::domain::redaction::Redacted::new(&cause);
+                let cause = Redacted::new(&cause);
                 self.on_connection_change(ConnectionStatus::Reconnecting, Some(cause.as_str()));
             }
             AgentEvent::Resumed => {
@@ -298,60 +302,69 @@ impl Session {
         if is_cancelled || self.ending.is_some() {
             return self.respond(&id, Ok(json!({"outcome": {"outcome": "cancelled"}})), ctx);
         }
-        let policy = self.shared.spec.policy.get();
-        match self.permissions.receive(policy, id.clone(), params, Uuid::now_v7()) {
-            Received::Answer(answer) => self.answer_permission("", answer, PermissionPolicy::as_str(policy), ctx),
+        let received = ReceivedRequest {
+            id: id.clone(),
+            params,
+            request_id: Uuid::now_v7(),
+            prompt_id: self.asking_turn(),
+            now: self.services.clock.now(),
+            patience: self.services.settings.permission_timeout,
+        };
+        match self.permissions.receive(self.shared.spec.policy.get(), received) {
+            Received::Answer(answer) => self.answer_permission(answer, ctx),
             Received::Malformed(cause) => {
                 let refusal =
                     RpcError::new(jsonrpc::INVALID_PARAMS, format!("malformed permission request: {cause}"));
                 self.respond(&id, Err(refusal), ctx);
             }
-            Received::Waits { request_id, event } => {
-                self.shared.feed.announce(self.asking_turn(), EventKind::PermissionRequest, &event);
+            Received::Repeated => {
+                if let Some(ticket) = self.turn.as_mut().and_then(|turn| turn.ticket.as_mut()) {
+                    let message = "the agent sent a permission request again that waits already";
+                    ticket.remark(Severity::Warn, message);
+                }
+            }
+            Received::Waits { request, event } => {
+                let request_id = request.request_id.clone();
+                self.shared.feed.ask(request, &event);
                 // The timer is not cancelled when the request is answered: `time_out` then finds no request.
                 ctx.run_later(self.services.settings.permission_timeout, move |this, ctx| {
                     if let Some(answer) = this.permissions.time_out(&request_id) {
-                        this.answer_permission(&request_id, answer, "timeout", ctx);
+                        this.answer_permission(answer, ctx);
                     }
                 });
             }
         }
     }
 
-    /// Answers a permission request, and records the decision and who made it.
-    pub(crate) fn answer_permission(&mut self, request_id: &str, answer: Answer, by: &str, ctx: &mut Context<Self>) {
-        self.record_permission(request_id, answer.option_id.as_deref(), answer.allows, by);
-        self.respond(&answer.id, Ok(answer.response), ctx);
+    /// Answers a permission request, and records the decision and its origin.
+    pub(crate) fn answer_permission(&mut self, answer: Answer, ctx: &mut Context<Self>) {
+        self.record_permission(&answer.resolution);
+        self.respond(&answer.id, answer.response, ctx);
         self.save_entries(ctx);
     }
 
-    /// Answers all pending permission requests with `cancelled`.
-    pub(crate) fn cancel_permissions(&mut self) {
-        for (request_id, answer) in self.permissions.cancel_all() {
-            self.record_permission(&request_id, answer.option_id.as_deref(), answer.allows, "cancel");
+    /// Answers permission requests that were ended without a decision.
+    pub(crate) fn end_permissions(&mut self, ended: Vec<Answer>) {
+        for answer in ended {
+            self.record_permission(&answer.resolution);
             if let Some(link) = &mut self.link {
                 // The turn itself detects a connection that is broken.
-                let _ = link.respond(&answer.id, Ok(answer.response));
+                let _ = link.respond(&answer.id, answer.response);
             }
         }
     }
 
-    fn record_permission(&mut self, request_id: &str, option_id: Option<&str>, allows: bool, by: &str) {
-        let outcome = if option_id.is_some() { "selected" } else { "cancelled" };
-        self.services.metrics.permission_settled(match (by, option_id) {
-            ("timeout", _) => PermissionAnswer::TimedOut,
+    fn record_permission(&mut self, resolution: &Resolution) {
+        self.services.metrics.permission_settled(match (resolution.by, &resolution.option) {
+            (AnsweredBy::Timeout, _) => PermissionAnswer::TimedOut,
             (_, None) => PermissionAnswer::Cancelled,
-            _ if allows => PermissionAnswer::Allowed,
+            _ if resolution.allows() => PermissionAnswer::Allowed,
             _ => PermissionAnswer::Rejected,
         });
-        let update = json!({"requestId": request_id, "outcome": outcome, "optionId": option_id, "by": by});
-        let asking = self.asking_turn();
-        self.shared.feed.announce(asking, EventKind::PermissionResolved, &update);
-        let text = match option_id {
-            Some(option) => format!("permission: {option} (by {by})"),
-            None => format!("permission: cancelled (by {by})"),
-        };
-        let entry = TranscriptEntry::with_payload("permission", &text, &update.to_string());
+        self.shared.feed.resolve(resolution);
+        let (text, payload) = (resolution.text(), RedactedJson::of(&resolution.event()));
+        let entry = TranscriptEntry::with_payload("permission", &text, payload);
+        let asking = resolution.prompt_id;
         if let Some(woken) = self.outside.woken.as_mut().filter(|woken| Some(woken.prompt_id()) == asking) {
             woken.transcript.note(entry);
         } else if let Some(ticket) = self.turn.as_mut().and_then(|turn| turn.ticket.as_mut()) {
@@ -496,8 +509,8 @@ impl Handler<AnswerPermission> for Session {
     type Result = Result<(), Failure>;
 
     fn handle(&mut self, message: AnswerPermission, ctx: &mut Self::Context) -> Self::Result {
-        let answer = self.permissions.answer(&message.request_id, message.option_id)?;
-        self.answer_permission(&message.request_id, answer, "user", ctx);
+        let answer = self.permissions.answer(&message.request_id, message.option_id.as_deref())?;
+        self.answer_permission(answer, ctx);
         Ok(())
     }
 }

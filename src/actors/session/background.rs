@@ -18,6 +18,7 @@ use crate::{
             background::{Background, Mark, cut_off_note, mark_of_update},
             event::EventKind,
             lifecycle::SessionState,
+            permission::AnsweredBy,
         },
         turn::{Severity, TurnOutcome, transcript::TranscriptEntry, update::UpdateView},
     },
@@ -101,7 +102,10 @@ impl Session {
 
     /// Ends the agent's own turn, if one is running.
     pub(super) fn end_woken(&mut self, outcome: &TurnOutcome, remark: Option<&str>) {
-        if self.outside.woken.is_some() {
+        if let Some(woken) = &self.outside.woken {
+            let ended = self.permissions.cancel_of(Some(woken.prompt_id()), AnsweredBy::TurnEnd);
+            // Before the end of the turn, because the decisions belong in its transcript.
+            self.end_permissions(ended);
             // These writes, unlike the end, record which messages of the agent they cover.
             self.write_late_updates();
         }
@@ -233,7 +237,8 @@ impl Session {
         let woken = self.outside.woken.as_mut().filter(|woken| wanted.is_none_or(|id| id == woken.prompt_id()))?;
         woken.is_cancelled = true;
         let prompt_id = woken.prompt_id();
-        self.cancel_permissions();
+        let ended = self.permissions.cancel_of(Some(prompt_id), AnsweredBy::Cancel);
+        self.end_permissions(ended);
         if let Some(Err(cause)) = self.link.as_mut().map(|link| link.cancel()) {
             tracing::debug!(marker = "[ACP]", %cause, "cancel was not sent");
         }

@@ -19,7 +19,6 @@ use crate::{
     },
     contract::automation::GithubAutomation,
     domain::{
-        redaction::Redacted,
         routing::Route,
         session::{
             background::{QuietStep, quiet_step},
@@ -196,7 +195,7 @@ impl Closing {
         let took = now.since(self.agent.accepted_at);
         let mut result = self.agent.result.clone();
         remark.into_iter().for_each(|message| result.remark(Severity::Warn, message));
-        let result = result.closed(self.made.take(), is_cancelled, took).into_bounded_json();
+        let result = result.closed(self.made.take(), is_cancelled, took).into_redacted_json();
         let outcome = match is_cancelled {
             true => TurnOutcome::Cancelled { confirmed: true },
             false => TurnOutcome::Completed(StopReason::EndTurn),
@@ -211,7 +210,7 @@ impl Closing {
             session_id: self.agent.session_id,
             key: self.agent.key.clone(),
             state,
-            result: Some(Redacted::new(result.get())),
+            result: Some(result.clone()),
             error: None,
             entries: Vec::new(),
             skipped: None,
@@ -226,11 +225,12 @@ impl Closing {
         });
         let done = move |written: Result<(), StoreError>| {
             let published = feed.map_or(0, |feed| match written.is_ok() {
-                true => feed.publish(Some(prompt_id), EventKind::Result, &result, None),
+                true => feed.publish(Some(prompt_id), EventKind::Result, result.as_raw(), None),
                 false => 0,
             });
             let event_id = written.is_ok().then_some(published);
             let is_fenced = written == Err(StoreError::Fenced);
+            let result = result.into_raw();
             let ending = TurnEnded { prompt_id, state, result, failure: None, event_id, is_fenced };
             ended.send_replace(Some(Arc::new(ending)));
         };

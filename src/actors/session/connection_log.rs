@@ -14,7 +14,7 @@ use crate::{
         clock::Timestamp,
         ids::{SessionId, WorkspaceKey},
         notify::notification::SessionNotice,
-        redaction::Redacted,
+        redaction::RedactedJson,
         routing::{
             Route,
             sampling::sample_of_handshake,
@@ -79,7 +79,6 @@ pub(crate) fn changed(
     health: Option<ConnectionHealth>,
     session_notice: Option<SessionNotice>,
 ) {
-    let health = health.and_then(|health| serde_json::to_string(&health).ok());
     let event = NewConnectionEvent {
         event_id: Uuid::now_v7(),
         connection_row_id: connection,
@@ -87,7 +86,7 @@ pub(crate) fn changed(
         session_id: Some(spec.session_id),
         status,
         cause: cause.to_owned(),
-        health: health.map(|health| Redacted::new(&health)),
+        health: health.map(|health| RedactedJson::of(&health)),
         session_notice,
         now: services.clock.now(),
     };
@@ -128,7 +127,7 @@ fn of(
         protocol_version: facts.and_then(|facts| facts.protocol_version),
         agent_name: info.name,
         agent_version: info.version,
-        capabilities: facts.and_then(|facts| facts.capabilities.as_ref()).map(|it| Redacted::new(it.get())),
+        capabilities: facts.and_then(|facts| facts.capabilities.as_ref()).map(|it| RedactedJson::new(it)),
         failure: outcome.err().cloned(),
         handshake: took,
         is_probe: false,

@@ -46,7 +46,8 @@ use crate::{
             context::Missing,
             event::EventKind,
             lifecycle::SessionState,
-            pending_permissions::PendingPermissions,
+            pending_permissions::{PendingPermissions, Resolution},
+            permission::AnsweredBy,
         },
         turn::{CancelCause, TurnOutcome, outcome::Failure, replay::Replay},
     },
@@ -91,6 +92,8 @@ pub(crate) struct Session {
     /// End of the previous turn; set once it is on disk.
     last_end: Option<watch::Receiver<Option<Arc<TurnEnded>>>>,
     permissions: PendingPermissions,
+    /// Prompts that wait for the end of a cancelled turn; at most [`MAX_WAITING`](crate::domain::turn::arrival).
+    prompts_waiting: usize,
     /// The part of the conversation that the agent lacks.
     missing: Missing,
     /// The agent's own conversation if it remembers turns: it knows the session up to the newest one that it completed.
@@ -177,6 +180,7 @@ impl Session {
             outside: Outside::default(),
             last_end: None,
             permissions: PendingPermissions::default(),
+            prompts_waiting: 0,
             missing: Missing::Nothing,
             remembered: None,
             replay: None,
@@ -202,6 +206,8 @@ impl Session {
             EndCause::StartFailed(_) | EndCause::Broken(_) | EndCause::Panicked => ConnectionStatus::Error,
             EndCause::Idle | EndCause::Closed | EndCause::Drained => self.shared.connection_status(),
         };
+        let ended = self.permissions.cancel_all(AnsweredBy::TurnEnd);
+        self.end_permissions(ended);
         self.link = None;
         match reason_of(&cause) {
             Some(reason) => self.cut_off_background(reason, None),
@@ -215,6 +221,15 @@ impl Session {
         // The supervisor learns of the end before the actor stops; the guard's drop then reports nothing.
         self.guard.report(cause);
         ctx.stop();
+    }
+
+    /// Ends the permission requests of an actor that died before it could.
+    fn drop_left_permissions(&self) {
+        for request in self.shared.feed.waiting() {
+            let (request_id, prompt_id) = (request.request_id.clone(), request.prompt_id);
+            let (tool_call_id, option, by) = (None, None, AnsweredBy::TurnEnd);
+            self.shared.feed.resolve(&Resolution { request_id, prompt_id, tool_call_id, option, by });
+        }
     }
 
     /// Names the variables of this session's agent in the failure that a bad key causes.
@@ -263,6 +278,7 @@ impl Actor for Session {
 
     fn started(&mut self, ctx: &mut Self::Context) {
         ctx.set_mailbox_capacity(MAILBOX);
+        self.drop_left_permissions();
         self.connect(ctx);
     }
 }

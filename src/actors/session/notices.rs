@@ -1,7 +1,7 @@
 //! Notifications to a session's user, each with its transcript note; both are written in the transaction of their
 //! cause.
 
-use serde_json::{json, to_string};
+use serde_json::json;
 use uuid::Uuid;
 
 use crate::{
@@ -19,6 +19,7 @@ use crate::{
             notice,
             notification::{Addressee, NewNotification, Notice, SessionNotice},
         },
+        redaction::RedactedJson,
         turn::{outcome::ErrorCode, transcript::TranscriptEntry},
     },
 };
@@ -81,7 +82,7 @@ pub(crate) fn note(
     };
     let note =
         TranscriptNote { timestamp: now.to_string(), event_type: kind, summary: summary.to_owned(), status, details };
-    TranscriptEntry::with_payload(event_type, summary, &to_string(&note).unwrap_or_default())
+    TranscriptEntry::with_payload(event_type, summary, RedactedJson::of(&note))
 }
 
 /// A skipped automation: its part of the result, its audit row and its notification.

@@ -21,15 +21,19 @@ use crate::{
         automation::skip::{Automation, WantedMode},
         clock::Timestamp,
         ids::PromptId,
+        redaction::{Redacted, RedactedJson},
         routing::{
             Route,
             sampling::sample_of,
             success_window::Sample,
             turn_route::{TurnRoute, TurnStart},
         },
-        session::{connection::ConnectionStatus, context::Missing, lifecycle::SessionState},
+        session::{
+            connection::ConnectionStatus, context::Missing, lifecycle::SessionState, permission::AnsweredBy,
+        },
         turn::{
             CancelCause, Severity, TurnInitiator, TurnOutcome, Usage,
+            arrival::{Arrival, CANCEL_WAIT, Key, arrival},
             outcome::{ErrorCode, Failure},
             prompt::Prompt,
             transcript::{KeptEntry, TranscriptEntry},
@@ -38,6 +42,9 @@ use crate::{
     store::{self, Acceptance, EndSlot, Idempotency, NewTurn, PromptRow},
     transport::TurnRequest,
 };
+
+/// The end of a turn, once it is on disk.
+type Ended = watch::Receiver<Option<Arc<TurnEnded>>>;
 
 /// Added to the cancel grace for a connection that enforces time limits itself: the cancel must reach it first, and it
 /// answers only after the agent has ended.
@@ -110,11 +117,6 @@ impl Turn {
         self.cancel_asked.is_some()
     }
 
-    /// Answers a prompt that arrives while the turn runs: joins it if key and body are the same.
-    fn join(&self, asked: Option<&Idempotency>) -> Result<TurnBegun, PromptRefused> {
-        join(&self.handle, self.idempotency.as_ref(), asked)
-    }
-
     pub(super) fn prompt_id(&self) -> PromptId {
         self.handle.prompt_id
     }
@@ -125,18 +127,11 @@ impl Turn {
     }
 }
 
-fn join(
-    handle: &TurnHandle,
-    running: Option<&Idempotency>,
-    asked: Option<&Idempotency>,
-) -> Result<TurnBegun, PromptRefused> {
+fn compare(asked: Option<&Idempotency>, running: Option<&Idempotency>) -> Key {
     match (asked, running) {
-        (Some(asked), Some(running)) if asked == running => Ok(TurnBegun::Joined(handle.clone())),
-        (Some(asked), Some(running)) if asked.key == running.key => Err(mismatch().into()),
-        _ => Err(PromptRefused {
-            failure: Failure::new(ErrorCode::TurnRunning, "another turn of the session is still running"),
-            running: Some(handle.prompt_id),
-        }),
+        (Some(asked), Some(running)) if asked == running => Key::Same,
+        (Some(asked), Some(running)) if asked.key == running.key => Key::OtherBody,
+        _ => Key::Other,
     }
 }
 
@@ -144,8 +139,20 @@ impl Handler<RunPrompt> for Session {
     type Result = ResponseActFuture<Self, Result<TurnBegun, PromptRefused>>;
 
     fn handle(&mut self, message: RunPrompt, ctx: &mut Self::Context) -> Self::Result {
-        match self.begin(message, ctx) {
+        self.run(message, false, ctx)
+    }
+}
+
+impl Session {
+    fn run(
+        &mut self,
+        message: RunPrompt,
+        waited: bool,
+        ctx: &mut Context<Self>,
+    ) -> ResponseActFuture<Self, Result<TurnBegun, PromptRefused>> {
+        match self.begin(message, waited, ctx) {
             Begin::Answer(answer) => Box::pin(actix::fut::ready(answer)),
+            Begin::Wait(message, ended) => self.run_after(*message, ended),
             Begin::Write(new_turn, wanted, ticket) => {
                 let (services, spec) = (self.services.clone(), self.shared.spec.clone());
                 let writing = async move { accept(&services, &spec, wanted, *new_turn, ticket).await };
@@ -160,15 +167,64 @@ impl Handler<RunPrompt> for Session {
 }
 
 enum Begin {
+    /// Wait for the end of the running turn, which is being cancelled.
+    Wait(Box<RunPrompt>, Ended),
     Answer(Result<TurnBegun, PromptRefused>),
     Write(Box<NewTurn>, WantedMode, TurnTicket),
 }
 
 impl Session {
-    fn begin(&mut self, message: RunPrompt, ctx: &mut Context<Self>) -> Begin {
-        let RunPrompt { prompt_id, prompt, wanted, idempotency, again, span } = message;
+    /// Begins the turn once the running one has ended. A turn that takes too long is left to run, and a caller that
+    /// disconnected gets no turn.
+    fn run_after(
+        &mut self,
+        message: RunPrompt,
+        mut ended: Ended,
+    ) -> ResponseActFuture<Self, Result<TurnBegun, PromptRefused>> {
+        self.prompts_waiting += 1;
+        let mut caller = message.caller.clone();
+        let waiting = async move {
+            tokio::select! {
+                // The sender is dropped without a value if the end was not written; the session decides then.
+                _ = ended.wait_for(Option::is_some) => true,
+                // Nothing is sent, so this is the caller's end.
+                _ = caller.changed() => false,
+                () = tokio::time::sleep(CANCEL_WAIT) => true,
+            }
+        };
+        Box::pin(waiting.into_actor(self).then(|is_present, this, ctx| {
+            this.prompts_waiting -= 1;
+            match is_present {
+                true => this.run(message, true, ctx),
+                false => {
+                    let failure = Failure::new(ErrorCode::TurnRunning, "the caller disconnected before the turn began");
+                    Box::pin(actix::fut::ready(Err(failure.into())))
+                }
+            }
+        }))
+    }
+
+    /// Handles a prompt that arrives while the turn of `handle` runs.
+    fn meet(&self, message: RunPrompt, waited: bool, running: (TurnHandle, Option<&Idempotency>, bool)) -> Begin {
+        let (handle, idempotency, is_cancelled) = running;
+        let key = compare(message.idempotency.as_ref(), idempotency);
+        // A session that ends takes no further prompt.
+        let is_ending = is_cancelled && self.ending.is_none();
+        match arrival(key, is_ending, waited, self.prompts_waiting) {
+            Arrival::Join => Begin::Answer(Ok(TurnBegun::Joined(handle))),
+            Arrival::Mismatch => Begin::Answer(Err(mismatch().into())),
+            Arrival::Wait => Begin::Wait(Box::new(message), handle.ended),
+            Arrival::Refuse => Begin::Answer(Err(PromptRefused {
+                failure: Failure::new(ErrorCode::TurnRunning, "another turn of the session is still running"),
+                running: Some(handle.prompt_id),
+            })),
+        }
+    }
+
+    fn begin(&mut self, message: RunPrompt, waited: bool, ctx: &mut Context<Self>) -> Begin {
         if let Some(turn) = &self.turn {
-            return Begin::Answer(turn.join(idempotency.as_ref()));
+            let running = (turn.handle.clone(), turn.idempotency.as_ref(), turn.is_cancelled());
+            return self.meet(message, waited, running);
         }
         // A closing session stops within the close wait, which would cut off a turn that was accepted now.
         if self.ending.is_some() {
@@ -176,9 +232,11 @@ impl Session {
             return Begin::Answer(Err(failure.into()));
         }
         if let Some(closing) = self.services.closing.get(self.shared.spec.session_id) {
+            let is_cancelled = closing.is_cancelled();
             let handle = self.turn_handle(closing.prompt_id, closing.ended);
-            return Begin::Answer(join(&handle, closing.idempotency.as_ref(), idempotency.as_ref()));
+            return self.meet(message, waited, (handle, closing.idempotency.as_ref(), is_cancelled));
         }
+        let RunPrompt { prompt_id, prompt, wanted, idempotency, again, span, .. } = message;
         if let Some(facts) = &self.facts
             && let Err(failure) = prompt.check_taken_by(facts.takes)
         {
@@ -207,9 +265,13 @@ impl Session {
             key: self.shared.spec.workspace.clone(),
             initiator: TurnInitiator::User,
             idempotency: idempotency.clone(),
-            preview: crate::domain::redaction::Redacted::new(&prompt.preview()),
+            preview: Redacted::new(&prompt.preview()),
             again,
-            first_entry: TranscriptEntry::with_payload("user_message", prompt.text(), &prompt.as_json()),
+            first_entry: TranscriptEntry::with_payload(
+                "user_message",
+                prompt.text(),
+                RedactedJson::new(&prompt.as_json()),
+            ),
             route: route.route,
             protocol: carrier,
             epoch: route.epoch,
@@ -426,7 +488,8 @@ impl Session {
         let grace =
             self.services.settings.cancel_grace + if enforces_limits { CARRIER_MARGIN } else { Duration::ZERO };
         // ACP requires that pending permission requests are answered as cancelled once the cancel was sent.
-        self.cancel_permissions();
+        let ended = self.permissions.cancel_of(self.turn.as_ref().map(Turn::prompt_id), AnsweredBy::Cancel);
+        self.end_permissions(ended);
         // Messages that were held back for a permission request may be settled now.
         self.save_entries(ctx);
         if let Some(Err(cause)) = sent {
@@ -444,7 +507,10 @@ impl Session {
     /// Ends the running turn, if any, with its only outcome.
     pub(super) fn end_turn(&mut self, outcome: TurnOutcome, usage: Option<Usage>, ctx: &mut Context<Self>) {
         // Before the turn is taken, because the decisions belong in its transcript.
-        self.cancel_permissions();
+        if let Some(turn) = &self.turn {
+            let ended = self.permissions.cancel_of(Some(turn.prompt_id()), AnsweredBy::TurnEnd);
+            self.end_permissions(ended);
+        }
         let Some(turn) = self.turn.take() else { return };
         for timer in [turn.inactivity_timer, turn.grace_timer, turn.runtime_timer].into_iter().flatten() {
             ctx.cancel_future(timer);

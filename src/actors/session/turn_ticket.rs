@@ -30,7 +30,7 @@ use crate::{
         automation::skip::{Automation, SkipDetail, SkipReason, WantedMode},
         clock::Timestamp,
         ids::{PromptId, SessionId},
-        redaction::Redacted,
+        redaction::{Redacted, RedactedJson},
         routing::{
             Route,
             sampling::sample_of,
@@ -319,7 +319,7 @@ impl Begun {
         let skipped = self.skipped(&outcome, now);
         let skipped_for = skipped.as_ref().map(|skipped| skipped.why);
         let automation = skipped.as_ref().map(|skipped| skipped.automation.clone());
-        let result = self.result(&outcome, automation, now).into_bounded_json();
+        let result = self.result(&outcome, automation, now).into_redacted_json();
         // Counted before the write, and even if the write fails: turns started and turns ended must balance.
         if self.counted {
             let agent = self.shared.spec.agent_name();
@@ -354,11 +354,12 @@ impl Begun {
                 }
                 // Readers get the result only once it is on disk; callers are woken in either case.
                 let event_id =
-                    written.is_ok().then(|| feed.publish(Some(prompt_id), EventKind::Result, &result, None));
+                    written.is_ok().then(|| feed.publish(Some(prompt_id), EventKind::Result, result.as_raw(), None));
                 let is_fenced = written == Err(StoreError::Fenced);
                 if is_fenced && counted {
                     tracing::error!(marker = "[ACP]", %session_id, %prompt_id, "turn was ended by another process");
                 }
+                let result = result.into_raw();
                 let ending = TurnEnded { prompt_id, state, result, failure, event_id, is_fenced };
                 if let (Ok(()), Some(skip)) = (&written, skip) {
                     log_skipped(session_id, prompt_id, skip);
@@ -394,7 +395,7 @@ impl Begun {
         let (updates, took) = (self.progress.updates, now.since(self.progress.accepted_at));
         log_ended(&self.shared.spec, self.prompt_id, outcome, self.carrier, updates, took);
         let report = self.report(outcome);
-        let stored = result.clone().into_bounded_json();
+        let stored = result.clone().into_redacted_json();
         let end = self.row(EndStep::Agent, outcome, &stored, (&report, delivered.as_deref()), now);
         let agent = AgentEnded {
             prompt_id: self.prompt_id,
@@ -424,7 +425,7 @@ impl Begun {
         &mut self,
         step: EndStep,
         outcome: &TurnOutcome,
-        result: &RawValue,
+        result: &RedactedJson,
         (report, delivered): (&TurnReport, Option<&Delivered>),
         now: Timestamp,
     ) -> TurnEnd {
@@ -439,7 +440,7 @@ impl Begun {
             session_id: self.shared.spec.session_id,
             key: self.shared.spec.workspace.clone(),
             state: outcome.state(),
-            result: Some(Redacted::new(result.get())),
+            result: Some(result.clone()),
             error: None,
             entries: std::mem::take(&mut self.entries),
             skipped: None,

@@ -130,7 +130,7 @@ impl WokenTurn {
             // Only the answer to a prompt has a stop reason.
             meta.acp_stop_reason = None;
         }
-        let result = result.into_bounded_json();
+        let result = result.into_redacted_json();
         let mut entries = Vec::new();
         self.transcript.finish(&mut entries);
         let error = match outcome {
@@ -145,7 +145,7 @@ impl WokenTurn {
             session_id: spec.session_id,
             key: spec.workspace.clone(),
             state: outcome.state(),
-            result: Some(Redacted::new(result.get())),
+            result: Some(result.clone()),
             error,
             entries,
             skipped: None,
@@ -158,7 +158,7 @@ impl WokenTurn {
         let feed = self.shared.feed.clone();
         let done = move |written: Result<(), StoreError>| {
             if written.is_ok() {
-                feed.publish(Some(prompt_id), EventKind::Result, &result, None);
+                feed.publish(Some(prompt_id), EventKind::Result, result.as_raw(), None);
             }
         };
         slot.end_turn(end, Box::new(done));

@@ -41,7 +41,7 @@ use crate::{
     domain::{
         ids::{InstallationId, SessionId, WorkspaceKey},
         migration::FleetHealth,
-        redaction::Redacted,
+        redaction::RedactedJson,
         routing::{Route, turn_route::RouteState},
         session::{lifecycle::SessionState, mcp},
         turn::{
@@ -461,14 +461,14 @@ fn kept_session(facts: &AgentFacts, protocol: Route) -> Option<String> {
 }
 
 /// Serialises the facts of an agent's handshake for its row.
-fn agent_facts(facts: &AgentFacts) -> Redacted {
+fn agent_facts(facts: &AgentFacts) -> RedactedJson {
     let facts = serde_json::json!({
         "agentInfo": facts.info,
         "agentCapabilities": facts.capabilities,
         "modes": facts.modes,
         "configOptions": facts.config_options,
     });
-    Redacted::new(&facts.to_string())
+    RedactedJson::of(&facts)
 }
 
 /// Time for sessions to be persisted at shutdown, added to the cancel grace.

@@ -4,7 +4,7 @@ use std::{collections::HashMap, sync::Arc, time::Duration};
 
 use actix::{Actor, Addr};
 use diesel::{Connection, SqliteConnection, connection::SimpleConnection};
-use tokio::sync::mpsc;
+use tokio::sync::{mpsc, watch};
 use uuid::Uuid;
 
 use super::supervisor::{self, WorkspaceSupervisor};
@@ -183,7 +183,25 @@ async fn stage_with(
     (stage, agent)
 }
 
+fn run_prompt(caller: watch::Receiver<()>) -> RunPrompt {
+    let raw = serde_json::value::to_raw_value("hello").unwrap();
+    RunPrompt {
+        prompt_id: PromptId(Uuid::now_v7()),
+        prompt: Prompt::parse(&raw).unwrap(),
+        wanted: WantedMode::default(),
+        idempotency: None,
+        again: false,
+        span: tracing::Span::none(),
+        caller,
+    }
+}
+
 impl Stage {
+    async fn cancel(&self) {
+        let cancel = self.live.mailbox.borrow().cancel_turn.clone();
+        assert!(cancel.send(CancelTurn { prompt_id: None, cause: CancelCause::User }).await.unwrap());
+    }
+
     /// Begins a turn; retries at the session's fresh actor if the previous one has just died.
     async fn begin(&self, key: Option<&str>) -> Result<TurnBegun, PromptRefused> {
         let mut mailbox = self.live.mailbox.clone();
@@ -191,15 +209,9 @@ impl Stage {
         let mut again = false;
         loop {
             let run = mailbox.borrow_and_update().run_prompt.clone();
-            let raw = serde_json::value::to_raw_value("hello").unwrap();
-            let message = RunPrompt {
-                prompt_id,
-                prompt: Prompt::parse(&raw).unwrap(),
-                wanted: WantedMode::default(),
-                idempotency: key.map(|key| Idempotency { key: key.into(), body_hash: "h".into() }),
-                again,
-                span: tracing::Span::none(),
-            };
+            let (_present, caller) = watch::channel(());
+            let idempotency = key.map(|key| Idempotency { key: key.into(), body_hash: "h".into() });
+            let message = RunPrompt { prompt_id, idempotency, again, ..run_prompt(caller) };
             if let Ok(begun) = run.send(message).await {
                 return begun;
             }
@@ -669,7 +681,7 @@ async fn runtime_keeps_a_permission_request_until_it_is_answered() {
     let _begun = stage.begin(None).await.unwrap_or_else(|_| panic!("refused"));
     agent.prompted().await;
     let feed = &stage.live.shared.feed;
-    let mut reader = feed.subscribe(feed.last_id());
+    let mut reader = feed.subscribe(crate::actors::handles::event_feed::ReadFrom::Live);
     let params = serde_json::json!({
         "sessionId": "s",
         "toolCall": {"toolCallId": "1"},
@@ -693,6 +705,57 @@ async fn runtime_keeps_a_permission_request_until_it_is_answered() {
     answer.send(AnswerPermission { request_id, option_id: Some("allow".into()) }).await.unwrap().unwrap();
     agent.delivered.settled_more().await;
     assert_eq!(agent.delivered.settled(), 2);
+}
+
+#[actix::test]
+async fn prompt_after_a_cancel_waits_for_the_end_of_the_turn() {
+    let (stage, mut agent) = stage(|_| {}).await;
+    let _first = stage.begin(Some("k")).await.unwrap_or_else(|_| panic!("refused"));
+    let call = agent.prompted().await;
+    stage.cancel().await;
+    let mut second = Box::pin(stage.begin(None));
+    let waits = tokio::time::timeout(Duration::from_millis(50), &mut second).await;
+    assert!(waits.is_err(), "the agent has not ended the turn");
+    assert!(matches!(stage.begin(Some("k")).await, Ok(TurnBegun::Joined(_))), "a repeat joins at once");
+    agent.answer(call, r#"{"stopReason":"cancelled"}"#).await;
+    assert!(matches!(second.await, Ok(TurnBegun::Accepted(_))));
+    agent.prompted().await;
+}
+
+#[actix::test]
+async fn prompt_after_a_cancel_that_takes_too_long_is_refused() {
+    let (stage, mut agent) = stage(|_| {}).await;
+    let first = stage.begin(None).await.unwrap_or_else(|_| panic!("refused"));
+    let TurnBegun::Accepted(first) = first else { panic!("not begun") };
+    agent.prompted().await;
+    stage.cancel().await;
+    let waiting = (0..5).map(|_| stage.begin(None));
+    let begun = std::time::Instant::now();
+    for refused in futures_util::future::join_all(waiting).await {
+        let Err(refused) = refused else { panic!("not refused") };
+        assert_eq!((refused.failure.code, refused.running), (ErrorCode::TurnRunning, Some(first.prompt_id)));
+    }
+    assert!(begun.elapsed() >= Duration::from_millis(1900), "{:?}", begun.elapsed());
+}
+
+#[actix::test]
+async fn caller_that_disconnects_while_its_prompt_waits_begins_no_turn() {
+    let (stage, mut agent) = stage(|_| {}).await;
+    let _first = stage.begin(None).await.unwrap_or_else(|_| panic!("refused"));
+    let call = agent.prompted().await;
+    stage.cancel().await;
+    let (present, caller) = watch::channel(());
+    let run = stage.live.mailbox.borrow().run_prompt.clone();
+    let mut waiting = Box::pin(run.send(run_prompt(caller)));
+    let waits = tokio::time::timeout(Duration::from_millis(50), &mut waiting).await;
+    assert!(waits.is_err(), "the agent has not ended the turn");
+    drop(present);
+    let Err(refused) = waiting.await.unwrap() else { panic!("a turn began") };
+    assert_eq!(refused.failure.code, ErrorCode::TurnRunning);
+    agent.answer(call, r#"{"stopReason":"cancelled"}"#).await;
+    let _next = stage.begin(None).await.unwrap_or_else(|_| panic!("refused"));
+    agent.prompted().await;
+    assert_eq!(stage.services.metrics.turns_started(Route::Acp), 2);
 }
 
 #[actix::test]

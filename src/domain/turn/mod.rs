@@ -1,6 +1,7 @@
 //! One prompt turn: its states, its progress, and its one outcome.
 
 pub(crate) mod agent_error;
+pub(crate) mod arrival;
 pub(crate) mod outcome;
 pub(crate) mod payload;
 pub(crate) mod prompt;
@@ -16,7 +17,7 @@ use self::{
     outcome::{ErrorCode, Failure},
     update::UpdateView,
 };
-use super::{clock::Timestamp, text, words::words};
+use super::{clock::Timestamp, redaction::Redacted, text, words::words};
 use crate::acp::{jsonrpc::RpcError, schema::StopReason};
 
 words! {
@@ -313,6 +314,9 @@ impl TurnProgress {
             self.message.push_str(chunk);
         } else {
             self.message.push_str(text::cut_bytes(chunk, room));
+            // The rest of the line may be the rest of a secret, of which a half is not recognised.
+            let kept = self.message.len() - text::last_line(&self.message).len();
+            self.message.truncate(kept);
             self.message_cut = true;
         }
     }
@@ -320,7 +324,7 @@ impl TurnProgress {
     /// Adds a diagnostic. Beyond [`MAX_DIAGNOSTICS`] new ones are dropped: the first ones are closest to the cause.
     pub(crate) fn remark(&mut self, severity: Severity, message: impl AsRef<str>) {
         if self.diagnostics.len() < MAX_DIAGNOSTICS {
-            let message = text::cut(message.as_ref(), MAX_DIAGNOSTIC_CHARS);
+            let message = text::cut(Redacted::new(message.as_ref()).as_str(), MAX_DIAGNOSTIC_CHARS);
             self.diagnostics.push(Diagnostic { severity, message });
         }
     }

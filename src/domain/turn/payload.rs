@@ -77,12 +77,12 @@ impl Payload {
 
     /// The JSON text, cut to at most `limit` bytes. A cut payload stays cut, so that it takes no more memory than its
     /// entry; a later update brings back the members that it has.
-    pub(crate) fn render(&mut self, limit: usize) -> String {
+    pub(crate) fn render(&mut self, limit: usize) -> Box<RawValue> {
         let size = self.size_bytes();
         if size <= limit && self.cut.is_empty() {
             return match &self.members {
-                Members::Whole(raw) => mended(raw.get()).into_owned(),
-                Members::Split(members) => mended(&to_text(members)).into_owned(),
+                Members::Whole(raw) => mended_raw(raw),
+                Members::Split(members) => mended_raw(&to_raw(members)),
             };
         }
         let original = size as u64 + self.cut.values().sum::<u64>();
@@ -100,7 +100,7 @@ impl Payload {
         let mut shown = members.clone();
         shown.insert("_meta".into(), raw_of(&Value::Object(meta)));
         self.members = Members::Split(members);
-        mended(&to_text(&shown)).into_owned()
+        mended_raw(&to_raw(&shown))
     }
 
     /// Cuts members to `limit` bytes together: small ones stay whole, large ones share what is left.
@@ -142,8 +142,15 @@ fn size_of(name: &str, value: &RawValue) -> usize {
     name.len() + value.get().len() + 4
 }
 
-fn to_text(members: &BTreeMap<String, Box<RawValue>>) -> String {
-    serde_json::to_string(members).unwrap_or_else(|_| "{}".to_owned())
+fn to_raw(members: &BTreeMap<String, Box<RawValue>>) -> Box<RawValue> {
+    serde_json::value::to_raw_value(members).unwrap_or_else(|_| RawValue::NULL.to_owned())
+}
+
+fn mended_raw(raw: &RawValue) -> Box<RawValue> {
+    match mended(raw.get()) {
+        Cow::Borrowed(_) => raw.to_owned(),
+        Cow::Owned(text) => RawValue::from_string(text).unwrap_or_else(|_| RawValue::NULL.to_owned()),
+    }
 }
 
 fn raw_of(value: &Value) -> Box<RawValue> {
@@ -332,7 +339,7 @@ mod tests {
     }
 
     fn rendered(payload: &mut Payload) -> Value {
-        let text = payload.render(LIMIT);
+        let text = payload.render(LIMIT).get().to_owned();
         assert!(text.len() <= LIMIT, "{} bytes", text.len());
         serde_json::from_str(&text).unwrap()
     }
@@ -398,7 +405,7 @@ mod tests {
     fn halves_of_surrogate_pairs_are_mended() {
         let raw = r#"{"a":"\ud83d","b":"\ud83d\ude00 \\ud83d \uDE00x","c":"\u00e9\n"}"#;
         let shown = Payload::new(&RawValue::from_string(raw.to_owned()).unwrap()).render(LIMIT);
-        let value: Value = serde_json::from_str(&shown).unwrap();
+        let value: Value = serde_json::from_str(shown.get()).unwrap();
         assert_eq!(value, json!({"a": "\u{FFFD}", "b": "😀 \\ud83d \u{FFFD}x", "c": "é\n"}));
     }
 
@@ -421,7 +428,7 @@ mod tests {
         #[test]
         fn cut_payload_fits_its_limit_and_parses(value in values(), limit in 512usize..4096) {
             let mut payload = payload(&json!({"sessionUpdate": "tool_call", "toolCallId": "c", "value": value}));
-            let text = payload.render(limit);
+            let text = payload.render(limit).get().to_owned();
             prop_assert!(text.len() <= limit, "{} of {}", text.len(), limit);
             let shown: Value = serde_json::from_str(&text).unwrap();
             prop_assert_eq!(&shown["toolCallId"], "c");

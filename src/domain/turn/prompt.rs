@@ -90,18 +90,8 @@ impl Prompt {
     }
 
     /// The blocks as one JSON array; used for the transcript.
-    pub(crate) fn as_json(&self) -> String {
-        let size = self.blocks.iter().map(|block| block.get().len() + 1).sum::<usize>();
-        let mut json = String::with_capacity(size + 2);
-        json.push('[');
-        for (index, block) in self.blocks.iter().enumerate() {
-            if index > 0 {
-                json.push(',');
-            }
-            json.push_str(block.get());
-        }
-        json.push(']');
-        json
+    pub(crate) fn as_json(&self) -> Box<RawValue> {
+        serde_json::value::to_raw_value(&self.blocks).unwrap_or_else(|_| RawValue::NULL.to_owned())
     }
 
     /// True if a `user_message_chunk` repeats a part of what was sent: of this prompt, or of `context` ahead of it.
@@ -214,14 +204,14 @@ mod tests {
     #[test]
     fn string_becomes_one_text_block() {
         let prompt = parse(r#""fix \"it\"""#).unwrap();
-        assert_eq!(prompt.as_json(), r#"[{"type":"text","text":"fix \"it\""}]"#);
+        assert_eq!(prompt.as_json().get(), r#"[{"type":"text","text":"fix \"it\""}]"#);
         assert_eq!(prompt.text(), "fix \"it\"");
     }
 
     #[test]
     fn blocks_are_kept_verbatim() {
         let json = r#"[{"type":"text","text":"a","_meta":{"k": 1},"unknown":[ 1 ]},{"type":"resource_link","uri":"file:///a","name":"a"}]"#;
-        assert_eq!(parse(json).unwrap().as_json(), json);
+        assert_eq!(parse(json).unwrap().as_json().get(), json);
     }
 
     #[test]

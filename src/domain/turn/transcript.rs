@@ -15,7 +15,10 @@ use super::{
     payload::Payload,
     update::{ChunkText, UpdateView, view_update},
 };
-use crate::domain::{redaction::Redacted, text};
+use crate::domain::{
+    redaction::{Redacted, RedactedJson},
+    text,
+};
 
 /// One entry, redacted and ready to be persisted.
 #[derive(Debug, Clone)]
@@ -26,7 +29,7 @@ pub(crate) struct TranscriptEntry {
     /// The text of a message; empty for an entry that has only a payload.
     pub text: Redacted,
     /// The raw update, if it is not just text.
-    pub payload: Option<Redacted>,
+    pub payload: Option<RedactedJson>,
     /// The agent's id of the message; longer messages have several entries.
     pub message_id: Option<String>,
     /// Set for an entry that later updates may change.
@@ -74,8 +77,8 @@ impl TranscriptEntry {
         self.text.as_str().len() + self.payload.as_ref().map_or(0, |payload| payload.as_str().len())
     }
 
-    pub(crate) fn with_payload(event_type: &str, text: &str, payload: &str) -> Self {
-        Self { payload: Some(Redacted::new(payload)), ..Self::text(event_type, text) }
+    pub(crate) fn with_payload(event_type: &str, text: &str, payload: RedactedJson) -> Self {
+        Self { payload: Some(payload), ..Self::text(event_type, text) }
     }
 }
 
@@ -93,7 +96,8 @@ pub(crate) struct KeptEntry {
 /// cut. A page of 50 entries stays within a few megabytes.
 pub(crate) const MAX_ENTRY_BYTES: usize = 64 * 1024;
 /// A message of this length is complete when it is written, in bytes; more of it becomes another entry. So a write repeats
-/// at most this much of a message that streams for long.
+/// at most this much of a message that streams for long. From [`text::MAX_LINE_BYTES`] less on, the entry ends with its
+/// line, so that no secret is divided.
 const REWRITTEN_BYTES: usize = 8 * 1024;
 /// The most entries of one turn; one last entry counts those that were dropped. A long turn of a real agent makes some
 /// hundreds.
@@ -158,7 +162,7 @@ impl Growing {
             Body::Call { payload, .. } | Body::State(payload) => ("", Some(payload.render(MAX_ENTRY_BYTES)), None),
         };
         let entry = match payload {
-            Some(payload) => TranscriptEntry::with_payload(event_type, text, &payload),
+            Some(payload) => TranscriptEntry::with_payload(event_type, text, RedactedJson::new(&payload)),
             None => TranscriptEntry::text(event_type, text),
         };
         TranscriptEntry { message_id, place: Some(place), ..entry }
@@ -185,6 +189,8 @@ pub(crate) struct TranscriptBuilder {
     pending: VecDeque<Pending>,
     made: usize,
     omitted: u64,
+    /// True if the open message is written and long, so that it ends with its line.
+    is_long: bool,
 }
 
 impl TranscriptBuilder {
@@ -227,7 +233,7 @@ impl TranscriptBuilder {
             None if view.kind == COMMANDS => {}
             None => {
                 let payload = Payload::new(raw).render(MAX_ENTRY_BYTES);
-                self.emit(TranscriptEntry::with_payload(&view.kind, "", &payload));
+                self.emit(TranscriptEntry::with_payload(&view.kind, "", RedactedJson::new(&payload)));
             }
         }
     }
@@ -300,10 +306,10 @@ impl TranscriptBuilder {
                 _ => taken.push(entry),
             }
         }
-        let is_long = |growing: &Growing| growing.size_bytes() >= REWRITTEN_BYTES;
-        if self.open.and_then(|id| self.growing.get(&id)).is_some_and(is_long) && !self.is_in_character() {
+        if self.open_text().len() >= REWRITTEN_BYTES && !self.is_in_character() {
             self.open = None;
         }
+        self.is_long = self.open_text().len() >= REWRITTEN_BYTES - text::MAX_LINE_BYTES;
         self.forget();
         taken
     }
@@ -341,15 +347,50 @@ impl TranscriptBuilder {
         let mut half = self.set_half(None);
         let added = chunk.after(&mut half);
         let mut rest = added.as_ref();
+        if self.is_long
+            && let Some(end) = text::line_end(self.open_text(), rest)
+        {
+            let (line, after) = rest.split_at(end);
+            let part = self.push(line);
+            rest = if part < line.len() { &rest[part..] } else { after };
+            self.close();
+            if !rest.is_empty() || half.is_some() {
+                self.begin_next(event_type, message_id.as_ref(), "");
+            }
+        }
         while !rest.is_empty() {
             let part = self.push(rest);
             rest = &rest[part..];
             if !rest.is_empty() {
-                self.close();
-                self.open = Some(self.begin_message(event_type, message_id.clone()));
+                let line = self.take_last_line();
+                self.begin_next(event_type, message_id.as_ref(), &line);
             }
         }
         self.set_half(half);
+    }
+
+    /// Ends the open message and begins the next entry of it with `text`.
+    fn begin_next(&mut self, event_type: &str, message_id: Option<&String>, text: &str) {
+        self.close();
+        self.open = Some(self.begin_message(event_type, message_id.cloned()));
+        self.push(text);
+    }
+
+    /// Takes the line that the end of the open message interrupts.
+    fn take_last_line(&mut self) -> String {
+        match self.open.and_then(|id| self.growing.get_mut(&id)) {
+            Some(Growing { body: Body::Message { text, .. }, .. }) => {
+                text.split_off(text.len() - text::last_line(text).len())
+            }
+            _ => String::new(),
+        }
+    }
+
+    fn open_text(&self) -> &str {
+        match self.open.and_then(|id| self.growing.get(&id)) {
+            Some(Growing { body: Body::Message { text, .. }, .. }) => text,
+            _ => "",
+        }
     }
 
     fn begin_message(&mut self, event_type: &str, message_id: Option<String>) -> u64 {
@@ -392,6 +433,7 @@ impl TranscriptBuilder {
     fn close(&mut self) {
         self.complete_character();
         self.open = None;
+        self.is_long = false;
     }
 
     /// Ends the open message unless it has an id: then it may continue behind the update that follows.

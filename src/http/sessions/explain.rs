@@ -214,7 +214,7 @@ fn flip(item: MigrationItem, rollbacks: &[RollbackEventItem]) -> TimelineEntry {
 fn note(row: TranscriptRow) -> TimelineEntry {
     let details = json!({
         "seq": row.seq, "promptId": row.prompt_id, "eventType": row.entry.event_type,
-        "payload": row.entry.payload.as_ref().map(|payload| serde_json::from_str(payload.as_str()).unwrap_or(Value::Null)),
+        "payload": row.entry.payload.as_ref().map(|payload| payload.as_raw()),
     });
     entry(row.created, EntryKind::Note, row.entry.text.into_string(), details)
 }

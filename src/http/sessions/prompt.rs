@@ -4,6 +4,7 @@ use std::sync::Arc;
 
 use actix_web::{HttpRequest, HttpResponse, get, http::header, post, web};
 use serde_json::value::RawValue;
+use tokio::sync::watch;
 use uuid::Uuid;
 
 use super::{state_of, stream};
@@ -120,6 +121,8 @@ async fn begin(
     workspaces.admission()?;
     let prompt_id = PromptId(Uuid::now_v7());
     let span = tracing::Span::current();
+    // Dropped with this future when the caller disconnects.
+    let (_present, caller) = watch::channel(());
     // Twice: a session can hibernate between the lookup and the request.
     for _ in 0..2 {
         if let Some(live) = workspaces.live(session_id) {
@@ -130,6 +133,7 @@ async fn begin(
                 idempotency: idempotency.clone(),
                 again,
                 span: span.clone(),
+                caller: caller.clone(),
             };
             if let Some(begun) = workspaces.ask(&live, |it| it.run_prompt.clone(), make).await {
                 return begun.map_err(refused);

@@ -5,15 +5,16 @@ use serde_json::value::RawValue;
 
 use super::{state_of, stream};
 use crate::{
+    actors::handles::event_feed::ReadFrom,
     contract::{
         lists::{
             AgentItem, EventsQuery, From, Page, SessionQuery, TranscriptItem, TranscriptPage, TranscriptQuery,
             WorkspaceItem, WorkspaceQuery,
         },
         runtime::WorkspaceDiff,
-        session::{FailureInfo, Mode, SessionInfo},
+        session::{FailureInfo, Mode, SessionInfo, WaitingPermission},
     },
-    domain::{ids::SessionId, session::lifecycle::SessionMode, turn::outcome::ErrorCode},
+    domain::{ids::SessionId, redaction::RedactedJson, session::{lifecycle::SessionMode, pending_permissions::WaitingRequest}, turn::outcome::ErrorCode},
     http::{
         HttpState,
         problem::ApiError,
@@ -44,7 +45,21 @@ pub(crate) async fn get_session(
     let row = find_session(&state, id).await?;
     let workspace = state.workspaces.services().store.workspace(row.key.clone()).await?;
     let path = workspace.and_then(|workspace| workspace.workspace_path);
-    Ok(web::Json(SessionInfo { workspace_path: path, ..info(&state, row, true) }))
+    let live = state.workspaces.live(id);
+    let waiting = live.map(|live| live.shared.feed.waiting()).unwrap_or_default();
+    let permission_requests = waiting.iter().map(|request| waiting_permission(request)).collect();
+    Ok(web::Json(SessionInfo { workspace_path: path, permission_requests, ..info(&state, row, true) }))
+}
+
+fn waiting_permission(request: &WaitingRequest) -> WaitingPermission {
+    WaitingPermission {
+        request_id: request.request_id.clone(),
+        prompt_id: request.prompt_id,
+        tool_call: request.tool_call.clone(),
+        options: request.options.clone(),
+        since: request.since.to_string(),
+        deadline: request.deadline.to_string(),
+    }
 }
 
 /// A session from its row, updated from the live session.
@@ -72,6 +87,7 @@ fn info(state: &HttpState, row: SessionRow, whole: bool) -> SessionInfo {
         restarts: view.as_ref().map_or(row.restarts, |view| view.restarts),
         last_event_id: live.map_or(row.last_event_id, |live| live.shared.feed.last_id()),
         workspace_path: None,
+        permission_requests: Vec::new(),
         agent_facts: row.agent_facts.filter(|_| whole).and_then(|facts| RawValue::from_string(facts).ok()),
         created_at: row.created.to_string(),
         last_used_at: view.map_or(row.last_used, |view| view.last_used).to_string(),
@@ -125,7 +141,7 @@ fn transcript_item(row: TranscriptRow) -> TranscriptItem {
         event_type: row.entry.event_type,
         text: row.entry.text.into_string(),
         message_id: row.entry.message_id,
-        payload: row.entry.payload.and_then(|payload| RawValue::from_string(payload.into_string()).ok()),
+        payload: row.entry.payload.map(RedactedJson::into_raw),
         created_at: row.created.to_string(),
     }
 }
@@ -182,13 +198,13 @@ pub(crate) async fn follow_events(
         let code = current.admits_load().err().unwrap_or(ErrorCode::SessionNotLoaded);
         return Err(ApiError::new(code, format!("the session is {}", current.as_str())));
     };
-    let last_id = match (last_event_id(request.headers().get("last-event-id"))?, query.from) {
-        (Some(last_id), _) => Some(last_id),
-        (None, Some(From::Live)) => Some(live.shared.feed.last_id()),
-        (None, None) => None,
+    let from = match (last_event_id(request.headers().get("last-event-id"))?, query.from) {
+        (Some(last_id), _) => ReadFrom::After(last_id),
+        (None, Some(From::Live)) => ReadFrom::Live,
+        (None, None) => ReadFrom::Oldest,
     };
     let services = state.workspaces.services();
-    let events = stream::follow_session(&live.shared.feed, last_id, services.index.clone(), services.metrics.clone());
+    let events = stream::follow_session(&live.shared.feed, from, services.index.clone(), services.metrics.clone());
     Ok(stream::answer(events))
 }
 
@@ -309,7 +325,7 @@ mod tests {
                     Ok(id) => {
                         let id = id.unwrap();
                         prop_assert!(given.to_str().unwrap().parse::<u64>().is_ok_and(|it| it == id));
-                        let replay = feed.subscribe(id).replay;
+                        let replay = feed.subscribe(ReadFrom::After(id)).replay;
                         prop_assert!(replay.events.iter().all(|event| event.id > id));
                     }
                     Err(refusal) => {

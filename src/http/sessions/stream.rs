@@ -13,7 +13,7 @@ use tokio::{
 
 use crate::{
     actors::handles::{
-        event_feed::{EventFeed, Subscription},
+        event_feed::{EventFeed, ReadFrom, Subscription},
         index::SessionIndex,
         messages::{TurnEnded, TurnHandle},
     },
@@ -58,6 +58,12 @@ fn wire(event: &str, id: Option<u64>, data: &str) -> Bytes {
     }
     text.push_str("\n\n");
     text.into()
+}
+
+/// A waiting permission request ahead of the other events. Without an id, because a reader that is disconnected must not
+/// continue from an event so old.
+fn wire_waiting(event: &SessionEvent) -> Bytes {
+    wire(event.kind.as_str(), None, &event.data)
 }
 
 fn json_of(value: &impl Serialize) -> String {
@@ -125,7 +131,7 @@ pub(crate) fn follow(
     accepted: &PromptAccepted,
     metrics: Metrics,
 ) -> impl Stream<Item = Bytes> + use<> {
-    let Subscription { replay, live } = turn.feed.subscribe(turn.after_event);
+    let Subscription { waiting, replay, live, .. } = turn.feed.subscribe(ReadFrom::After(turn.after_event));
     let mut following = Following {
         last_id: turn.after_event,
         turn,
@@ -135,6 +141,8 @@ pub(crate) fn follow(
         beat: beat(),
         reader: Reader::new(metrics),
     };
+    let prompt_id = Some(following.turn.prompt_id);
+    following.ready.extend(waiting.iter().filter(|event| event.prompt_id == prompt_id).map(wire_waiting));
     if let Some(until) = replay.gap_until {
         following.gap(until.saturating_sub(1));
     }
@@ -218,19 +226,20 @@ struct FollowingSession {
     reader: Reader,
 }
 
-/// The events of a session after `last_id`, or from the oldest in memory, until the session ends.
+/// The events of a session from a place on until the session ends, behind the permission requests that wait and are not
+/// among them.
 pub(crate) fn follow_session(
     feed: &EventFeed,
-    last_id: Option<u64>,
+    from: ReadFrom,
     index: SessionIndex,
     metrics: Metrics,
 ) -> impl Stream<Item = Bytes> + use<> {
-    let Subscription { replay, live } = feed.subscribe(last_id.unwrap_or_default());
-    let mut ready = VecDeque::new();
-    if let (Some(after), Some(until)) = (last_id, replay.gap_until) {
+    let Subscription { waiting, after, replay, live } = feed.subscribe(from);
+    let mut ready: VecDeque<_> = waiting.iter().map(wire_waiting).collect();
+    if let (ReadFrom::After(_), Some(until)) = (from, replay.gap_until) {
         ready.push_back(gap(None, after, until.saturating_sub(1)));
     }
-    let newest = replay.events.last().map_or(last_id.unwrap_or_default(), |event| event.id);
+    let newest = replay.events.last().map_or(after, |event| event.id);
     ready.extend(replay.events.iter().map(|event| wire(event.kind.as_str(), Some(event.id), &event.data)));
     let following = FollowingSession {
         session: feed.session(),

@@ -30,8 +30,8 @@ use crate::{
         clock::Clock,
         routing::Route,
         session::{
-            pending_permissions::{PendingPermissions, Received},
-            permission::PermissionPolicy,
+            pending_permissions::{Answer, PendingPermissions, Received, ReceivedRequest},
+            permission::{AnsweredBy, PermissionPolicy},
         },
         turn::{
             Severity, TurnOutcome, TurnProgress, Usage,
@@ -283,7 +283,7 @@ impl<'a> RunningTurn<'a> {
                 return Some(self.fail(Failure::new(ErrorCode::ConnectionLost, detail)));
             }
             // Not sent by these transports: pipes do not reconnect, and permissions are decided here.
-            Some(AgentEvent::Interrupted(_) | AgentEvent::Resumed | AgentEvent::Permission { .. }) => {}
+            Some(AgentEvent::Interrupted(_) | AgentEvent::Resumed | AgentEvent::Permission(_)) => {}
         }
         None
     }
@@ -297,23 +297,33 @@ impl<'a> RunningTurn<'a> {
         if self.cancel_asked {
             return Ok(cancelled);
         }
-        let (policy, by) = match self.run.request.permission_policy {
+        let (policy, is_replaced) = match self.run.request.permission_policy {
             PermissionPolicy::Ask => {
                 let text = "nobody can be asked over HTTP: a permission request was rejected under the policy `ask`";
                 self.remark(Severity::Warn, text);
-                (PermissionPolicy::Reject, "fallback")
+                (PermissionPolicy::Reject, true)
             }
-            policy => (policy, policy.as_str()),
+            policy => (policy, false),
         };
-        match self.permissions.receive(policy, id.clone(), params, Uuid::now_v7()) {
-            Received::Answer(answer) => {
-                let (option_id, allows, by) = (answer.option_id, answer.allows, by.to_owned());
-                let permission = Some(LinePermission { option_id, allows, by });
+        let received = ReceivedRequest {
+            id: id.clone(),
+            params,
+            request_id: Uuid::now_v7(),
+            prompt_id: Some(self.run.request.prompt_id),
+            now: SystemClock.now(),
+            patience: Duration::ZERO,
+        };
+        match self.permissions.receive(policy, received) {
+            Received::Answer(Answer { response, mut resolution, .. }) => {
+                if is_replaced {
+                    resolution.by = AnsweredBy::Fallback;
+                }
+                let permission = Some(LinePermission::of(resolution));
                 self.run.lines.push(&TurnLine { permission, ..TurnLine::default() });
-                Ok(answer.response)
+                response
             }
             // Unreachable: only the policy `ask` leaves a request pending, and it was replaced above.
-            Received::Waits { .. } => Ok(cancelled),
+            Received::Waits { .. } | Received::Repeated => Ok(cancelled),
             Received::Malformed(cause) => {
                 Err(RpcError::new(jsonrpc::INVALID_PARAMS, format!("malformed permission request: {cause}")))
             }

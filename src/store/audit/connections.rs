@@ -12,7 +12,7 @@ use crate::{
         clock::Timestamp,
         ids::{SessionId, WorkspaceKey},
         notify::notification::SessionNotice,
-        redaction::Redacted,
+        redaction::RedactedJson,
         routing::Route,
         session::connection::ConnectionStatus,
         turn::outcome::Failure,
@@ -46,7 +46,7 @@ pub(crate) struct NewConnection {
     /// As the agent reported it; redacted when it is stored.
     pub agent_version: Option<String>,
     /// The capabilities of both sides, a JSON object.
-    pub capabilities: Option<Redacted>,
+    pub capabilities: Option<RedactedJson>,
     /// `None` for a successful handshake. Redacted when it is stored.
     pub failure: Option<Failure>,
     /// Duration; stored in whole milliseconds.
@@ -93,7 +93,7 @@ impl ConnectionRecord {
             protocol_version: new.protocol_version.map(i32::from),
             agent_name: new.agent_name.as_deref().map(clean_text),
             agent_version: new.agent_version.as_deref().map(clean_text),
-            capabilities: clean_option(new.capabilities.map(Redacted::into_string)),
+            capabilities: clean_option(new.capabilities.map(RedactedJson::into_string)),
             error_code: new.failure.as_ref().map(|failure| failure.code.as_str().to_owned()),
             error_detail: new.failure.as_ref().map(columns::clean_detail),
             handshake_ms: i64::try_from(new.handshake.as_millis()).unwrap_or(i64::MAX),
@@ -179,7 +179,7 @@ pub(crate) struct NewConnectionEvent {
     /// Redacted when it is stored.
     pub cause: String,
     /// Success rate, latency, throughput and last heartbeat at that moment, a JSON object.
-    pub health: Option<Redacted>,
+    pub health: Option<RedactedJson>,
     /// The notification and transcript note for the session's user.
     pub session_notice: Option<SessionNotice>,
     pub now: Timestamp,
@@ -237,7 +237,7 @@ impl Store {
             session_id: new.session_id.map(|id| id.to_string()),
             status: new.status.as_str().to_owned(),
             cause: clean_text(&new.cause),
-            health: clean_option(new.health.map(Redacted::into_string)),
+            health: clean_option(new.health.map(RedactedJson::into_string)),
             created_us: new.now.0,
         };
         self.write_when_there_is_room(move |tx| {
@@ -268,7 +268,7 @@ mod tests {
             protocol_version: Some(1),
             agent_name: None,
             agent_version: None,
-            capabilities: Some(Redacted::new("{\"loadSession\":true}")),
+            capabilities: Some(RedactedJson::of(&serde_json::json!({"loadSession": true}))),
             failure: None,
             handshake: Duration::from_millis(7),
             is_probe: false,

@@ -4,7 +4,7 @@ use diesel::{Insertable, Queryable, RunQueryDsl};
 
 use crate::{
     contract::audit::AutomationRunItem,
-    domain::clock::Timestamp,
+    domain::{clock::Timestamp, redaction::RedactedJson},
     store::{
         StoreError,
         engine::{columns, writer::WriteTx},
@@ -59,7 +59,7 @@ impl Record {
             duration_ms: columns::signed(run.duration_ms),
             attempts: i32::try_from(run.attempts).unwrap_or(i32::MAX),
             error_code: run.error_code,
-            logs: columns::redacted_value(run.logs),
+            logs: RedactedJson::of(&run.logs).into_string(),
             created_us: run.created_at.0,
         }
     }

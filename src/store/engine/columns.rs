@@ -9,7 +9,7 @@ use crate::{
     domain::{
         clock::Timestamp,
         ids::WorkspaceKey,
-        redaction::Redacted,
+        redaction::{Redacted, RedactedJson},
         turn::outcome::{ErrorCode, Failure},
     },
     store::StoreError,
@@ -33,21 +33,8 @@ pub(crate) fn clean_text(text: &str) -> String {
 
 /// Serialises a value as JSON with each text in it redacted separately, so that the result is always valid JSON.
 pub(crate) fn redacted_json(value: &impl Serialize, column: &'static str) -> Result<String, StoreError> {
-    serde_json::to_value(value).map(redacted_value).map_err(|cause| not_json(column, &cause))
-}
-
-/// [`redacted_json`] of what is JSON already.
-pub(crate) fn redacted_value(mut value: Value) -> String {
-    fn redact(value: &mut Value) {
-        match value {
-            Value::String(text) => *text = Redacted::new(text).into_string(),
-            Value::Array(values) => values.iter_mut().for_each(redact),
-            Value::Object(members) => members.values_mut().for_each(redact),
-            Value::Null | Value::Bool(_) | Value::Number(_) => {}
-        }
-    }
-    redact(&mut value);
-    value.to_string()
+    let value = serde_json::value::to_raw_value(value).map_err(|cause| not_json(column, &cause))?;
+    Ok(RedactedJson::new(&value).into_string())
 }
 
 /// Serialises a value whose texts the caller has redacted. [`redacted_json`] would redact a name that looks like a secret.

@@ -13,7 +13,7 @@ use crate::{
             notice,
             notification::{Addressee, NewNotification, Stream},
         },
-        redaction::Redacted,
+        redaction::RedactedJson,
         routing::{Flip, FlipTrigger, Initiator, Route, storm::AutomaticRollback},
         turn::transcript::TranscriptEntry,
         words::{FollowUp, MigrationStatus, ReasonCode, RollbackKind},
@@ -47,7 +47,7 @@ pub(crate) struct FlipRecord {
     /// The follow-up of the rollback event.
     pub follow_up: Option<FollowUp>,
     /// The measurements that led to the flip, as a JSON object.
-    pub metrics: Redacted,
+    pub metrics: RedactedJson,
     /// The sessions whose transcripts get the note; unknown sessions are skipped. At most the live sessions of the
     /// workspace, which the session limit bounds.
     pub notes: Vec<SessionId>,
@@ -245,7 +245,7 @@ impl MigrationRecord {
             trigger: migration.trigger.as_str().to_owned(),
             reason: clean_text(&migration.reason),
             status: migration.status.as_str().to_owned(),
-            metrics_snapshot: columns::redacted_value(migration.metrics),
+            metrics_snapshot: RedactedJson::of(&migration.metrics).into_string(),
             started_us: migration.started_at.0,
             completed_us: migration.completed_at.map(|at| at.0),
         }
@@ -336,7 +336,7 @@ impl RollbackRecord {
             actor: clean_text(&event.actor),
             reason: clean_text(&event.reason),
             follow_up: event.follow_up.map(|follow_up| follow_up.as_str().to_owned()),
-            metrics_snapshot: columns::redacted_value(event.metrics),
+            metrics_snapshot: RedactedJson::of(&event.metrics).into_string(),
             created_us: event.created_at.0,
             alarm_id: None,
             counted_us: automatic.map(|rollback| rollback.at.0),

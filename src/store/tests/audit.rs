@@ -12,7 +12,7 @@ use crate::{
     domain::{
         clock::Timestamp,
         ids::WorkspaceKey,
-        redaction::Redacted,
+        redaction::RedactedJson,
         routing::{Attribution, FlipTrigger, Initiator, Route, Routing, success_window::Sample},
         session::connection::ConnectionStatus,
         turn::{
@@ -57,7 +57,7 @@ async fn flips(store: &Store, key: &WorkspaceKey, first: i64, count: i64) {
             flip: flip.unwrap(),
             reason_code: ReasonCode::Manual,
             follow_up: Some(FollowUp::ScheduleReview),
-            metrics: Redacted::new("{}"),
+            metrics: RedactedJson::of(&json!({})),
             notes: Vec::new(),
             note: TranscriptEntry::text("rollback", "note"),
             automatic: None,
@@ -85,7 +85,7 @@ fn handshake(key: WorkspaceKey, us: i64) -> NewConnection {
         protocol_version: Some(1),
         agent_name: Some("demo".into()),
         agent_version: None,
-        capabilities: Some(Redacted::new(r#"{"loadSession":true}"#)),
+        capabilities: Some(RedactedJson::of(&json!({"loadSession": true}))),
         failure: None,
         handshake: Duration::from_millis(12),
         is_probe: false,

@@ -6,6 +6,7 @@ use std::{
 };
 
 use diesel::{Connection, PgConnection, RunQueryDsl, SqliteConnection, connection::SimpleConnection};
+use serde_json::json;
 use uuid::Uuid;
 
 use crate::{
@@ -13,7 +14,7 @@ use crate::{
         automation::skip::{Automation, WantedMode},
         clock::Timestamp,
         ids::{FolderId, PromptId, SessionId, WorkspaceKey},
-        redaction::Redacted,
+        redaction::{Redacted, RedactedJson},
         routing::Route,
         session::lifecycle::{SessionMode, SessionState},
         turn::{TurnInitiator, TurnState, transcript::TranscriptEntry},
@@ -312,7 +313,7 @@ pub(super) fn new_session(us: i64) -> NewSession {
         mcp_servers: "[]".into(),
         protocol: Route::Acp,
         protocol_version: Some(1),
-        agent_facts: Some(Redacted::new(r#"{"agentInfo":{"name":"demo"}}"#)),
+        agent_facts: Some(RedactedJson::of(&json!({"agentInfo": {"name": "demo"}}))),
         connection: None,
         now: at(us),
     }
@@ -347,7 +348,11 @@ pub(super) fn new_turn(session_id: SessionId, us: i64) -> NewTurn {
         is_canary: false,
         wanted: WantedMode::Github,
         decision: Automation::Nothing,
-        first_entry: TranscriptEntry::with_payload("user_message", "fix it", r#"[{"type":"text"}]"#),
+        first_entry: TranscriptEntry::with_payload(
+            "user_message",
+            "fix it",
+            RedactedJson::of(&json!([{"type": "text"}])),
+        ),
         now: at(us),
     }
 }
@@ -362,7 +367,7 @@ pub(super) fn turn_end(session_id: SessionId, prompt_id: PromptId, us: i64) -> T
         session_id,
         key: key("acme", "web"),
         state: TurnState::Completed,
-        result: Some(Redacted::new(r#"{"stopReason":"completed"}"#)),
+        result: Some(RedactedJson::of(&json!({"stopReason": "completed"}))),
         error: None,
         entries: vec![TranscriptEntry::text("agent_message", "done")],
         counts: None,

@@ -3,13 +3,14 @@
 use std::time::Duration;
 
 use diesel::{QueryDsl, RunQueryDsl};
+use serde_json::json;
 use uuid::Uuid;
 
 use super::fixture::*;
 use crate::{
     domain::{
         ids::{PromptId, SessionId, WorkspaceKey},
-        redaction::Redacted,
+        redaction::RedactedJson,
         routing::{
             Attribution, FlipTrigger, Initiator, Route, Routing,
             success_window::{Bucket, Sample},
@@ -52,7 +53,7 @@ fn record(flip: crate::domain::routing::Flip, sessions: &[SessionId]) -> FlipRec
         flip,
         reason_code: ReasonCode::Manual,
         follow_up: Some(FollowUp::NotifyUsers),
-        metrics: Redacted::new(r#"{"samples":20}"#),
+        metrics: RedactedJson::of(&json!({"samples": 20})),
         notes: sessions.to_vec(),
         note: TranscriptEntry::text("rollback", "over HTTP from now on"),
         automatic: None,
@@ -106,7 +107,7 @@ fn handshake(us: i64) -> NewConnection {
         protocol_version: Some(1),
         agent_name: Some("demo".into()),
         agent_version: Some("1.0".into()),
-        capabilities: Some(Redacted::new("{}")),
+        capabilities: Some(RedactedJson::of(&json!({}))),
         failure: None,
         handshake: Duration::from_millis(12),
         is_probe: false,
@@ -337,7 +338,7 @@ both_databases! {
                 session_id: None,
                 status: ConnectionStatus::Degraded,
                 cause: "slow".into(),
-                health: Some(Redacted::new("{}")),
+                health: Some(RedactedJson::of(&json!({}))),
                 session_notice: None,
                 now: at(3),
             };
@@ -376,7 +377,7 @@ both_databases! {
         let turn = NewTurn { first_entry: TranscriptEntry::text("user_message", "one"), ..new_turn(session, 1) };
         let entries = vec![
             TranscriptEntry::text("agent_thought", "hm"),
-            TranscriptEntry::with_payload("tool_call", "", r#"{"sessionUpdate":"tool_call","toolCallId":"t1"}"#),
+            TranscriptEntry::with_payload("tool_call", "", RedactedJson::of(&json!({"sessionUpdate": "tool_call", "toolCallId": "t1"}))),
             TranscriptEntry::text("agent_message", "fir"),
             TranscriptEntry::text("agent_message", "st"),
         ];

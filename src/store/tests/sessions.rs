@@ -1,11 +1,13 @@
 //! Sessions and workspaces, and their recovery after a restart.
 
+use serde_json::json;
+
 use super::fixture::*;
 use crate::store::turns::recovery::Recovered;
 use crate::{
     domain::{
         ids::FolderId,
-        redaction::Redacted,
+        redaction::RedactedJson,
         routing::Route,
         session::{
             lifecycle::{SessionMode, SessionState},
@@ -54,7 +56,7 @@ both_databases! {
         assert_eq!((row.mode, row.enable_git_ops, row.state), (SessionMode::Development, true, SessionState::Idle));
         assert_eq!((row.protocol, row.protocol_version), (Route::Acp, Some(1)));
         assert_eq!((row.agent.as_str(), row.mcp_servers.as_str(), row.failure), ("demo", "[]", None));
-        assert_eq!(row.agent_facts.as_deref(), new.agent_facts.as_ref().map(Redacted::as_str));
+        assert_eq!(row.agent_facts.as_deref(), new.agent_facts.as_ref().map(RedactedJson::as_str));
         assert_eq!((row.restarts, row.last_event_id, row.created, row.last_used), (0, 0, at(5), at(5)));
         assert!(matches!(store.create_session(new).await, Err(StoreError::Conflict(_))));
         assert!(store.session(new_session(0).session_id).await.unwrap().is_none());
@@ -82,7 +84,7 @@ both_databases! {
             agent_session_id: Some("agent-9".into()),
             protocol: Some(Route::Http),
             protocol_version: Some(2),
-            agent_facts: Some(Redacted::new("{}")),
+            agent_facts: Some(RedactedJson::of(&json!({}))),
             last_event_id: Some(99),
             last_used: Some(at(20)),
             ..SessionChange::new(id)
@@ -163,7 +165,7 @@ both_databases! {
         assert!(store.close().await);
 
         let store = database.open();
-        let results = vec![(left_id, Redacted::new("{1}")), (ended_id, Redacted::new("{2}"))];
+        let results = vec![(left_id, RedactedJson::of(&json!([1]))), (ended_id, RedactedJson::of(&json!([2])))];
         assert_eq!(store.recover(at(50), &[], results).await.unwrap(), Recovered { interrupted_turns: 1, sessions: 6 });
         for (id, state) in expected {
             assert_eq!(store.session(id).await.unwrap().unwrap().state, state);

@@ -4,6 +4,7 @@
 use std::time::Duration;
 
 use diesel::{ExpressionMethods, QueryDsl, RunQueryDsl};
+use serde_json::json;
 use uuid::Uuid;
 
 use super::fixture::*;
@@ -15,7 +16,7 @@ use crate::{
             notice,
             notification::{Scope, Stream},
         },
-        redaction::Redacted,
+        redaction::RedactedJson,
         routing::{
             Attribution, Flip, Initiator, RecoveryRules, Route, Routing,
             storm::AutomaticRollback,
@@ -81,7 +82,7 @@ async fn flip_workspace(
         flip,
         reason_code: ReasonCode::Threshold,
         follow_up: Some(FollowUp::NotifyUsers),
-        metrics: Redacted::new("{}"),
+        metrics: RedactedJson::of(&json!({})),
         notes: session.into_iter().collect(),
     };
     let (migration_enabled, auto_rollout, key) = (None, None, key.clone());

@@ -1,5 +1,6 @@
 //! Turns and transcripts.
 
+use serde_json::json;
 use uuid::Uuid;
 
 use super::fixture::*;
@@ -12,7 +13,7 @@ use crate::{
             notice,
             notification::{Addressee, NewNotification, Scope, SessionNotice, Stream},
         },
-        redaction::Redacted,
+        redaction::{Redacted, RedactedJson},
         routing::{Route, success_window::Sample},
         session::lifecycle::SessionState,
         turn::{
@@ -52,7 +53,7 @@ both_databases! {
             .map(|row| (row.seq, row.prompt_id, row.entry.event_type.as_str(), row.entry.text.as_str()))
             .collect();
         assert_eq!(seen, [(1, Some(prompt), "user_message", "fix it"), (2, Some(prompt), "agent_message", "done")]);
-        assert_eq!(entries[0].entry.payload.as_ref().map(Redacted::as_str), Some(r#"[{"type":"text"}]"#));
+        assert_eq!(entries[0].entry.payload.as_ref().map(RedactedJson::as_str), Some(r#"[{"type":"text"}]"#));
     }
 
     async fn turn_ends_once(database: TestDatabase) {
@@ -120,7 +121,7 @@ both_databases! {
         assert_eq!(row.result.as_deref(), Some(r#"{"stopReason":"completed"}"#));
         assert_eq!(left[0].session.state, SessionState::Hibernated, "no agent ran");
 
-        let whole = Some(Redacted::new(r#"{"stopReason":"completed","githubAutomation":{}}"#));
+        let whole = Some(RedactedJson::of(&json!({"stopReason": "completed", "githubAutomation": {}})));
         let closed = TurnEnd { step: EndStep::Turn, result: whole, entries: vec![], ..turn_end(session, prompt, 7) };
         end(&store, closed).await.unwrap();
         let row = store.prompt(prompt).await.unwrap().unwrap();
@@ -186,7 +187,7 @@ both_databases! {
         store.accept_turn(turn).await.unwrap();
         store.ask_cancel(prompt).await.unwrap();
         assert!(store.unfinished(TurnPhase::Agent).await.unwrap()[0].prompt.cancel_asked);
-        let results = vec![(prompt, Redacted::new("{}"))];
+        let results = vec![(prompt, RedactedJson::of(&json!({})))];
         assert_eq!(store.recover(at(5), &[], results).await.unwrap().interrupted_turns, 0);
         let row = store.prompt(prompt).await.unwrap().unwrap();
         assert_eq!((row.state, row.ended, row.error), (TurnState::Cancelled, Some(at(5)), None));
@@ -321,20 +322,20 @@ both_databases! {
 
         let turn = NewTurn {
             preview: Redacted::new("p\0"),
-            first_entry: TranscriptEntry::with_payload("user_message\0", "u\0", "{\0}"),
+            first_entry: TranscriptEntry::with_payload("user_message\0", "u\0", RedactedJson::of(&json!(["\0"]))),
             ..keyed(new_turn(session, 1), "k\0", "h\0")
         };
         let prompt = turn.prompt_id;
         store.accept_turn(turn).await.unwrap();
         let ended = TurnEnd {
             state: TurnState::Failed,
-            result: Some(Redacted::new("{\0}")),
+            result: Some(RedactedJson::of(&json!(["\0"]))),
             error: Some(Failure::new(ErrorCode::AgentError, "e\0")),
             ..turn_end(session, prompt, 2)
         };
         end(&store, ended).await.unwrap();
         let row = store.prompt(prompt).await.unwrap().unwrap();
-        assert_eq!((row.preview.as_str(), row.result.as_deref()), ("p\u{fffd}", Some("{\u{fffd}}")));
+        assert_eq!((row.preview.as_str(), row.result.as_deref()), ("p\u{fffd}", Some("[\"\\u0000\"]")));
     }
 
     async fn bulk_append_keeps_the_order_of_entries(database: TestDatabase) {

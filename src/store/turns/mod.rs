@@ -28,7 +28,7 @@ use crate::{
         clock::Timestamp,
         ids::{PromptId, SessionId, WorkspaceKey},
         notify::notification::SessionNotice,
-        redaction::Redacted,
+        redaction::{Redacted, RedactedJson},
         retention::IDEMPOTENCY_PERIOD,
         routing::Route,
         turn::{TurnInitiator, TurnPhase, TurnState, outcome::Failure, transcript::TranscriptEntry},
@@ -156,7 +156,7 @@ pub(crate) struct TurnEnd {
     pub key: WorkspaceKey,
     /// A final state; any other one is stored as `failed`. Not stored with the end of the agent alone.
     pub state: TurnState,
-    pub result: Option<Redacted>,
+    pub result: Option<RedactedJson>,
     /// Redacted when it is stored.
     pub error: Option<Failure>,
     /// The rest of its transcript.
@@ -393,7 +393,7 @@ pub(crate) fn ending(end: TurnEnd) -> impl FnMut(&mut WriteTx<'_>) -> Result<End
     };
     let prompt_id = end.prompt_id.to_string();
     let known_by = clean_option(end.known_by);
-    let result = clean_option(end.result.map(Redacted::into_string));
+    let result = clean_option(end.result.map(RedactedJson::into_string));
     let detail = end.error.as_ref().map(columns::clean_detail);
     let code = end.error.as_ref().map(|error| error.code.as_str());
     let key = end.key.clone();

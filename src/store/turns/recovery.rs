@@ -9,7 +9,7 @@ use crate::{
     domain::{
         clock::Timestamp,
         ids::{PromptId, SessionId, WorkspaceKey},
-        redaction::Redacted,
+        redaction::RedactedJson,
         session::{background::cut_off_note, lifecycle::SessionState},
         turn::{TurnInitiator, TurnPhase, TurnState, outcome::ErrorCode, transcript::TranscriptEntry},
     },
@@ -197,7 +197,7 @@ impl Store {
         &self,
         now: Timestamp,
         kept: &[SessionId],
-        results: Vec<(PromptId, Redacted)>,
+        results: Vec<(PromptId, RedactedJson)>,
     ) -> Result<Recovered, StoreError> {
         let kept: Vec<_> = kept.iter().map(ToString::to_string).collect();
         let results: Vec<_> =

@@ -328,7 +328,7 @@ impl Handshake {
                     | AgentEvent::Answered { .. }
                     | AgentEvent::Failed { .. }
                     | AgentEvent::Remark { .. }
-                    | AgentEvent::Permission { .. }
+                    | AgentEvent::Permission(_)
                     | AgentEvent::Interrupted(_)
                     | AgentEvent::Resumed,
                 ) => {}

@@ -168,7 +168,7 @@ impl AgentSession for Link {
         let body = ProcessPrompt {
             session_id: request.session_id,
             prompt_id: turn.prompt_id,
-            prompt: RawValue::from_string(turn.prompt.as_json()).unwrap_or_else(|_| RawValue::NULL.to_owned()),
+            prompt: turn.prompt.as_json(),
             conversation: turn.context.map(str::to_owned),
             workspace: ResultWorkspace { path: request.cwd.clone(), is_ephemeral: request.is_ephemeral },
             agent: request.agent.clone(),

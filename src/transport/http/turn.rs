@@ -13,7 +13,7 @@ use super::{
 };
 use crate::{
     contract::{
-        fallback::{AFTER, LinePermission, NDJSON, PROCESS_PROMPT, ProcessPrompt, TurnLine, line_bytes},
+        fallback::{AFTER, NDJSON, PROCESS_PROMPT, ProcessPrompt, TurnLine, line_bytes},
         result::{ACPSessionResult, ResultStopReason},
     },
     domain::{
@@ -233,10 +233,7 @@ impl RequestedTurn {
             TurnLine { diagnostic: Some(diagnostic), .. } => {
                 AgentEvent::Remark { severity: diagnostic.severity, message: diagnostic.message }
             }
-            TurnLine { permission: Some(answer), .. } => {
-                let LinePermission { option_id, allows, by } = answer;
-                AgentEvent::Permission { option_id, allows, by }
-            }
+            TurnLine { permission: Some(answer), .. } => AgentEvent::Permission(answer.resolution(self.prompt_id)),
             TurnLine { missed: Some(missed), .. } => {
                 // Evicted lines count as received, or the next reconnect would request them again.
                 self.received += missed;

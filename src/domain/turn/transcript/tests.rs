@@ -245,3 +245,45 @@ fn many_tool_calls_take_bounded_memory() {
     feed(&mut builder, &json!({"sessionUpdate": "tool_call_update", "toolCallId": "0", "status": "completed"}));
     assert_eq!(revises(&builder.take()), [false], "the update of a forgotten call is an entry of its own");
 }
+
+/// The texts of all entries as they are after the last write, with a write after every chunk.
+fn written(chunks: &[String]) -> Vec<String> {
+    let mut builder = TranscriptBuilder::default();
+    let mut rows: Vec<(Option<*const AtomicI64>, String)> = Vec::new();
+    for (index, text) in chunks.iter().enumerate() {
+        let update = raw(&json!({"sessionUpdate": "agent_message_chunk", "content": {"type": "text", "text": text}}));
+        builder.on_update(&view_update(&update).unwrap(), &update);
+        let mut entries = Vec::new();
+        match index + 1 == chunks.len() {
+            true => builder.finish(&mut entries),
+            false => entries = builder.take(),
+        }
+        for entry in entries {
+            let place = entry.place.as_ref().map(|place| Arc::as_ptr(&place.seq));
+            let text = entry.text.into_string();
+            match rows.iter_mut().find(|(known, _)| place.is_some() && *known == place) {
+                Some(row) => row.1 = text,
+                None => rows.push((place, text)),
+            }
+        }
+    }
+    rows.into_iter().map(|(_, text)| text).collect()
+}
+
+#[test]
+fn secret_that_is_split_over_two_chunks_of_a_message_is_in_no_entry() {
+    let (head, tail) = ("token: ghp_abcdefghijklmn", "opqrstuvwxyz0123456789 end");
+    for filling in [0, 4 * 1024 - 12, 4 * 1024, 8 * 1024 - 100, 8 * 1024, MAX_ENTRY_BYTES - 20, MAX_ENTRY_BYTES - 60]
+    {
+        for in_one_chunk in [true, false] {
+            let filled = "a line of 16 byte\n".repeat(filling / 18 + 1);
+            let filled = &filled[filled.len() - filling..];
+            let chunks = match in_one_chunk {
+                true => vec![format!("{filled}{head}{tail}\nnext"), "!".to_owned()],
+                false => vec![filled.to_owned(), head.to_owned(), tail.to_owned(), "\nnext!".to_owned()],
+            };
+            let rows = written(&chunks);
+            assert_eq!(rows.concat(), format!("{filled}token: [redacted] end\nnext!"), "{filling} bytes");
+        }
+    }
+}
