@@ -1,14 +1,24 @@
 //! The JSON-RPC 2.0 envelope: messages are read without copying and written without an intermediate tree.
 //!
+//! Written messages follow the specification. What is read may deviate from it: a text that is recognisably an answer or
+//! a request is one, and the members that cannot be read get the nearest value. Every other text is noise.
+//!
 //! `params`, `result` and `error.data` stay raw, so unknown fields, unknown updates and `_meta` pass through
 //! unchanged.
 
-use std::borrow::Cow;
+use std::{borrow::Cow, fmt};
 
-use serde::{Deserialize, Deserializer, Serialize, Serializer};
+use serde::{
+    Deserialize, Deserializer, Serialize, Serializer,
+    de::{DeserializeSeed, Error, IgnoredAny, MapAccess, SeqAccess, Visitor},
+};
 use serde_json::value::RawValue;
 
-use super::schema::RequestId;
+use super::{
+    loose::{self, Object},
+    request_id::RequestId,
+    schema::is_request,
+};
 
 /// `-32700`: the message is not JSON.
 pub(crate) const PARSE_ERROR: i64 = -32700;
@@ -65,7 +75,7 @@ pub(crate) enum Message<'a> {
     },
     /// An answer to one of this side's requests.
     Response {
-        /// The id of that request.
+        /// The id of that request; `null` in an answer to a request that the peer could not read.
         id: RequestId,
         /// The result, or the error; `null` if both are absent.
         result: Result<&'a RawValue, RpcError>,
@@ -75,51 +85,263 @@ pub(crate) enum Message<'a> {
 /// Reasons why a text is not a message.
 #[derive(Debug, thiserror::Error)]
 pub(crate) enum FrameError {
-    /// The text is not a JSON object, or a member has the wrong type.
+    /// The text is not a JSON object.
     #[error("not a JSON-RPC object: {0}")]
     NotJson(#[from] serde_json::Error),
-    /// The object has neither a method nor an id.
-    #[error("a JSON object with neither `method` nor `id`")]
+    /// The object is neither a call nor an answer.
+    #[error("a JSON object with neither `method` nor an answer")]
     NotAMessage,
 }
 
-#[derive(Deserialize)]
+/// The members of a JSON object that are part of a message; of a repeated one, the last.
+#[derive(Default)]
 struct Envelope<'a> {
-    #[serde(default, deserialize_with = "present")]
-    id: Option<RequestId>,
-    #[serde(borrow, default)]
-    method: Option<Cow<'a, str>>,
-    #[serde(borrow, default)]
+    id: Option<&'a RawValue>,
+    method: Option<&'a RawValue>,
     params: Option<&'a RawValue>,
-    #[serde(borrow, default)]
     result: Option<&'a RawValue>,
-    #[serde(default)]
-    error: Option<RpcError>,
+    error: Option<&'a RawValue>,
+    has_version: bool,
+    /// True if the object has a member that JSON-RPC does not define.
+    has_others: bool,
 }
 
-/// Distinguishes `"id": null` from an absent id.
-fn present<'de, D: Deserializer<'de>, T: Deserialize<'de>>(from: D) -> Result<Option<T>, D::Error> {
-    T::deserialize(from).map(Some)
+enum Member {
+    Id,
+    Method,
+    Params,
+    Result,
+    Error,
+    Version,
+    Meta,
+    Other,
+}
+
+impl<'de> DeserializeSeed<'de> for Member {
+    type Value = Self;
+
+    fn deserialize<D: Deserializer<'de>>(self, from: D) -> Result<Self, D::Error> {
+        // Read as bytes, a name may contain halves of surrogate pairs.
+        from.deserialize_bytes(self)
+    }
+}
+
+impl Visitor<'_> for Member {
+    type Value = Self;
+
+    fn expecting(&self, out: &mut fmt::Formatter<'_>) -> fmt::Result {
+        out.write_str("the name of a member")
+    }
+
+    fn visit_bytes<E: Error>(self, name: &[u8]) -> Result<Self, E> {
+        Ok(match name {
+            b"id" => Self::Id,
+            b"method" => Self::Method,
+            b"params" => Self::Params,
+            b"result" => Self::Result,
+            b"error" => Self::Error,
+            b"jsonrpc" => Self::Version,
+            b"_meta" => Self::Meta,
+            _ => Self::Other,
+        })
+    }
+
+    fn visit_str<E: Error>(self, name: &str) -> Result<Self, E> {
+        self.visit_bytes(name.as_bytes())
+    }
+}
+
+struct Members;
+
+impl<'de> Visitor<'de> for Members {
+    type Value = Envelope<'de>;
+
+    fn expecting(&self, out: &mut fmt::Formatter<'_>) -> fmt::Result {
+        out.write_str("an object")
+    }
+
+    fn visit_map<A: MapAccess<'de>>(self, mut members: A) -> Result<Envelope<'de>, A::Error> {
+        let mut envelope = Envelope::default();
+        while let Some(member) = members.next_key_seed(Member::Other)? {
+            let place = match member {
+                Member::Id => &mut envelope.id,
+                Member::Method => &mut envelope.method,
+                Member::Params => &mut envelope.params,
+                Member::Result => &mut envelope.result,
+                Member::Error => &mut envelope.error,
+                other => {
+                    envelope.has_version |= matches!(other, Member::Version);
+                    envelope.has_others |= matches!(other, Member::Other);
+                    members.next_value::<IgnoredAny>()?;
+                    continue;
+                }
+            };
+            *place = Some(members.next_value()?);
+        }
+        Ok(envelope)
+    }
+}
+
+impl<'de: 'a, 'a> Deserialize<'de> for Envelope<'a> {
+    fn deserialize<D: Deserializer<'de>>(from: D) -> Result<Self, D::Error> {
+        from.deserialize_map(Members)
+    }
 }
 
 /// Reads one message. Members unknown to JSON-RPC are ignored, and so is the value of `jsonrpc`, which some agents
 /// omit.
 ///
+/// A call with `"id": null` is a notification, unless its method is a request of the protocol. An object with `result` or
+/// `error` is an answer, whatever else it has; one with an id alone is an answer without a result.
+///
 /// # Errors
-/// The text is not a JSON object, a member has the wrong type, or both `method` and `id` are absent.
+/// The text is not a JSON object, or the object is no message: noise.
 pub(crate) fn parse(text: &str) -> Result<Message<'_>, FrameError> {
-    let Envelope { id, method, params, result, error } = serde_json::from_str(text)?;
-    match (id, method) {
-        (Some(id), Some(method)) => Ok(Message::Request { id, method, params: params.unwrap_or(RawValue::NULL) }),
-        (None, Some(method)) => Ok(Message::Notification { method, params: params.unwrap_or(RawValue::NULL) }),
-        (Some(id), None) => Ok(Message::Response {
-            id,
-            result: match error {
-                Some(error) => Err(error),
-                None => Ok(result.unwrap_or(RawValue::NULL)),
+    let Envelope { id, method, params, result, error, has_version, has_others } = serde_json::from_str(text)?;
+    let is_null = |raw: &&RawValue| raw.get() == "null";
+    let method = method.filter(|raw| !is_null(raw));
+    let answers = [result, error].into_iter().flatten().any(|raw| !is_null(&raw));
+    let id = id.map(RequestId::read);
+    if let (Some(method), false) = (method, answers && !matches!(id, None | Some(RequestId::Null))) {
+        let method = loose::text(method).ok_or(FrameError::NotAMessage)?;
+        let params = params.unwrap_or(RawValue::NULL);
+        return Ok(match id {
+            None => Message::Notification { method, params },
+            Some(RequestId::Null) if !is_request(&method) => Message::Notification { method, params },
+            Some(id) => Message::Request { id, method, params },
+        });
+    }
+    // The entries of a log have ids too. An answer without a result comes from serialisers that drop undefined members.
+    let is_answer = result.is_some() || error.is_some() || has_version || !has_others;
+    match id {
+        Some(id) if is_answer => Ok(Message::Response { id, result: read_result(result, error) }),
+        _ => Err(FrameError::NotAMessage),
+    }
+}
+
+fn read_result<'a>(result: Option<&'a RawValue>, error: Option<&RawValue>) -> Result<&'a RawValue, RpcError> {
+    /// Written by some peers next to a result.
+    const NO_ERROR: [&str; 5] = ["false", "\"\"", "{}", "[]", "0"];
+    let result = result.filter(|raw| raw.get() != "null");
+    let error = error.filter(|raw| raw.get() != "null");
+    match error.filter(|raw| result.is_none() || !NO_ERROR.contains(&raw.get())) {
+        Some(error) => Err(read_error(error)),
+        None => Ok(result.unwrap_or(RawValue::NULL)),
+    }
+}
+
+/// Reads the `error` of an answer, whatever its form: a code that is no number becomes part of the message.
+fn read_error(raw: &RawValue) -> RpcError {
+    if let Ok(error) = serde_json::from_str::<RpcError>(raw.get()) {
+        return error;
+    }
+    let whole = || loose::text_or_json(raw).into_owned();
+    let Some(members) = Object::read(raw) else { return RpcError::new(INTERNAL_ERROR, whole()) };
+    let message = members.get("message").map(|raw| loose::text_or_json(raw).into_owned());
+    let code = members.get("code");
+    let number = code.and_then(loose::integer);
+    let message = match (code.filter(|_| number.is_none()), message) {
+        (Some(code), Some(message)) => format!("{}: {message}", loose::text_or_json(code)),
+        (None, Some(message)) => message,
+        (None, None) if number.is_some() => String::new(),
+        (_, None) => whole(),
+    };
+    RpcError { code: number.unwrap_or(INTERNAL_ERROR), message, data: members.get("data").map(ToOwned::to_owned) }
+}
+
+/// Messages that are recovered from one line, at most; a longer batch is noise.
+const MAX_RECOVERED: usize = 1000;
+
+/// Returns the JSON values in a line that is not one message, each of which may be one: those of a batch, of objects
+/// without a line end between them, and the object behind a byte-order mark, control characters or terminal sequences
+/// such as a title. Empty if the line has anything else.
+pub(crate) fn recover(line: &str) -> Vec<&str> {
+    let mut found = Vec::new();
+    let mut rest = undecorated(line);
+    while !rest.is_empty() {
+        let mut values = serde_json::Deserializer::from_str(rest).into_iter::<&RawValue>();
+        let Some(Ok(value)) = values.next() else { return Vec::new() };
+        match value.get().as_bytes().first() {
+            Some(b'{') => found.push(value.get()),
+            Some(b'[') => match serde_json::from_str::<Batch<'_>>(value.get()) {
+                Ok(Batch(members)) => found.extend(members),
+                Err(_) => return Vec::new(),
             },
-        }),
-        (None, None) => Err(FrameError::NotAMessage),
+            _ => return Vec::new(),
+        }
+        if found.len() > MAX_RECOVERED {
+            return Vec::new();
+        }
+        let end = values.byte_offset();
+        rest = undecorated(rest.get(end..).unwrap_or_default());
+    }
+    found
+}
+
+/// The members of an array, up to [`MAX_RECOVERED`].
+struct Batch<'a>(Vec<&'a str>);
+
+impl<'de: 'a, 'a> Deserialize<'de> for Batch<'a> {
+    fn deserialize<D: Deserializer<'de>>(from: D) -> Result<Self, D::Error> {
+        struct Members;
+        impl<'de> Visitor<'de> for Members {
+            type Value = Vec<&'de str>;
+
+            fn expecting(&self, out: &mut fmt::Formatter<'_>) -> fmt::Result {
+                out.write_str("a batch")
+            }
+
+            fn visit_seq<A: SeqAccess<'de>>(self, mut members: A) -> Result<Self::Value, A::Error> {
+                let mut found = Vec::new();
+                while let Some(member) = members.next_element::<&RawValue>()? {
+                    if found.len() == MAX_RECOVERED {
+                        return Err(A::Error::custom("too long"));
+                    }
+                    found.push(member.get());
+                }
+                Ok(found)
+            }
+        }
+        from.deserialize_seq(Members).map(Batch)
+    }
+}
+
+/// Removes what may precede a message or follow it: a byte-order mark, whitespace, control characters, and terminal
+/// sequences.
+fn undecorated(mut text: &str) -> &str {
+    loop {
+        text = text.trim_start_matches(|char: char| {
+            char == '\u{feff}' || char.is_whitespace() || (char.is_control() && char != ESCAPE)
+        });
+        match text.strip_prefix(ESCAPE).and_then(after_sequence) {
+            Some(rest) => text = rest,
+            None => return text,
+        }
+    }
+}
+
+const ESCAPE: char = '\u{1b}';
+
+/// The text after the terminal sequence of which `text` is the part behind the escape character; `None` if that is
+/// incomplete.
+fn after_sequence(text: &str) -> Option<&str> {
+    let first = text.chars().next()?;
+    match first {
+        // Strings, such as a title: up to BEL or ST.
+        ']' | 'P' | 'X' | '^' | '_' => {
+            let end = text.find(['\u{7}', ESCAPE, '\u{9c}'])?;
+            let rest = text.get(end..)?;
+            rest.strip_prefix(['\u{7}', '\u{9c}']).or_else(|| rest.strip_prefix("\u{1b}\\"))
+        }
+        // Control sequences, such as a colour: parameters, then one character.
+        '[' => {
+            let rest = text.get(1..)?.trim_start_matches(|char: char| matches!(char, ' '..='?'));
+            rest.strip_prefix(|char: char| matches!(char, '@'..='~'))
+        }
+        _ => {
+            let rest = text.trim_start_matches(|char: char| matches!(char, ' '..='/'));
+            rest.strip_prefix(|char: char| matches!(char, '0'..='~'))
+        }
     }
 }
 
@@ -193,10 +415,7 @@ pub(crate) fn response(id: &RequestId, result: Result<impl Serialize, &RpcError>
 /// Converts the id of an answer back to the number given to [`request`]; `None` if [`request`] cannot have written
 /// it.
 pub(crate) fn own_id(id: &RequestId) -> Option<u64> {
-    match id {
-        RequestId::Number(number) => u64::try_from(*number).ok(),
-        _ => None,
-    }
+    id.as_number()
 }
 
 #[cfg(test)]

@@ -3,6 +3,7 @@
 use std::sync::Arc;
 
 use parking_lot::{Mutex, MutexGuard};
+use serde::Serialize;
 use serde_json::value::RawValue;
 use tokio::sync::mpsc;
 
@@ -73,7 +74,7 @@ impl EventFeed {
     }
 
     /// Publishes an event of the service itself and returns its id.
-    pub(crate) fn announce(&self, prompt: Option<PromptId>, kind: EventKind, update: &serde_json::Value) -> u64 {
+    pub(crate) fn announce(&self, prompt: Option<PromptId>, kind: EventKind, update: &impl Serialize) -> u64 {
         match serde_json::value::to_raw_value(update) {
             Ok(update) => self.publish(prompt, kind, &update, None),
             Err(_) => self.last_id(),

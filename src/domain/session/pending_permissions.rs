@@ -96,7 +96,12 @@ impl PendingPermissions {
             Decision::Ask => {
                 let request_id = request_id.to_string();
                 let event = match serde_json::from_str::<RawRequest<'_>>(params.get()) {
-                    Ok(raw) => json!({"requestId": request_id, "toolCall": raw.tool_call, "options": raw.options}),
+                    Ok(RawRequest { tool_call, options }) => {
+                        // A tree cannot hold every JSON text: null stands for halves of characters, for example.
+                        let [tool_call, options] = [tool_call, options]
+                            .map(|raw| serde_json::from_str::<Value>(raw.get()).unwrap_or_default());
+                        json!({"requestId": request_id, "toolCall": tool_call, "options": options})
+                    }
                     Err(_) => json!({"requestId": request_id, "options": request.options}),
                 };
                 self.waiting.insert(request_id.clone(), Waiting { id, options: request.options });
