@@ -450,6 +450,115 @@ pub(crate) mod tests {
         }
     }
 
+    fn answer(text: &str) -> (RequestId, Result<String, (i64, String)>) {
+        match parse(text) {
+            Ok(Message::Response { id, result }) => {
+                (id, result.map(|raw| raw.get().to_owned()).map_err(|error| (error.code, error.message)))
+            }
+            other => panic!("{text}: {other:?}"),
+        }
+    }
+
+    #[test]
+    fn answer_with_an_odd_error_is_an_answer_with_what_could_be_read() {
+        for (error, code, message) in [
+            (r#""it broke""#, INTERNAL_ERROR, "it broke"),
+            (r#"{"message":"no code"}"#, INTERNAL_ERROR, "no code"),
+            (r#"{"code":"rate_limit_error","message":"slow down"}"#, INTERNAL_ERROR, "rate_limit_error: slow down"),
+            (r#"{"code":"-32602","message":"no"}"#, INVALID_PARAMS, "no"),
+            (r#"{"code":-32603.0,"message":null}"#, INTERNAL_ERROR, ""),
+            (r#"{"code":429.5,"message":["a"]}"#, INTERNAL_ERROR, r#"429.5: ["a"]"#),
+            (r#"{"code":99999999999999999999,"message":"m"}"#, INTERNAL_ERROR, "99999999999999999999: m"),
+            (r#"{"code":-32000,"code":-32002,"message":"\ud800!"}"#, RESOURCE_NOT_FOUND, "\u{fffd}\u{fffd}\u{fffd}!"),
+            (r#"{"code":"E1"}"#, INTERNAL_ERROR, r#"{"code":"E1"}"#),
+            ("{}", INTERNAL_ERROR, "{}"),
+            ("7", INTERNAL_ERROR, "7"),
+            ("true", INTERNAL_ERROR, "true"),
+            (r#"["a",1e400]"#, INTERNAL_ERROR, r#"["a",1e400]"#),
+        ] {
+            let (id, result) = answer(&format!(r#"{{"jsonrpc":"2.0","id":3,"error":{error}}}"#));
+            assert_eq!((own_id(&id), result), (Some(3), Err((code, message.to_owned()))), "{error}");
+        }
+    }
+
+    #[test]
+    fn text_is_recognised_as_answer_request_notification_or_noise() {
+        let kind = |text: &str| match parse(text) {
+            Ok(Message::Request { id, .. }) => format!("request {id}"),
+            Ok(Message::Notification { method, .. }) => format!("notification {method}"),
+            Ok(Message::Response { id, result }) => match result {
+                Ok(result) => format!("answer {id}: {}", result.get()),
+                Err(error) => format!("answer {id}: error {}", error.message),
+            },
+            Err(_) => "noise".to_owned(),
+        };
+        for (text, expected) in [
+            // Members that some serialisers always write.
+            (r#"{"id":1,"method":null,"params":null,"result":{},"error":null}"#, "answer 1: {}"),
+            (r#"{"id":1,"method":"m","params":{},"result":null,"error":null}"#, "request 1"),
+            (r#"{"id":1,"method":"session/prompt","result":7}"#, "answer 1: 7"),
+            (r#"{"id":1,"method":"m","error":"no"}"#, "answer 1: error no"),
+            (r#"{"id":1,"result":{"a":1},"error":false}"#, "answer 1: {\"a\":1}"),
+            (r#"{"id":1,"result":{"a":1},"error":{}}"#, "answer 1: {\"a\":1}"),
+            (r#"{"id":1,"result":{"a":1},"error":"no"}"#, "answer 1: error no"),
+            (r#"{"id":1,"error":null}"#, "answer 1: null"),
+            (r#"{"jsonrpc":"2.0","id":1}"#, "answer 1: null"),
+            (r#"{"id":1}"#, "answer 1: null"),
+            (r#"{"_meta":{},"id":1}"#, "answer 1: null"),
+            (r#"{"id":1,"id":2,"result":3,"result":4}"#, "answer 2: 4"),
+            (r#"{"\u0069d":1,"r\u0065sult":3,"\ud800":1}"#, "answer 1: 3"),
+            (r#"{"id":{"a":[1]},"result":3}"#, "answer {\"a\":[1]}: 3"),
+            // Notifications with an id of null.
+            (r#"{"id":null,"method":"session/update","params":{}}"#, "notification session/update"),
+            (r#"{"id":null,"method":"_x/y"}"#, "notification _x/y"),
+            (r#"{"id":null,"method":"_x/y","result":3}"#, "notification _x/y"),
+            (r#"{"id":null,"method":"session/request_permission"}"#, "request null"),
+            (r#"{"method":"a\ud800","id":7.5}"#, "request 7.5"),
+            // Entries of logs.
+            (r#"{"id":"evt_1","msg":"started"}"#, "noise"),
+            (r#"{"id":3,"level":"info","msg":"started"}"#, "noise"),
+            (r#"{"level":"error","error":"no"}"#, "noise"),
+            (r#"{"id":3,"method":7}"#, "noise"),
+            (r#"{"method":{}}"#, "noise"),
+            ("[{\"id\":3,\"result\":1}]", "noise"),
+            ("{\"id\":3,\"result\":1} trailing", "noise"),
+        ] {
+            assert_eq!(kind(text), expected, "{text}");
+        }
+    }
+
+    #[test]
+    fn messages_are_recovered_from_decorated_lines_and_batches() {
+        let one = r#"{"id":1}"#;
+        for line in [
+            "\u{feff}{\"id\":1}",
+            "\u{1b}]0;a {title}\u{7}{\"id\":1}",
+            "\u{1b}]2;t\u{1b}\\\u{1b}[?25l\u{1b}[1;32m\r{\"id\":1}\u{1b}[0m",
+            "\u{1b}Pq\u{9c}\u{1b}(B\u{1b}=\0\0 {\"id\":1}\0",
+            "[{\"id\":1}]",
+        ] {
+            assert_eq!(recover(line), [one], "{line:?}");
+        }
+        assert_eq!(recover("{\"id\":1}[{\"id\":2} , 3]\r{\"id\":4}"), [one, "{\"id\":2}", "3", "{\"id\":4}"]);
+        let deep = format!("{}{}", "[".repeat(100_000), "]".repeat(100_000));
+        assert_eq!(recover(&format!("[{deep}]")), [deep.as_str()]);
+        for noise in [
+            "",
+            "text",
+            "7",
+            "received {\"id\":1}",
+            "{\"id\":1} done",
+            "\u{1b}]0;no end {\"id\":1}",
+            "\u{1b}[31",
+            "\u{1b}",
+            "{broken",
+            "[1,",
+        ] {
+            assert!(recover(noise).is_empty(), "{noise:?}");
+        }
+        assert!(recover(&format!("[{}]", vec!["{}"; MAX_RECOVERED + 1].join(","))).is_empty(), "too many");
+    }
+
     #[test]
     fn params_are_kept_verbatim() {
         let text = r#"{"method":"session/update","params":{"b":1.0,  "a":[1e2],"_meta":{"x":"é"}}}"#;
@@ -490,8 +599,53 @@ pub(crate) mod tests {
         })
     }
 
+    /// Generates JSON texts, also those that a tree of values cannot hold.
+    pub(crate) fn any_json() -> impl Strategy<Value = String> {
+        let leaf = prop_oneof![
+            Just("null".to_owned()),
+            Just("true".to_owned()),
+            Just("1e400".to_owned()),
+            Just("-0".to_owned()),
+            Just("\"\"".to_owned()),
+            Just(r#""\ud800x""#.to_owned()),
+            "-?[1-9][0-9]{0,25}(\\.[0-9]{1,3})?",
+            "\"[a-z ]{0,8}\"",
+            (1usize..400).prop_map(|depth| format!("{}{}", "[".repeat(depth), "]".repeat(depth))),
+        ];
+        leaf.prop_recursive(3, 12, 4, |inner| {
+            let name = prop_oneof![Just("code"), Just("message"), Just("data"), Just("stopReason"), Just("usage")];
+            prop_oneof![
+                prop::collection::vec(inner.clone(), 0..4).prop_map(|items| format!("[{}]", items.join(","))),
+                prop::collection::vec((name, inner), 0..4).prop_map(|members| {
+                    let members: Vec<_> = members.iter().map(|(name, value)| format!("\"{name}\":{value}")).collect();
+                    format!("{{{}}}", members.join(","))
+                }),
+            ]
+        })
+    }
+
+    /// Generates answers to the request 3: with a result or an error, and with any other member.
+    pub(crate) fn any_answer() -> impl Strategy<Value = String> {
+        let member = prop_oneof![Just("result"), Just("error")];
+        let others =
+            prop_oneof![Just("jsonrpc"), Just("params"), Just("_meta"), Just("x"), Just("id"), Just("result")];
+        let others = prop::collection::vec((others, any_json()), 0..4);
+        let id = prop_oneof![Just("3"), Just("3.0"), Just("\"3\""), Just("30e-1")];
+        (member, any_json(), others, id).prop_map(|(member, value, others, id)| {
+            let others: String = others.iter().map(|(name, value)| format!("\"{name}\":{value},")).collect();
+            format!("{{{others}\"id\":{id},\"{member}\":{value}}}")
+        })
+    }
+
     proptest! {
         #![proptest_config(ProptestConfig::with_cases(4_000))]
+
+        #[test]
+        fn answer_with_any_json_in_its_members_is_an_answer(text in any_answer()) {
+            prop_assert!(serde_json::from_str::<&RawValue>(&text).is_ok(), "{}", text);
+            let Ok(Message::Response { id, .. }) = parse(&text) else { return Err(TestCaseError::fail(text)) };
+            prop_assert_eq!(own_id(&id), Some(3));
+        }
 
         #[test]
         fn parse_never_panics_and_every_error_has_a_text(text in nearly_a_frame()) {

@@ -356,12 +356,17 @@ async fn write_all(
             },
         };
         let Some(first) = first else { continue };
+        let mut begins_turn = is_prompt(first.text());
         let mut bytes = as_line(first.into_text());
         // Combines queued messages into one write, and so into one wake-up of the agent.
         while bytes.len() < CHUNK_BYTES
             && let Some(frame) = ready_frame(&mut frames).or_else(|| ready_frame(answers.as_mut()?))
         {
+            begins_turn |= is_prompt(frame.text());
             bytes.extend_from_slice(&as_line(frame.into_text()));
+        }
+        if begins_turn {
+            life.begin_task();
         }
         // An agent that closed its stdin may still write: messages to it are dropped and the agent keeps running. A
         // write to an agent that does not read never finishes, so it must not keep the agent alive after the client
@@ -377,6 +382,11 @@ async fn write_all(
     // Close stdin before the agent is ended: some agents exit by themselves then.
     drop(stdin);
     drop(life);
+}
+
+/// True if a message to the agent is a prompt. Inside a JSON string the name of the method has other quotes.
+fn is_prompt(text: &str) -> bool {
+    memchr::memmem::find(text.as_bytes(), b"\"session/prompt\"").is_some()
 }
 
 async fn next_answer(answers: &mut Option<FrameReceiver>) -> Option<Incoming> {
