@@ -5,5 +5,7 @@
 
 pub(crate) mod correlator;
 pub(crate) mod jsonrpc;
+pub(crate) mod loose;
 pub(crate) mod numbered;
+pub(crate) mod request_id;
 pub(crate) mod schema;

@@ -6,11 +6,12 @@
 #[cfg(test)]
 pub(crate) use agent_client_protocol_schema::v1::{AGENT_METHOD_NAMES, CLIENT_METHOD_NAMES};
 pub(crate) use agent_client_protocol_schema::v1::{
-    AgentCapabilities, ContentBlock, CreateTerminalRequest, InitializeResponse, KillTerminalRequest,
-    PermissionOptionKind, ReadTextFileRequest, ReadTextFileResponse, ReleaseTerminalRequest,
-    RequestId, StopReason, TerminalExitStatus, TerminalOutputRequest,
-    TerminalOutputResponse, WaitForTerminalExitRequest, WriteTextFileRequest,
+    AgentCapabilities, ContentBlock, CreateTerminalRequest, KillTerminalRequest, PermissionOptionKind,
+    ReadTextFileRequest, ReadTextFileResponse, ReleaseTerminalRequest, StopReason, TerminalExitStatus,
+    TerminalOutputRequest, TerminalOutputResponse, WaitForTerminalExitRequest, WriteTextFileRequest,
 };
+
+pub(crate) use super::request_id::RequestId;
 
 /// The only protocol version that this crate offers and accepts. The protocol has integer versions since version 1.
 pub(crate) const PROTOCOL_VERSION: u16 = 1;
@@ -62,6 +63,31 @@ pub(crate) mod client_method {
     pub(crate) const TERMINAL_WAIT_FOR_EXIT: &str = "terminal/wait_for_exit";
     /// Ends a command and keeps its output.
     pub(crate) const TERMINAL_KILL: &str = "terminal/kill";
+}
+
+/// True for the methods of the protocol that have an answer.
+pub(crate) fn is_request(method: &str) -> bool {
+    use {agent_method::*, client_method::*};
+    matches!(
+        method,
+        INITIALIZE
+            | AUTHENTICATE
+            | SESSION_NEW
+            | SESSION_LOAD
+            | SESSION_RESUME
+            | SESSION_CLOSE
+            | SESSION_SET_MODE
+            | SESSION_SET_CONFIG_OPTION
+            | SESSION_PROMPT
+            | SESSION_REQUEST_PERMISSION
+            | FS_READ_TEXT_FILE
+            | FS_WRITE_TEXT_FILE
+            | TERMINAL_CREATE
+            | TERMINAL_OUTPUT
+            | TERMINAL_RELEASE
+            | TERMINAL_WAIT_FOR_EXIT
+            | TERMINAL_KILL
+    )
 }
 
 #[cfg(test)]

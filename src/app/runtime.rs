@@ -12,6 +12,7 @@ use crate::{
     runtime::{self, AgentSettings, EmbeddedRuntime, Retention, RunningRuntime, RuntimeOptions, ServedRequests},
     telemetry::Metrics,
     transport::{
+        HandshakeTimeouts,
         acp::AcpTransport,
         http::{FallbackLimits, HttpFallback},
         pipe::PipeLimits,
@@ -87,18 +88,27 @@ pub(super) fn transports(config: &Config, endpoint: Endpoint) -> Result<(AcpTran
     let auth_methods = config.agents.iter().map(|(name, agent)| (name.clone(), agent.auth_method.clone()));
     let auth_methods = auth_methods.chain([(String::new(), config.agent.auth_method.clone())]);
     let auth_methods: BTreeMap<_, _> = auth_methods.filter_map(|(name, method)| Some((name, method?))).collect();
-    let handshake_timeout = Duration::from_secs(config.runtime.handshake_timeout_s);
+    let handshake_timeouts = handshake_timeouts(config);
     let limits = FallbackLimits {
         inactivity_timeout: config.turn.inactivity_timeout(),
         cancel_grace: config.turn.cancel_grace(),
-        handshake_timeout,
+        handshake_timeouts: handshake_timeouts.clone(),
         reconnect_grace: Duration::from_secs(config.runtime.reconnect_grace_s),
         frame_bytes: config.limits.frame_bytes,
         queue_bytes: config.limits.queue_bytes,
         auth_methods: auth_methods.clone(),
     };
     let fallback = HttpFallback::new(&endpoint.url, endpoint.token.clone(), limits)?;
-    Ok((AcpTransport { endpoint, handshake_timeout, auth_methods }, fallback))
+    Ok((AcpTransport { endpoint, handshake_timeouts, auth_methods }, fallback))
+}
+
+fn handshake_timeouts(config: &Config) -> HandshakeTimeouts {
+    let named = config.agents.iter().map(|(name, agent)| (name.clone(), agent.handshake_timeout_s));
+    let all = named.chain([(String::new(), config.agent.handshake_timeout_s)]);
+    HandshakeTimeouts {
+        default: Duration::from_secs(config.runtime.handshake_timeout_s),
+        by_agent: all.filter_map(|(name, seconds)| Some((name, Duration::from_secs(seconds?)))).collect(),
+    }
 }
 
 fn pipe_limits(config: &Config) -> PipeLimits {

@@ -17,7 +17,7 @@ use crate::domain::{
 /// Key of our members under `_meta`.
 pub(crate) const META_KEY: &str = "lumilink";
 
-/// Notification: the agent printed a line that is not JSON ([`StrayLine`]).
+/// Notification: the agent printed a line that is not ACP ([`StrayLine`]).
 pub(crate) const STRAY_LINE: &str = "_lumilink/stray_line";
 /// Notification: the process of the agent ended ([`AgentExited`]); the socket closes right after it. Unacknowledged
 /// messages of a resumable connection are kept for the grace, or for 10 s after the client confirmed the close.

@@ -1,6 +1,6 @@
 //! The flags of the demo agent, and its misbehaviour at the start.
 
-use std::{fs, io, path::PathBuf, time::Duration};
+use std::{collections::BTreeMap, fs, io, path::PathBuf, time::Duration};
 
 use super::lines::{Lines, Read};
 
@@ -38,8 +38,10 @@ pub(super) struct Flags {
     exit_on_start: bool,
     /// `--hang-on-start`: the agent reads its input and answers nothing.
     hang_on_start: bool,
-    /// `--garbage-on-start`: the agent prints three lines that are not JSON.
-    garbage_on_start: bool,
+    /// `--garbage-on-start` (3) or `--banner N`: the agent prints this number of lines that are not JSON.
+    banner: u32,
+    /// `--answer METHOD TEXT`: the agent answers the method with this text, see `odd.rs`.
+    pub answers: BTreeMap<String, String>,
     /// `--start-delay-ms N`: the agent reads its input only after this time.
     start_delay: Duration,
 }
@@ -66,7 +68,8 @@ impl Flags {
             persist: None,
             exit_on_start: false,
             hang_on_start: false,
-            garbage_on_start: false,
+            banner: 0,
+            answers: BTreeMap::new(),
             start_delay: Duration::ZERO,
         };
         let mut arguments = arguments.into_iter();
@@ -89,7 +92,12 @@ impl Flags {
                 "--persist" => flags.persist = Some(value()?.into()),
                 "--exit-on-start" => flags.exit_on_start = true,
                 "--hang-on-start" => flags.hang_on_start = true,
-                "--garbage-on-start" => flags.garbage_on_start = true,
+                "--garbage-on-start" => flags.banner = 3,
+                "--banner" => flags.banner = value()?.parse().map_err(bad)?,
+                "--answer" => {
+                    let method = value()?;
+                    flags.answers.insert(method, value()?);
+                }
                 "--start-delay-ms" => flags.start_delay = Duration::from_millis(value()?.parse().map_err(bad)?),
                 other => return Err(format!("unknown flag {other}")),
             }
@@ -103,10 +111,8 @@ impl Flags {
             eprintln!("demo-agent: exits at once, as requested");
             std::process::exit(3);
         }
-        if self.garbage_on_start {
-            for n in 1..=3 {
-                lines.write_raw(&format!("Welcome! This banner is not JSON, line {n}"))?;
-            }
+        for n in 1..=self.banner {
+            lines.write_raw(&format!("Welcome! This banner is not JSON, line {n}"))?;
         }
         if self.hang_on_start {
             while !matches!(lines.read(None)?, Read::End) {}

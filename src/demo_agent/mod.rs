@@ -48,6 +48,10 @@
 //! | `count` | says the number of prompts in this process |
 //! | `usage IN OUT` | reports that number of tokens with the answer |
 //! | `env NAME`, `cwd`, `pid` | say that value |
+//! | `answer TEXT` | ends the turn with this text in place of an answer; `$ID` is the id of the prompt, for more see `odd.rs` |
+//! | `print TEXT` | prints this text, with the same placeholders |
+//! | `complain TEXT` | writes TEXT to stderr |
+//! | `ask-as METHOD ID` | sends a request whose id is this JSON, and says the id of the answer |
 //!
 //! With the flag `--oneshot` the agent is the headless command of the fallback instead: it reads the script as text
 //! from stdin, writes its output to stdout as plain text, and echoes commands that need the protocol.
@@ -55,6 +59,7 @@
 mod background;
 mod flags;
 mod lines;
+mod odd;
 mod oneshot;
 mod script;
 mod tools;
@@ -162,6 +167,10 @@ impl Agent {
             // A cancel without a running turn has no effect.
             return Ok(());
         };
+        if let Some(template) = self.flags.answers.get(method) {
+            let answer = odd::filled(template, &id.to_string());
+            return self.lines.write_raw(&answer);
+        }
         if method == "session/prompt" {
             return self.run_turn(&id, params);
         }

@@ -11,6 +11,7 @@ use serde_json::{Value, json};
 use super::{
     Agent, chunk,
     lines::Read,
+    odd::filled,
     script::{Command, chunks, commands},
 };
 use crate::config::environment::{Environment, current_folder};
@@ -26,6 +27,10 @@ pub(super) struct Turn {
     ahead: Vec<String>,
     stop_reason: String,
     usage: Option<(u64, u64)>,
+    /// The id of the prompt as JSON.
+    id: String,
+    /// Written in place of the answer.
+    raw_answer: Option<String>,
     error: Option<(i64, String)>,
     /// `data` of the error.
     error_data: Value,
@@ -48,6 +53,8 @@ impl Turn {
             ahead: Vec::new(),
             stop_reason: "end_turn".into(),
             usage: None,
+            id: String::new(),
+            raw_answer: None,
             error: None,
             error_data: Value::Null,
             tools: 0,
@@ -76,10 +83,11 @@ impl Agent {
         };
         let script = blocks.iter().rev().find(|block| block["type"] == "text").map(texts).unwrap_or_default();
         let ahead = blocks.iter().take(blocks.len().saturating_sub(1)).map(texts).collect();
-        let mut turn = Turn { ahead, ..Turn::new(session) };
+        let mut turn = Turn { ahead, id: id.to_string(), ..Turn::new(session) };
         for command in commands(&script) {
             self.perform(&command, &mut turn)?;
-            if turn.cancelled || turn.error.is_some() || turn.stop_reason != "end_turn" {
+            let ends = turn.error.is_some() || turn.raw_answer.is_some() || turn.stop_reason != "end_turn";
+            if turn.cancelled || ends {
                 break;
             }
         }
@@ -87,6 +95,9 @@ impl Agent {
             conversation.said.push((script, turn.answer.clone()));
         }
         self.keep(&turn.session);
+        if let Some(answer) = turn.raw_answer.take() {
+            return self.lines.write_raw(&answer);
+        }
         let answer = match turn.error.take() {
             Some((code, message)) if !turn.error_data.is_null() => {
                 let error = json!({"code": code, "message": message, "data": turn.error_data});
@@ -241,7 +252,7 @@ impl Agent {
         Ok(())
     }
 
-    /// Sends a message that no client knows, or echoes the command.
+    /// Sends a message that no client knows or an odd one, or echoes the command.
     fn say_unknown(&mut self, command: &Command, turn: &mut Turn) -> io::Result<()> {
         match command.word.as_str() {
             "unknown-update" => {
@@ -256,6 +267,10 @@ impl Agent {
                 let said = answer["error"]["code"].to_string();
                 self.say(turn, &said)?;
             }
+            "answer" => turn.raw_answer = Some(filled(&command.rest, &turn.id)),
+            "print" => self.lines.write_raw(&filled(&command.rest, &turn.id))?,
+            "ask-as" => self.ask_as(command, turn)?,
+            "complain" => eprintln!("{}", command.rest),
             _ => self.say_in_chunks(turn, &command.whole())?,
         }
         Ok(())

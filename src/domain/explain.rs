@@ -17,7 +17,7 @@ words! {
         Connection = "connection",
         /// A connection changed.
         Transition = "transition",
-        /// A turn was accepted; the entry includes its outcome.
+        /// A turn ended, or was accepted and has not ended; the entry includes its outcome.
         Turn = "turn",
         /// The workspace's route was flipped.
         Flip = "flip",

@@ -29,7 +29,7 @@ use super::{
     members::Members,
     orphans::{self, Orphans},
     user::RunAs,
-    watch::GroupWatch,
+    watch::{GroupWatch, TaskCount},
 };
 
 /// Commands queued for the keeper. A start takes about a millisecond; when the queue is full, [`spawn`] waits.
@@ -69,6 +69,7 @@ pub(crate) enum Streams {
 pub(crate) struct Life {
     end: mpsc::Sender<()>,
     members: Members,
+    tasks: TaskCount,
 }
 
 /// Ends a process group early, without keeping it alive.
@@ -107,6 +108,11 @@ impl Life {
     /// Creates a switch that ends the group before its owner does.
     pub(crate) fn switch(&self) -> EndSwitch {
         EndSwitch { end: self.end.downgrade() }
+    }
+
+    /// Records that a new task is about to begin: what the group wrote to stderr before is of an older one.
+    pub(crate) fn begin_task(&self) {
+        self.tasks.begin();
     }
 
     /// The processes of the group.
@@ -263,7 +269,8 @@ fn start(
     let (end, ending) = mpsc::channel(1);
     let (report, ended) = oneshot::channel();
     orphans.record_start(pid, &mark);
-    let watch = GroupWatch::new(pid, stderr, ending, command.kill_grace);
+    let tasks = TaskCount::default();
+    let watch = GroupWatch::new(pid, stderr, ending, command.kill_grace, tasks.clone());
     let (orphans, members) = (orphans.clone(), Members { leader: pid, mark: mark.clone() });
     tokio::spawn(async move {
         watch.run_until_reaped(report).await;
@@ -280,7 +287,7 @@ fn start(
     Ok(Started {
         input: child.stdin.take().map(Into::into),
         output,
-        life: Life { end, members },
+        life: Life { end, members, tasks },
         exit: Exit { ended },
     })
 }

@@ -200,6 +200,12 @@ struct Reader {
 /// The test for intercepted methods, and the queue for their requests.
 type ClientRequestQueue = (fn(&str) -> bool, mpsc::Sender<ClientRequest>);
 
+/// A message of the agent.
+enum Received {
+    Intercepted(ClientRequest),
+    ForClient,
+}
+
 /// The receiver of the frames or requests was dropped.
 struct ReceiverDropped;
 
@@ -273,25 +279,47 @@ impl Reader {
     }
 
     async fn forward(&mut self, line: Vec<u8>) -> Result<(), ReceiverDropped> {
-        let line = match String::from_utf8(line) {
-            Ok(line) => line,
-            Err(cause) => return self.forward_stray(&String::from_utf8_lossy(cause.as_bytes())).await,
-        };
+        // A message with a few bytes that are not UTF-8, such as output that a tool cut, is still a message.
+        let line =
+            String::from_utf8(line).unwrap_or_else(|cause| String::from_utf8_lossy(cause.as_bytes()).into_owned());
         if line.trim().is_empty() {
             return Ok(());
         }
-        let intercepted = match jsonrpc::parse(&line) {
-            Err(_) => return self.forward_stray(&line).await,
-            Ok(Message::Request { id, method, params })
+        if let Some(message) = self.read(&line) {
+            return self.forward_message(message, || line).await;
+        }
+        let found = jsonrpc::recover(&line);
+        if !found.iter().any(|text| self.read(text).is_some()) {
+            return self.forward_stray(&line).await;
+        }
+        for text in found {
+            match self.read(text) {
+                Some(message) => self.forward_message(message, || text.to_owned()).await?,
+                None => self.forward_stray(text).await?,
+            }
+        }
+        Ok(())
+    }
+
+    /// Reads a text; `None` if it is not a message.
+    fn read(&self, text: &str) -> Option<Received> {
+        Some(match jsonrpc::parse(text).ok()? {
+            Message::Request { id, method, params }
                 if self.interceptor.as_ref().is_some_and(|(takes, _)| takes(&method)) =>
             {
-                Some(ClientRequest { id, method: method.into_owned(), params: params.to_owned() })
+                let (method, params) = (method.into_owned(), params.to_owned());
+                Received::Intercepted(ClientRequest { id, method, params })
             }
-            Ok(_) => None,
-        };
-        match (intercepted, &self.interceptor) {
-            (Some(request), Some((_, requests))) => requests.send(request).await.map_err(|_| ReceiverDropped),
-            _ => self.to_client.send(line).await.map_err(|_| ReceiverDropped),
+            _ => Received::ForClient,
+        })
+    }
+
+    async fn forward_message(&self, message: Received, text: impl FnOnce() -> String) -> Result<(), ReceiverDropped> {
+        match (message, &self.interceptor) {
+            (Received::Intercepted(request), Some((_, requests))) => {
+                requests.send(request).await.map_err(|_| ReceiverDropped)
+            }
+            _ => self.to_client.send(text()).await.map_err(|_| ReceiverDropped),
         }
     }
 
@@ -328,12 +356,17 @@ async fn write_all(
             },
         };
         let Some(first) = first else { continue };
+        let mut begins_turn = is_prompt(first.text());
         let mut bytes = as_line(first.into_text());
         // Combines queued messages into one write, and so into one wake-up of the agent.
         while bytes.len() < CHUNK_BYTES
             && let Some(frame) = ready_frame(&mut frames).or_else(|| ready_frame(answers.as_mut()?))
         {
+            begins_turn |= is_prompt(frame.text());
             bytes.extend_from_slice(&as_line(frame.into_text()));
+        }
+        if begins_turn {
+            life.begin_task();
         }
         // An agent that closed its stdin may still write: messages to it are dropped and the agent keeps running. A
         // write to an agent that does not read never finishes, so it must not keep the agent alive after the client
@@ -349,6 +382,11 @@ async fn write_all(
     // Close stdin before the agent is ended: some agents exit by themselves then.
     drop(stdin);
     drop(life);
+}
+
+/// True if a message to the agent is a prompt. Inside a JSON string the name of the method has other quotes.
+fn is_prompt(text: &str) -> bool {
+    memchr::memmem::find(text.as_bytes(), b"\"session/prompt\"").is_some()
 }
 
 async fn next_answer(answers: &mut Option<FrameReceiver>) -> Option<Incoming> {
@@ -499,6 +537,27 @@ mod tests {
             assert_eq!(value["params"]["line"], stray);
         }
         assert_eq!(next_text(&mut pipe).await, "{\"method\":\"m\"}");
+    }
+
+    #[tokio::test]
+    async fn decorated_messages_and_batches_become_messages_of_their_own() {
+        let script = r#"printf '\357\273\277{"id":1,"result":1}\n\033]0;agent\007{"id":2,"result":2}\033[0m\r\n'
+            printf '[{"id":3,"result":3},7,{"method":"m"}]\n{"id":4,"result":4}{"id":5,"result":5}\n'
+            printf '\000\000{"method":"caf\351"}\n{"id":"evt_1","msg":"a line of a log"}\n'"#;
+        let mut pipe = agent(script, LIMITS, None).await;
+        for expected in [
+            r#"{"id":1,"result":1}"#,
+            r#"{"id":2,"result":2}"#,
+            r#"{"id":3,"result":3}"#,
+            r#"{"jsonrpc":"2.0","method":"_lumilink/stray_line","params":{"line":"7"}}"#,
+            r#"{"method":"m"}"#,
+            r#"{"id":4,"result":4}"#,
+            r#"{"id":5,"result":5}"#,
+            "{\"method\":\"caf\u{fffd}\"}",
+        ] {
+            assert_eq!(next_text(&mut pipe).await, expected);
+        }
+        assert!(next_text(&mut pipe).await.contains("stray_line"), "an entry of a log");
     }
 
     #[tokio::test]

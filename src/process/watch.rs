@@ -7,6 +7,10 @@ use std::{
     io::{self, Read},
     os::{fd::OwnedFd, unix::process::ExitStatusExt},
     process::ExitStatus,
+    sync::{
+        Arc,
+        atomic::{AtomicU64, Ordering},
+    },
     time::Duration,
 };
 
@@ -29,7 +33,8 @@ pub(crate) struct Ended {
     pub exit_code: Option<i32>,
     /// The signal that killed the process, if any.
     pub signal: Option<i32>,
-    /// The last [`STDERR_TAIL_BYTES`] that the group wrote to stderr; invalid UTF-8 is replaced.
+    /// The last [`STDERR_TAIL_BYTES`] that the group wrote to stderr during its newest task, or before the first one
+    /// ended; invalid UTF-8 is replaced.
     pub stderr_tail: String,
 }
 
@@ -40,7 +45,25 @@ pub(crate) struct GroupWatch {
     /// A message, or the end of the channel, ends the group.
     ending: mpsc::Receiver<()>,
     kill_grace: Duration,
+    tasks: TaskCount,
     tail: Vec<u8>,
+    /// The task in which `tail` was written.
+    tail_task: u64,
+}
+
+/// The number of tasks, such as prompts, that a group has begun. Cheap to clone.
+#[derive(Debug, Clone, Default)]
+pub(crate) struct TaskCount(Arc<AtomicU64>);
+
+impl TaskCount {
+    pub(super) fn begin(&self) {
+        self.0.fetch_add(1, Ordering::Release);
+    }
+
+    /// The number of the running task; its start is a part of the first one.
+    fn current(&self) -> u64 {
+        self.0.load(Ordering::Acquire).max(1)
+    }
 }
 
 impl GroupWatch {
@@ -49,8 +72,9 @@ impl GroupWatch {
         stderr: Option<pipe::Receiver>,
         ending: mpsc::Receiver<()>,
         kill_grace: Duration,
+        tasks: TaskCount,
     ) -> Self {
-        Self { pid, stderr, ending, kill_grace, tail: Vec::new() }
+        Self { pid, stderr, ending, kill_grace, tasks, tail: Vec::new(), tail_task: 1 }
     }
 
     /// Runs until the whole group is reaped. `report` gets the exit status of the leader as soon as the group has
@@ -132,12 +156,23 @@ impl GroupWatch {
     }
 
     fn keep(&mut self, chunk: &[u8]) {
+        self.forget_older_tasks();
         self.tail.extend_from_slice(chunk);
         let excess = self.tail.len().saturating_sub(STDERR_TAIL_BYTES);
         self.tail.drain(..excess);
     }
 
-    fn ended(&self, status: ExitStatus) -> Ended {
+    /// The last words of an agent are those of the turn in which it ends.
+    fn forget_older_tasks(&mut self) {
+        let current = self.tasks.current();
+        if self.tail_task != current {
+            self.tail.clear();
+            self.tail_task = current;
+        }
+    }
+
+    fn ended(&mut self, status: ExitStatus) -> Ended {
+        self.forget_older_tasks();
         let stderr_tail = String::from_utf8_lossy(&self.tail).into_owned();
         Ended { exit_code: status.code(), signal: status.signal(), stderr_tail }
     }

@@ -13,11 +13,13 @@ pub(crate) mod request_id;
 pub(crate) mod socket;
 
 use std::{
+    collections::BTreeMap,
     pin::Pin,
     sync::{
         Arc,
         atomic::{AtomicU64, Ordering},
     },
+    time::Duration,
 };
 
 use futures_util::{Stream, future::BoxFuture};
@@ -59,6 +61,21 @@ pub(crate) trait Transport: Send + Sync {
     /// [`ErrorCode::ConnectionLost`](crate::domain::turn::outcome::ErrorCode) if the runtime no longer holds the
     /// conversation. A retry is safe.
     fn adopt(&self, request: AdoptRequest) -> BoxFuture<'static, Result<AdoptedSession, Failure>>;
+}
+
+/// The time limits of handshakes: connecting, the start of the agent and all its answers together.
+#[derive(Debug, Clone, Default)]
+pub(crate) struct HandshakeTimeouts {
+    pub default: Duration,
+    /// The limits of agents that have their own, by agent name (`""` is the default agent).
+    pub by_agent: BTreeMap<String, Duration>,
+}
+
+impl HandshakeTimeouts {
+    /// Returns the limit of an agent; `None` is the default agent.
+    pub(crate) fn of(&self, agent: Option<&str>) -> Duration {
+        self.by_agent.get(agent.unwrap_or_default()).copied().unwrap_or(self.default)
+    }
 }
 
 #[derive(Debug, Clone)]
@@ -274,8 +291,10 @@ pub(crate) enum AgentEvent {
     },
     /// The carrier of the turn answered a permission request itself.
     Permission(Resolution),
-    /// A line of the agent's output that is not JSON, truncated.
+    /// A line of the agent's output that is no message, truncated.
     StrayLine(String),
+    /// An error of the agent that names no request: it could not read a message, or not its id.
+    Unassigned(RpcError),
     /// JSON that violates the protocol; the agent can no longer be trusted.
     Violation(String),
     /// The connection was interrupted and is being restored; the text is the cause. Messages sent meanwhile follow

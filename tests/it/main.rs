@@ -35,6 +35,7 @@ mod newer;
 mod notification_faults;
 mod notifications;
 mod notifications_cli;
+mod odd_agents;
 mod openapi;
 mod parity;
 mod permission;

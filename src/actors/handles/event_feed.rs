@@ -3,6 +3,7 @@
 use std::sync::Arc;
 
 use parking_lot::{Mutex, MutexGuard};
+use serde::Serialize;
 use serde_json::value::RawValue;
 use tokio::sync::mpsc;
 
@@ -68,7 +69,11 @@ pub(crate) struct Subscription {
 impl EventFeed {
     /// Starts a feed whose ids continue after `last_id`.
     pub(crate) fn new(session: SessionId, max_events: usize, max_bytes: usize, last_id: u64) -> Self {
-        let inner = Inner { buffer: ReplayBuffer::new(max_events, max_bytes, last_id), readers: Vec::new(), waiting: Vec::new() };
+        let inner = Inner {
+            buffer: ReplayBuffer::new(max_events, max_bytes, last_id),
+            readers: Vec::new(),
+            waiting: Vec::new(),
+        };
         Self { session, inner: Arc::new(Mutex::new(inner)) }
     }
 
@@ -94,7 +99,7 @@ impl EventFeed {
     }
 
     /// Publishes an event of the service itself and returns its id.
-    pub(crate) fn announce(&self, prompt: Option<PromptId>, kind: EventKind, update: &serde_json::Value) -> u64 {
+    pub(crate) fn announce(&self, prompt: Option<PromptId>, kind: EventKind, update: &impl Serialize) -> u64 {
         match serde_json::value::to_raw_value(update) {
             Ok(update) => self.publish(prompt, kind, &update, None),
             Err(_) => self.last_id(),
@@ -177,7 +182,14 @@ mod tests {
         let null = RawValue::NULL.to_owned();
         let (since, deadline) = (Timestamp(0), Timestamp(1));
         let request_id = id.to_owned();
-        Arc::new(WaitingRequest { request_id, prompt_id: None, tool_call: null, options: Vec::new(), since, deadline })
+        Arc::new(WaitingRequest {
+            request_id,
+            prompt_id: None,
+            tool_call: null,
+            options: Vec::new(),
+            since,
+            deadline,
+        })
     }
 
     fn ids(events: &[SessionEvent]) -> Vec<u64> {

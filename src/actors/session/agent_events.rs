@@ -16,6 +16,7 @@ use crate::{
         schema::{CANCEL_REQUEST, RequestId, client_method},
     },
     actors::handles::messages::{AnswerPermission, CancelTurn, EndCause, SetConfigOption, SetMode},
+    contract::fallback::LineNotification,
     domain::{
         redaction::{Redacted, RedactedJson},
         session::{
@@ -26,8 +27,8 @@ use crate::{
             permission::AnsweredBy,
         },
         turn::{
-            Severity, TurnOutcome,
-            agent_error::classify_agent_error,
+            PromptEnd, Severity, TurnOutcome, UNKNOWN_ANSWER,
+            agent_error::{classify_agent_error, unread_message},
             outcome::{ErrorCode, Failure},
             read_prompt_end,
             transcript::TranscriptEntry,
@@ -71,7 +72,8 @@ impl StreamHandler<AgentEvent> for Session {
                 if mark == Some(Mark::TurnBegan) {
                     self.on_turn_mark(mark.as_ref(), ctx);
                 }
-                let update = json!({"method": method, "params": params});
+                // Written without a tree, which cannot hold every JSON text of an agent.
+                let update = LineNotification { method, params };
                 self.shared.feed.announce(self.asking_turn(), EventKind::Notification, &update);
                 if mark == Some(Mark::TurnEnded) {
                     self.outside.work.on_update(&UpdateView::default(), mark.as_ref());
@@ -86,13 +88,13 @@ impl StreamHandler<AgentEvent> for Session {
                     self.fail(failure, ctx);
                 }
             }
-            AgentEvent::Remark { severity, message } => {
-                if let Some(ticket) = self.turn.as_mut().and_then(|turn| turn.ticket.as_mut()) {
-                    ticket.remark(severity, &message);
-                }
-            }
+            AgentEvent::Remark { severity, message } => self.remark(severity, &message),
             AgentEvent::Permission(resolution) => self.record_permission(&resolution),
             AgentEvent::Failed { call, failure } => self.on_failed(call, failure, ctx),
+            AgentEvent::Unassigned(error) => match unread_message(&error) {
+                Some(failure) => self.fail(failure, ctx),
+                None => self.remark(Severity::Warn, &format!("the agent reported an error of no request: {error}")),
+            },
             AgentEvent::Violation(detail) => self.fail(Failure::new(ErrorCode::ProtocolViolation, detail), ctx),
             AgentEvent::Interrupted(cause) => {
                 let cause = Redacted::new(&cause);
@@ -137,6 +139,13 @@ fn size_of_event(event: &AgentEvent) -> usize {
 }
 
 impl Session {
+    /// Adds a diagnostic to the running turn, if there is one.
+    fn remark(&mut self, severity: Severity, message: &str) {
+        if let Some(ticket) = self.turn.as_mut().and_then(|turn| turn.ticket.as_mut()) {
+            ticket.remark(severity, message);
+        }
+    }
+
     fn on_update(&mut self, update: &RawValue, meta: Option<&RawValue>, ctx: &mut Context<Self>) {
         let now = self.services.clock.now();
         let view = view_update(update);
@@ -389,25 +398,22 @@ impl Session {
                 // Fails only if the caller has stopped waiting.
                 let _ = later.send(result.map_err(|error| classify_agent_error(&error)));
             }
-            None => {
-                let ticket = self.turn.as_mut().and_then(|turn| turn.ticket.as_mut());
-                if let Some(ticket) = ticket {
-                    let message = "the agent answered a request twice or too late, or one that was never sent";
-                    ticket.remark(Severity::Warn, message);
-                }
-            }
+            None => self.remark(Severity::Warn, UNKNOWN_ANSWER),
         }
     }
 
     fn on_prompt_answer(&mut self, result: Result<Box<RawValue>, RpcError>, ctx: &mut Context<Self>) {
         let cancelled = self.turn.as_ref().is_some_and(|turn| turn.is_cancelled());
-        if let Some(turn) = self.turn.as_mut().filter(|turn| turn.replayed > 0)
-            && let Some(ticket) = &mut turn.ticket
-        {
-            let message = format!("{} updates were left out: the agent replayed its history", turn.replayed);
-            ticket.remark(Severity::Info, &message);
+        let replayed = self.turn.as_ref().map_or(0, |turn| turn.replayed);
+        if replayed > 0 {
+            let message = format!("{replayed} updates were left out: the agent replayed its history");
+            self.remark(Severity::Info, &message);
         }
-        let (outcome, usage) = read_prompt_end(result.as_deref().map_err(Clone::clone), cancelled);
+        let PromptEnd { outcome, usage, oddity } =
+            read_prompt_end(result.as_deref().map_err(Clone::clone), cancelled);
+        if let Some(oddity) = oddity {
+            self.remark(Severity::Warn, &oddity);
+        }
         // An agent that violates the protocol cannot be trusted with the next turn, so its session ends as well.
         let broken = match &outcome {
             TurnOutcome::Failed(failure) if failure.code == ErrorCode::ProtocolViolation => Some(failure.clone()),

@@ -226,7 +226,7 @@ impl TurnTicket {
         }
     }
 
-    /// Records a line of the agent's output that is not JSON.
+    /// Records a line of the agent's output that is not ACP.
     ///
     /// # Errors
     /// The failure with which the caller must end the turn.

@@ -36,6 +36,9 @@ pub(crate) struct Agent {
     /// Id of the sign-in method for agents that require `authenticate`. Not set: such an agent fails with
     /// `agent_auth_required`.
     pub auth_method: Option<String>,
+    /// Time limit for this agent to start and to open or load its session, in seconds, 1 or more. Not set:
+    /// `runtime.handshake_timeout_s`. An agent that `npx` downloads at its first start took 81 s.
+    pub handshake_timeout_s: Option<u64>,
 }
 
 impl Default for Agent {
@@ -49,6 +52,7 @@ impl Default for Agent {
             fs: true,
             terminal: true,
             auth_method: None,
+            handshake_timeout_s: None,
         }
     }
 }
@@ -72,6 +76,9 @@ impl Agent {
             let fine = is_variable(name) && !value.expose_secret().contains('\0');
             let what = "must be the name of a variable with a value without NUL characters";
             check.require(fine, format!("{section}.env.{name}"), what);
+        }
+        if let Some(seconds) = self.handshake_timeout_s {
+            check.seconds(&format!("{section}.handshake_timeout_s"), seconds);
         }
         let names = self.inherit_env.iter().all(|name| is_variable(name));
         let what = "must be names of variables, such as [\"HTTPS_PROXY\"]";

@@ -30,7 +30,8 @@ pub(crate) struct Runtime {
     /// restarts that overlap.
     pub max_agents: usize,
     /// Time limit for an agent to start and to open or load its session, in seconds, 1 or more. A Node agent starts
-    /// within 3 s on a busy machine; loading a long conversation takes longer.
+    /// within 3 s on a busy machine; loading a long conversation takes longer. `handshake_timeout_s` of an agent takes
+    /// precedence.
     pub handshake_timeout_s: u64,
     /// Time limit for an agent to end after SIGTERM before its process group is killed, in milliseconds, 0 to 60,000.
     /// One of the known agents takes 2 s.

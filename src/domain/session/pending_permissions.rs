@@ -69,8 +69,11 @@ pub(crate) struct WaitingRequest {
 impl WaitingRequest {
     /// The content of its event, with `tool_call` in place of the one that is kept.
     pub(crate) fn content(&self, tool_call: &RawValue) -> Value {
+        // A tree cannot hold every JSON text: null stands for halves of characters, for example.
+        let tree = |raw: &RawValue| serde_json::from_str::<Value>(raw.get()).unwrap_or_default();
+        let options: Vec<_> = self.options.iter().map(|option| tree(option)).collect();
         json!({
-            "requestId": self.request_id, "toolCall": tool_call, "options": self.options,
+            "requestId": self.request_id, "toolCall": tree(tool_call), "options": options,
             "since": self.since.to_string(), "deadline": self.deadline.to_string(),
         })
     }

@@ -211,6 +211,15 @@ pub(crate) fn name_credentials(mut failure: Failure, configured: &[String]) -> F
     failure
 }
 
+/// The failure of a turn whose agent reports an error without the id of a request, if it could not read a message: it
+/// would never answer. `None` for other errors.
+pub(crate) fn unread_message(error: &RpcError) -> Option<Failure> {
+    matches!(error.code, jsonrpc::PARSE_ERROR | jsonrpc::INVALID_REQUEST).then(|| {
+        let detail = format!("the agent could not read a message: {error}");
+        Failure::new(ErrorCode::ProtocolViolation, detail)
+    })
+}
+
 #[cfg(test)]
 mod tests {
     use serde_json::value::RawValue;

@@ -18,7 +18,11 @@ use self::{
     update::UpdateView,
 };
 use super::{clock::Timestamp, redaction::Redacted, text, words::words};
-use crate::acp::{jsonrpc::RpcError, schema::StopReason};
+use crate::acp::{
+    jsonrpc::{INTERNAL_ERROR, RpcError},
+    loose::{self, Object},
+    schema::StopReason,
+};
 
 words! {
     /// State of a turn.
@@ -125,65 +129,134 @@ pub(crate) struct Usage {
     pub output_tokens: u64,
 }
 
-/// Parses an agent's answer to `session/prompt`. A stop reason other than the five of protocol version 1 is a protocol
-/// violation.
-pub(crate) fn read_prompt_answer(answer: Result<&RawValue, RpcError>) -> (TurnOutcome, Option<Usage>) {
-    #[derive(Deserialize)]
-    #[serde(rename_all = "camelCase")]
-    struct Answer {
-        stop_reason: String,
-        #[serde(default)]
-        usage: Option<AnswerUsage>,
-    }
-    #[derive(Deserialize)]
-    #[serde(rename_all = "camelCase")]
-    struct AnswerUsage {
-        #[serde(default)]
-        input_tokens: u64,
-        #[serde(default)]
-        output_tokens: u64,
-    }
+/// The end of a turn as the agent's answer to the prompt tells it.
+#[derive(Debug)]
+pub(crate) struct PromptEnd {
+    pub outcome: TurnOutcome,
+    pub usage: Option<Usage>,
+    /// A diagnostic about a part of the answer that could not be read and was dropped.
+    pub oddity: Option<String>,
+}
 
+impl From<TurnOutcome> for PromptEnd {
+    fn from(outcome: TurnOutcome) -> Self {
+        Self { outcome, usage: None, oddity: None }
+    }
+}
+
+/// Diagnostic for an answer to a request that does not wait.
+pub(crate) const UNKNOWN_ANSWER: &str = "the agent answered a request twice or too late, or one that was never sent";
+
+/// Parses an agent's answer to `session/prompt`. The stop reason is essential: one that is missing, or unknown to
+/// protocol version 1, is a protocol violation. `error` is the exception: the agent reports its own failure, as with an
+/// error response. `usage` is an extension and dropped if it cannot be read.
+pub(crate) fn read_prompt_answer(answer: Result<&RawValue, RpcError>) -> PromptEnd {
     let answer = match answer {
         Ok(answer) => answer,
-        Err(error) => return (TurnOutcome::Failed(classify_agent_error(&error)), None),
+        Err(error) => return TurnOutcome::Failed(classify_agent_error(&error)).into(),
     };
-    let parsed: Answer = match serde_json::from_str(answer.get()) {
-        Ok(parsed) => parsed,
-        Err(cause) => {
-            let detail = format!("the agent's answer to the prompt has no usable stop reason: {cause}");
-            return (TurnOutcome::Failed(Failure::new(ErrorCode::ProtocolViolation, detail)), None);
-        }
+    let members = Object::read(answer).unwrap_or_default();
+    let Some(reason) = members.text("stopReason") else {
+        let given = text::cut(answer.get(), 64);
+        let detail = format!("the agent's answer to the prompt has no usable stop reason: {given}");
+        return TurnOutcome::Failed(Failure::new(ErrorCode::ProtocolViolation, detail)).into();
     };
-    let usage =
-        parsed.usage.map(|usage| Usage { input_tokens: usage.input_tokens, output_tokens: usage.output_tokens });
-    let outcome = match parsed.stop_reason.as_str() {
-        "end_turn" => TurnOutcome::Completed(StopReason::EndTurn),
-        "max_tokens" => TurnOutcome::Completed(StopReason::MaxTokens),
-        "max_turn_requests" => TurnOutcome::Completed(StopReason::MaxTurnRequests),
-        "refusal" => TurnOutcome::Completed(StopReason::Refusal),
-        "cancelled" => TurnOutcome::Cancelled { confirmed: true },
-        other => {
-            let detail = format!("the agent ended the turn with the unknown stop reason {:?}", text::cut(other, 64));
+    let outcome = match StopWord::of(&reason) {
+        StopWord::Known(StopReason::Cancelled) => TurnOutcome::Cancelled { confirmed: true },
+        StopWord::Known(reason) => TurnOutcome::Completed(reason),
+        StopWord::Failed => TurnOutcome::Failed(classify_agent_error(&failed_answer(&reason, &members))),
+        StopWord::Unknown => {
+            let reason = text::cut(&reason, 64);
+            let detail = format!("the agent ended the turn with the unknown stop reason {reason:?}");
             TurnOutcome::Failed(Failure::new(ErrorCode::ProtocolViolation, detail))
         }
     };
-    (outcome, usage)
+    let (usage, oddity) = match members.get("usage").map(read_usage) {
+        None => (None, None),
+        Some(Ok(usage)) => (usage, None),
+        Some(Err(given)) => (None, Some(format!("the agent's `usage` could not be read and was left out: {given}"))),
+    };
+    PromptEnd { outcome, usage, oddity }
+}
+
+/// The meaning of the word in `stopReason`.
+enum StopWord {
+    Known(StopReason),
+    /// The agent's word for its own failure.
+    Failed,
+    Unknown,
+}
+
+impl StopWord {
+    /// Reads a word, whatever its case and separators are.
+    fn of(word: &str) -> Self {
+        let plain: String =
+            word.chars().filter(char::is_ascii_alphanumeric).take(32).map(|char| char.to_ascii_lowercase()).collect();
+        match plain.as_str() {
+            "endturn" => Self::Known(StopReason::EndTurn),
+            "maxtokens" => Self::Known(StopReason::MaxTokens),
+            "maxturnrequests" => Self::Known(StopReason::MaxTurnRequests),
+            "refusal" => Self::Known(StopReason::Refusal),
+            "cancelled" | "canceled" => Self::Known(StopReason::Cancelled),
+            "error" | "failed" => Self::Failed,
+            _ => Self::Unknown,
+        }
+    }
+}
+
+/// The error of an answer whose stop reason reports a failure, with the agent's text about it, if there is one.
+fn failed_answer(reason: &str, members: &Object<'_>) -> RpcError {
+    let message = ["error", "errorMessage", "message"].into_iter().find_map(|name| {
+        let given = members.get(name)?;
+        let text = Object::read(given).and_then(|error| error.text("message"));
+        Some(text.unwrap_or_else(|| loose::text_or_json(given)).into_owned())
+    });
+    let message = match message {
+        Some(message) => format!("the agent ended the turn with the stop reason {reason:?}: {message}"),
+        None => format!("the agent ended the turn with the stop reason {reason:?}"),
+    };
+    RpcError { code: INTERNAL_ERROR, message, data: members.get("error").map(ToOwned::to_owned) }
+}
+
+/// Reads `usage`; `None` if it has no count. A missing or null count is 0.
+///
+/// # Errors
+/// The start of the value, if it is no object or one of its counts cannot be read.
+fn read_usage(usage: &RawValue) -> Result<Option<Usage>, String> {
+    let unreadable = || text::cut(usage.get(), 64);
+    let members = Object::read(usage).ok_or_else(unreadable)?;
+    let count = |name: &str| match members.get(name) {
+        Some(given) => loose::count(given).map(Some).ok_or_else(unreadable),
+        None => Ok(None),
+    };
+    Ok(match (count("inputTokens")?, count("outputTokens")?) {
+        (None, None) => None,
+        (input, output) => {
+            Some(Usage { input_tokens: input.unwrap_or_default(), output_tokens: output.unwrap_or_default() })
+        }
+    })
 }
 
 /// Like [`read_prompt_answer`], for a turn that may have been cancelled: then it ends as cancelled, whatever stop reason
 /// the agent gives. The caller of the cancel was promised that.
-pub(crate) fn read_prompt_end(
-    answer: Result<&RawValue, RpcError>,
-    cancel_asked: bool,
-) -> (TurnOutcome, Option<Usage>) {
+pub(crate) fn read_prompt_end(answer: Result<&RawValue, RpcError>, cancel_asked: bool) -> PromptEnd {
     match answer {
         // Some agents answer a cancelled prompt with the error of their own aborted request.
-        Err(_) if cancel_asked => (TurnOutcome::Cancelled { confirmed: true }, None),
+        Err(_) if cancel_asked => TurnOutcome::Cancelled { confirmed: true }.into(),
         answer => match read_prompt_answer(answer) {
-            (TurnOutcome::Completed(_), usage) if cancel_asked => (TurnOutcome::Cancelled { confirmed: true }, usage),
-            ended => ended,
+            PromptEnd { outcome, usage, oddity } if cancel_asked && confirms_cancel(&outcome) => {
+                PromptEnd { outcome: TurnOutcome::Cancelled { confirmed: true }, usage, oddity }
+            }
+            end => end,
         },
+    }
+}
+
+/// True for the ends of a turn that an agent may give to a cancelled one.
+fn confirms_cancel(outcome: &TurnOutcome) -> bool {
+    match outcome {
+        TurnOutcome::Failed(failure) => failure.code != ErrorCode::ProtocolViolation,
+        TurnOutcome::Completed(_) | TurnOutcome::Cancelled { .. } => true,
     }
 }
 
@@ -247,7 +320,7 @@ pub(crate) struct TurnProgress {
     pub usage: Option<Usage>,
     /// At most [`MAX_DIAGNOSTICS`].
     pub diagnostics: Vec<Diagnostic>,
-    /// Lines of the agent's output that were not JSON.
+    /// Lines of the agent's output that were no messages.
     pub stray_lines: u32,
 }
 
@@ -329,15 +402,15 @@ impl TurnProgress {
         }
     }
 
-    /// Records a line of the agent's output that was not JSON.
+    /// Records a line of the agent's output that was no message.
     ///
     /// # Errors
     /// After more than [`MAX_STRAY_LINES`] lines; the caller ends the turn with the failure.
     pub(crate) fn on_stray_line(&mut self, line: &str) -> Result<(), Failure> {
         self.stray_lines += 1;
-        self.remark(Severity::Warn, format!("the agent printed a line that is not JSON: {line}"));
+        self.remark(Severity::Warn, format!("the agent printed a line that is not ACP: {line}"));
         if self.stray_lines > MAX_STRAY_LINES {
-            let detail = format!("the agent printed more than {MAX_STRAY_LINES} lines that are not JSON in one turn");
+            let detail = format!("the agent printed more than {MAX_STRAY_LINES} lines that are not ACP in one turn");
             return Err(Failure::new(ErrorCode::ProtocolViolation, detail));
         }
         Ok(())
@@ -363,18 +436,22 @@ mod tests {
             ("refusal", TurnState::Completed),
             ("cancelled", TurnState::Cancelled),
             ("tired", TurnState::Failed),
+            ("error", TurnState::Failed),
+            ("endTurn", TurnState::Completed),
+            ("MAX_TOKENS", TurnState::Completed),
+            ("canceled", TurnState::Cancelled),
         ] {
             let answer = raw(&format!(r#"{{"stopReason":"{name}"}}"#));
-            assert_eq!(read_prompt_answer(Ok(&answer)).0.state(), state, "{name}");
+            assert_eq!(read_prompt_answer(Ok(&answer)).outcome.state(), state, "{name}");
         }
-        assert_eq!(read_prompt_answer(Ok(&raw("null"))).0.state(), TurnState::Failed);
+        assert_eq!(read_prompt_answer(Ok(&raw("null"))).outcome.state(), TurnState::Failed);
     }
 
     #[test]
     fn error_confirms_a_cancel_only_if_a_cancel_was_asked() {
         let cancelled = || RpcError::new(-32800, "Request cancelled");
-        assert_eq!(read_prompt_end(Err(cancelled()), true).0, TurnOutcome::Cancelled { confirmed: true });
-        assert_eq!(read_prompt_end(Err(cancelled()), false).0.state(), TurnState::Failed);
+        assert_eq!(read_prompt_end(Err(cancelled()), true).outcome, TurnOutcome::Cancelled { confirmed: true });
+        assert_eq!(read_prompt_end(Err(cancelled()), false).outcome.state(), TurnState::Failed);
     }
 
     #[test]
@@ -386,7 +463,7 @@ mod tests {
             ("tired", TurnState::Failed),
         ] {
             let answer = raw(&format!(r#"{{"stopReason":"{name}","usage":{{"inputTokens":3,"outputTokens":4}}}}"#));
-            let (outcome, usage) = read_prompt_end(Ok(&answer), true);
+            let PromptEnd { outcome, usage, .. } = read_prompt_end(Ok(&answer), true);
             assert_eq!(outcome.state(), state, "{name}");
             assert_eq!(usage, Some(Usage { input_tokens: 3, output_tokens: 4 }), "what was used is still reported");
         }
@@ -409,7 +486,50 @@ mod tests {
     #[test]
     fn usage_is_parsed_if_the_agent_reports_it() {
         let answer = raw(r#"{"stopReason":"end_turn","usage":{"inputTokens":3,"outputTokens":4,"x":null}}"#);
-        assert_eq!(read_prompt_answer(Ok(&answer)).1, Some(Usage { input_tokens: 3, output_tokens: 4 }));
+        assert_eq!(read_prompt_answer(Ok(&answer)).usage, Some(Usage { input_tokens: 3, output_tokens: 4 }));
+    }
+
+    #[test]
+    fn usage_that_cannot_be_read_is_left_out_with_a_diagnostic_and_the_turn_completes() {
+        let known = |input, output| Some(Usage { input_tokens: input, output_tokens: output });
+        for (given, usage, is_odd) in [
+            (r#"{"inputTokens":3.0,"outputTokens":4.4}"#, known(3, 4), false),
+            (r#"{"inputTokens":"3","outputTokens":null}"#, known(3, 0), false),
+            (r#"{"inputTokens":null,"outputTokens":null}"#, None, false),
+            (r#"{"inputTokens":-1,"outputTokens":4}"#, None, true),
+            (r#"{"inputTokens":3,"outputTokens":"many"}"#, None, true),
+            (r#"{"inputTokens":3,"outputTokens":1e400}"#, None, true),
+            (r#"{"inputTokens":3,"inputTokens":5,"outputTokens":[]}"#, None, true),
+            ("{}", None, false),
+            ("null", None, false),
+            ("\"3 tokens\"", None, true),
+            ("[3,4]", None, true),
+            ("7", None, true),
+        ] {
+            let answer = raw(&format!(r#"{{"stopReason":"end_turn","usage":{given},"cost":[{{}}]}}"#));
+            let end = read_prompt_answer(Ok(&answer));
+            assert_eq!(end.outcome, TurnOutcome::Completed(StopReason::EndTurn), "{given}");
+            assert_eq!((end.usage, end.oddity.is_some()), (usage, is_odd), "{given}");
+        }
+    }
+
+    #[test]
+    fn stop_reason_error_is_the_agents_own_failure_with_its_text() {
+        let failure = |json: &str| match read_prompt_answer(Ok(&raw(json))).outcome {
+            TurnOutcome::Failed(failure) => failure,
+            other => panic!("{other:?}"),
+        };
+        assert_eq!(failure(r#"{"stopReason":"error"}"#).code, ErrorCode::AgentError);
+        let named = failure(r#"{"stopReason":"error","error":{"message":"the disk is full"}}"#);
+        assert!(named.code == ErrorCode::AgentError && named.detail.contains("the disk is full"), "{named}");
+        let provider = failure(r#"{"stopReason":"error","message":"429 Too Many Requests"}"#);
+        assert_eq!(provider.code, ErrorCode::ModelProvider);
+        assert_eq!(
+            read_prompt_end(Ok(&raw(r#"{"stopReason":"error"}"#)), true).outcome.state(),
+            TurnState::Cancelled
+        );
+        assert_eq!(failure(r#"{"stopReason":"bored"}"#).code, ErrorCode::ProtocolViolation);
+        assert_eq!(failure(r#"{"stopReason":7}"#).code, ErrorCode::ProtocolViolation);
     }
 
     #[test]
@@ -510,7 +630,7 @@ mod tests {
             // Numbers such as 007 are not JSON and cannot occur in an answer.
             let Ok(answer) = RawValue::from_string(text) else { return Ok(()) };
             let answer = if refuses { Err(RpcError::new(code, "no")) } else { Ok(&*answer) };
-            let (outcome, _) = read_prompt_answer(answer);
+            let outcome = read_prompt_answer(answer).outcome;
             prop_assert!(outcome.state().is_final());
             prop_assert!(TurnOutcome::LABELS.contains(&outcome.label()));
             prop_assert!(!refuses || matches!(&outcome, TurnOutcome::Failed(failure) if !failure.detail.is_empty()));

@@ -152,7 +152,7 @@ error_codes! {
     /// The runtime does not answer, or refused the connection.
     RuntimeUnavailable = "runtime_unavailable", Connection, true,
         "Check `runtime.url` and `runtime.token`, and that the runtime is running.";
-    /// The agent did not complete its handshake within `runtime.handshake_timeout_s`.
+    /// The agent did not complete its handshake within `runtime.handshake_timeout_s`, or its own limit.
     HandshakeTimeout = "handshake_timeout", Connection, true,
         "Check that the command speaks ACP on standard input and output.";
     /// The agent was silent for `turn.inactivity_timeout_s`.

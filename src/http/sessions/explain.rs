@@ -149,11 +149,12 @@ fn turn(row: PromptRow) -> TimelineEntry {
     }
     let details = json!({
         "promptId": row.prompt_id, "protocol": row.protocol, "route": row.route, "epoch": row.epoch,
-        "canary": row.is_canary, "state": row.state.as_str(), "endedAt": row.ended, "preview": row.preview,
+        "canary": row.is_canary, "state": row.state.as_str(), "acceptedAt": row.accepted, "endedAt": row.ended, "preview": row.preview,
         "errorCode": row.error.as_ref().map(|error| error.code.as_str()),
         "errorDetail": row.error.as_ref().map(|error| error.detail.as_str()),
     });
-    entry(row.accepted, EntryKind::Turn, summary, details)
+    // What ended the turn, such as a crash, happened at its end.
+    entry(row.ended.unwrap_or(row.accepted), EntryKind::Turn, summary, details)
 }
 
 fn phrase_of(state: &str) -> String {

@@ -32,7 +32,7 @@ use crate::{
         *,
     },
     transport::{
-        AgentEvent, OpenRequest, OpenedSession, Transport, TurnRequest,
+        AgentEvent, HandshakeTimeouts, OpenRequest, OpenedSession, Transport, TurnRequest,
         http::{FallbackLimits, HttpFallback},
     },
 };
@@ -169,7 +169,7 @@ async fn open_with(address: SocketAddr, cwd: String, grace: Duration, frame_byte
     let limits = FallbackLimits {
         inactivity_timeout: Duration::from_secs(20),
         cancel_grace: Duration::from_secs(10),
-        handshake_timeout: Duration::from_secs(10),
+        handshake_timeouts: HandshakeTimeouts { default: Duration::from_secs(10), ..Default::default() },
         reconnect_grace: grace,
         frame_bytes,
         queue_bytes: 64 * 1024,

@@ -8,7 +8,7 @@ use futures_util::{Stream, StreamExt};
 use serde_json::{json, value::RawValue};
 use tokio::{
     sync::watch,
-    time::{Instant, sleep_until, timeout},
+    time::{Instant, sleep_until},
 };
 use uuid::Uuid;
 
@@ -34,7 +34,8 @@ use crate::{
             permission::{AnsweredBy, PermissionPolicy},
         },
         turn::{
-            Severity, TurnOutcome, TurnProgress, Usage,
+            Severity, TurnOutcome, TurnProgress, UNKNOWN_ANSWER, Usage,
+            agent_error::unread_message,
             outcome::{ErrorClass, ErrorCode, Failure},
             prompt::Prompt,
             read_prompt_end,
@@ -47,7 +48,7 @@ use crate::{
         AgentEvent, AgentSession, OpenRequest, OpenedSession, TurnRequest,
         acp::{
             connection::closed_in_turn,
-            handshake::{Peer, perform_handshake},
+            handshake::{HandshakeLimit, Peer, perform_handshake},
         },
     },
 };
@@ -128,8 +129,9 @@ impl Run {
             return Ok(oneshot::open(process, agents.frame_bytes()));
         }
         let request = &self.request;
+        let limit = HandshakeLimit::start(Duration::from_millis(request.handshake_timeout_ms));
         let handshake = async {
-            let started = agents.start_in(place).await?;
+            let started = limit.keep(agents.start_in(place)).await?;
             let opening = OpenRequest {
                 session_id: request.session_id,
                 is_ephemeral: request.workspace.is_ephemeral,
@@ -140,14 +142,9 @@ impl Run {
                 cookies: None,
             };
             let peer = Peer::Agent { capabilities: started.serves.capabilities() };
-            perform_handshake(started.pipe, &opening, peer, request.auth_method.as_deref()).await
+            perform_handshake(started.pipe, &opening, peer, request.auth_method.as_deref(), limit).await
         };
-        let limit = Duration::from_millis(request.handshake_timeout_ms);
-        let opened = timeout(limit, handshake).await.unwrap_or_else(|_| {
-            let detail = format!("the agent did not finish its handshake within {} s", limit.as_secs_f32());
-            Err(Failure::new(ErrorCode::HandshakeTimeout, detail))
-        });
-        opened.map_err(|failure| match failure.code.class() {
+        handshake.await.map_err(|failure| match failure.code.class() {
             ErrorClass::Connection | ErrorClass::Protocol => {
                 let detail = format!(
                     "the agent cannot be used over HTTP either, and has no headless command ({}): {}",
@@ -260,10 +257,14 @@ impl<'a> RunningTurn<'a> {
                 }
             }
             Some(AgentEvent::Answered { call: answered, result }) if answered == call => {
-                return Some(read_prompt_end(result.as_deref().map_err(Clone::clone), self.cancel_asked));
+                let end = read_prompt_end(result.as_deref().map_err(Clone::clone), self.cancel_asked);
+                if let Some(oddity) = &end.oddity {
+                    self.remark(Severity::Warn, oddity);
+                }
+                return Some((end.outcome, end.usage));
             }
             Some(AgentEvent::Answered { .. }) => {
-                self.remark(Severity::Warn, "the agent answered a request twice, or one that was never sent");
+                self.remark(Severity::Warn, UNKNOWN_ANSWER);
             }
             Some(AgentEvent::StrayLine(line)) => {
                 let ended = self.progress.on_stray_line(&line);
@@ -274,6 +275,10 @@ impl<'a> RunningTurn<'a> {
             }
             Some(AgentEvent::Remark { severity, message }) => self.remark(severity, &message),
             Some(AgentEvent::Failed { failure, .. }) => return Some(self.fail(failure)),
+            Some(AgentEvent::Unassigned(error)) => match unread_message(&error) {
+                Some(failure) => return Some(self.fail(failure)),
+                None => self.remark(Severity::Warn, &format!("the agent reported an error of no request: {error}")),
+            },
             Some(AgentEvent::Violation(detail)) => {
                 return Some(self.fail(Failure::new(ErrorCode::ProtocolViolation, detail)));
             }

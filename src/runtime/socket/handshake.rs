@@ -65,11 +65,8 @@ impl Opening {
         self.capabilities.insert("fs".into(), raw(&serves.fs_capability()));
         self.capabilities.insert("terminal".into(), raw(&serves.terminal));
         self.params.insert("clientCapabilities".into(), raw(&self.capabilities));
-        let method = raw(&agent_method::INITIALIZE);
-        let message = json!({"jsonrpc": "2.0", "id": id});
-        let serde_json::Value::Object(envelope) = message else { unreachable!("an object was just written") };
-        let mut fields: Fields = envelope.iter().map(|(name, value)| (name.clone(), raw(value))).collect();
-        fields.insert("method".into(), method);
+        let mut fields = Fields::from([("jsonrpc".into(), raw(&"2.0")), ("id".into(), raw(id))]);
+        fields.insert("method".into(), raw(&agent_method::INITIALIZE));
         fields.insert("params".into(), raw(&self.params));
         raw(&fields).get().to_owned()
     }

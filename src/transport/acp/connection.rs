@@ -14,6 +14,7 @@ use serde_json::{json, value::RawValue};
 use crate::{
     acp::{
         jsonrpc::{self, Message, RpcError},
+        loose::Object,
         numbered,
         schema::{RequestId, agent_method, client_method},
     },
@@ -21,6 +22,7 @@ use crate::{
     domain::{
         text,
         turn::{
+            Severity,
             outcome::{ErrorCode, Failure},
             prompt::Kinds,
         },
@@ -117,18 +119,14 @@ fn read(frame: &str) -> Read {
         Ok(message) => message,
         Err(cause) => return Read::Event(AgentEvent::Violation(format!("{cause}: {}", quoted(frame)))),
     };
-    // Some agents write `"id": null` into notifications; an update has no answer, so it is one all the same.
-    let message = match message {
-        Message::Request { id: RequestId::Null, method, params } if method == client_method::SESSION_UPDATE => {
-            Message::Notification { method, params }
-        }
-        message => message,
-    };
     Read::Event(match message {
         Message::Notification { method, params } => match &*method {
             client_method::SESSION_UPDATE => match update_of(params) {
                 Some((update, meta)) => AgentEvent::Update { update, meta },
-                None => AgentEvent::Violation(format!("session/update has no update: {}", quoted(frame))),
+                None => AgentEvent::Remark {
+                    severity: Severity::Warn,
+                    message: format!("the agent sent a session/update without an update: {}", quoted(frame)),
+                },
             },
             STRAY_LINE => match serde_json::from_str::<StrayLine>(params.get()) {
                 Ok(stray) => AgentEvent::StrayLine(stray.line),
@@ -140,9 +138,11 @@ fn read(frame: &str) -> Read {
         Message::Request { id, method, params } => {
             AgentEvent::Request { id, method: method.into_owned(), params: params.to_owned() }
         }
-        Message::Response { id, result } => match jsonrpc::own_id(&id) {
-            Some(call) => AgentEvent::Answered { call, result: result.map(ToOwned::to_owned) },
-            None => AgentEvent::Violation(format!("answer to a request that was never sent: {id}")),
+        Message::Response { id, result } => match (jsonrpc::own_id(&id), result) {
+            (Some(call), result) => AgentEvent::Answered { call, result: result.map(ToOwned::to_owned) },
+            (None, Err(error)) if id == RequestId::Null => AgentEvent::Unassigned(error),
+            // No request of this side had this id: the entry of a log, for example.
+            (None, _) => AgentEvent::StrayLine(quoted(frame)),
         },
     })
 }
@@ -161,9 +161,15 @@ fn update_of(params: &RawValue) -> Option<(Box<RawValue>, Option<Box<RawValue>>)
         #[serde(borrow, default, rename = "_meta")]
         meta: Option<&'a RawValue>,
     }
-    let params: Params<'_> = serde_json::from_str(params.get()).ok()?;
-    let meta = params.meta.map(ToOwned::to_owned);
-    params.update.get().starts_with('{').then(|| (params.update.to_owned(), meta))
+    let (update, meta) = match serde_json::from_str::<Params<'_>>(params.get()) {
+        Ok(Params { update, meta }) => (update, meta),
+        // Repeated members, for example.
+        Err(_) => {
+            let params = Object::read(params)?;
+            (params.get("update")?, params.get("_meta"))
+        }
+    };
+    update.get().starts_with('{').then(|| (update.to_owned(), meta.map(ToOwned::to_owned)))
 }
 
 pub(crate) struct Link {

@@ -7,7 +7,11 @@ use proptest::prelude::*;
 
 use super::connection::Events;
 use crate::{
-    acp::jsonrpc::{self, Message, tests::nearly_a_frame},
+    acp::jsonrpc::{
+        self, Message,
+        tests::{any_answer, nearly_a_frame},
+    },
+    domain::turn::read_prompt_end,
     transport::{
         AgentEvent, CloseReason,
         pipe::{PipeLimits, bounded},
@@ -16,6 +20,20 @@ use crate::{
 
 proptest! {
     #![proptest_config(ProptestConfig::with_cases(2_000))]
+
+    #[test]
+    fn answer_with_any_json_in_its_members_ends_its_call_and_a_prompt_has_one_outcome(text in any_answer()) {
+        let (to_us, from_agent) = bounded(PipeLimits { frames: 16, bytes: 1 << 20 });
+        prop_assert!(to_us.send(text.clone()).now_or_never().is_some_and(|sent| sent.is_ok()));
+        let mut events = Events::new(from_agent, Arc::default());
+        match events.next().now_or_never().flatten() {
+            Some(AgentEvent::Answered { call: 3, result }) => {
+                let end = read_prompt_end(result.as_deref().map_err(Clone::clone), false);
+                prop_assert!(end.outcome.state().is_final());
+            }
+            other => return Err(TestCaseError::fail(format!("{text}: {other:?}"))),
+        }
+    }
 
     #[test]
     fn reader_never_panics_and_malformed_frames_are_violations(

@@ -1,20 +1,24 @@
 //! The handshake that begins every ACP conversation, over any pipe.
 
-use std::{pin::Pin, sync::Arc};
+use std::{borrow::Cow, pin::Pin, sync::Arc, time::Duration};
 
 use futures_util::{Stream, StreamExt, stream};
+use parking_lot::Mutex;
 use serde::{Deserialize, Serialize};
 use serde_json::{json, value::RawValue};
+use tokio::time::{Instant, timeout_at};
 
 use super::connection::{Events, Link, closed_in_turn, exit_reason};
 use crate::{
     acp::{
         jsonrpc::{self, RpcError},
-        schema::{AgentCapabilities, InitializeResponse, PROTOCOL_VERSION, agent_method},
+        loose::{self, Object},
+        schema::{AgentCapabilities, PROTOCOL_VERSION, agent_method},
     },
     contract::runtime::{InitializeMeta, META_KEY, RefusalMeta},
     domain::{
         session::mcp::{self, RemoteTransports},
+        text,
         turn::{
             MAX_STRAY_LINES,
             agent_error::classify_agent_error,
@@ -43,12 +47,39 @@ pub(crate) enum Peer {
     },
 }
 
+/// The time limit of a handshake, from the start of the agent on.
+#[derive(Debug, Clone, Copy)]
+pub(crate) struct HandshakeLimit {
+    length: Duration,
+    end: Instant,
+}
+
+impl HandshakeLimit {
+    /// Starts the limit.
+    pub(crate) fn start(length: Duration) -> Self {
+        // Ten years, for a limit that ends beyond what the clock can hold.
+        let end = Instant::now().checked_add(length);
+        Self { length, end: end.unwrap_or_else(|| Instant::now() + Duration::from_secs(10 * 366 * 24 * 3600)) }
+    }
+
+    /// Waits for a part of the handshake.
+    ///
+    /// # Errors
+    /// `handshake_timeout` at the end of the limit, or the failure of the part.
+    pub(crate) async fn keep<T>(&self, part: impl Future<Output = Result<T, Failure>>) -> Result<T, Failure> {
+        timeout_at(self.end, part).await.unwrap_or_else(|_| {
+            let detail = format!("the agent did not finish its handshake within {} s", self.length.as_secs_f32());
+            Err(Failure::new(ErrorCode::HandshakeTimeout, detail))
+        })
+    }
+}
+
 /// Runs the handshake over a pipe without sequence numbers: `initialize`, then `session/resume`, `session/load` or
-/// `session/new`. Has no time limit of its own.
+/// `session/new`.
 ///
 /// # Errors
-/// The agent exits, requires a sign-in, speaks another protocol version, or answers with an error or with something
-/// other than ACP.
+/// The limit is over; the agent exits, requires a sign-in, speaks another protocol version, or answers with an error or
+/// with something other than ACP.
 ///
 /// # Cancel safety
 /// A dropped future drops the pipe, which ends the agent.
@@ -57,8 +88,9 @@ pub(crate) async fn perform_handshake(
     request: &OpenRequest,
     peer: Peer,
     auth_method: Option<&str>,
+    limit: HandshakeLimit,
 ) -> Result<OpenedSession, Failure> {
-    Handshake::new(pipe, Arc::default(), peer).run(request, auth_method).await
+    Handshake::new(pipe, Arc::default(), peer).run(request, auth_method, limit).await
 }
 
 /// Derives the accepted content blocks, and whether the agent offers `session/close`, from its capabilities.
@@ -68,12 +100,49 @@ pub(crate) fn abilities(capabilities: &AgentCapabilities) -> (Kinds, bool) {
     (takes, capabilities.session_capabilities.close.is_some())
 }
 
-#[derive(Deserialize)]
-#[serde(rename_all = "camelCase")]
-struct RawInitialized {
-    protocol_version: u16,
+/// The answer to `initialize`. Only the version is essential.
+#[derive(Debug, Default)]
+struct Initialized {
     agent_info: Option<Box<RawValue>>,
-    agent_capabilities: Option<Box<RawValue>>,
+    raw_capabilities: Option<Box<RawValue>>,
+    agent_capabilities: AgentCapabilities,
+    /// The ids of the sign-in methods.
+    auth_methods: Vec<String>,
+}
+
+impl Initialized {
+    /// Reads the answer. Parts other than the version that cannot be read count as missing.
+    fn read(answer: &RawValue) -> Result<Self, Failure> {
+        let members = Object::read(answer).ok_or_else(|| malformed(agent_method::INITIALIZE, answer))?;
+        let version = members.get("protocolVersion").ok_or_else(|| malformed(agent_method::INITIALIZE, answer))?;
+        // Some agents echo the offered version, so the check is for the version that this crate speaks.
+        if loose::integer(version) != Some(i64::from(PROTOCOL_VERSION)) {
+            let detail = format!(
+                "the agent speaks protocol version {}, this service supports version {PROTOCOL_VERSION}",
+                text::cut(version.get(), 64)
+            );
+            return Err(Failure::new(ErrorCode::ProtocolVersion, detail));
+        }
+        let raw = |name: &str| members.get(name).map(ToOwned::to_owned);
+        let raw_capabilities = raw("agentCapabilities");
+        let methods = members.get("authMethods").and_then(|list| serde_json::from_str(list.get()).ok());
+        let methods: Vec<&RawValue> = methods.unwrap_or_default();
+        let id = |method: &RawValue| Some(Object::read(method)?.text("id")?.into_owned());
+        Ok(Self {
+            agent_info: raw("agentInfo"),
+            agent_capabilities: raw_capabilities.as_deref().map(read_capabilities).unwrap_or_default(),
+            raw_capabilities,
+            auth_methods: methods.into_iter().filter_map(id).collect(),
+        })
+    }
+}
+
+/// Reads capabilities; those that cannot be read count as missing.
+pub(crate) fn read_capabilities(raw: &RawValue) -> AgentCapabilities {
+    serde_json::from_str(raw.get()).unwrap_or_else(|cause| {
+        tracing::warn!(marker = "[ACP]", %cause, "the agent's capabilities cannot be read; none is used");
+        AgentCapabilities::default()
+    })
 }
 
 struct Begun {
@@ -83,10 +152,54 @@ struct Begun {
     config_options: Option<Box<RawValue>>,
 }
 
-fn parse<'a, T: Deserialize<'a>>(answer: &'a RawValue, method: &str) -> Result<T, Failure> {
-    serde_json::from_str(answer.get()).map_err(|cause| {
-        Failure::new(ErrorCode::HandshakeFailed, format!("the agent's answer to `{method}` is malformed: {cause}"))
-    })
+fn malformed(method: &str, answer: &RawValue) -> Failure {
+    let answer = text::cut(answer.get(), 200);
+    let detail = format!("the agent's answer to `{method}` is malformed: {answer}");
+    Failure::new(ErrorCode::HandshakeFailed, detail)
+}
+
+/// Lines that an agent may print before its first answer: banners, and the log of an installer. Afterwards
+/// [`MAX_STRAY_LINES`] more until the end of the handshake.
+const MAX_BANNER_LINES: u32 = 100;
+/// Of these lines, those that the failure of the handshake quotes, and the length of each in characters.
+const QUOTED_LINES: usize = 3;
+const QUOTED_CHARS: usize = 160;
+
+/// The lines of an agent that are not ACP.
+#[derive(Debug, Default)]
+struct Noise {
+    /// The first [`QUOTED_LINES`].
+    first: Vec<String>,
+    count: u32,
+    /// Lines that are tolerated.
+    tolerated: u32,
+}
+
+impl Noise {
+    fn add(&mut self, line: &str) -> Result<(), Failure> {
+        self.count += 1;
+        if self.first.len() < QUOTED_LINES {
+            self.first.push(text::cut(line, QUOTED_CHARS));
+        }
+        if self.count > self.tolerated {
+            // A program that prints only text is no ACP agent.
+            return Err(Failure::new(ErrorCode::HandshakeFailed, "the agent prints text that is not ACP"));
+        }
+        Ok(())
+    }
+
+    /// Adds the lines to the failure of the handshake: they are often the reason.
+    fn quoted_in(&self, failure: Failure) -> Failure {
+        if self.first.is_empty() {
+            return failure;
+        }
+        let more = match self.count as usize - self.first.len() {
+            0 => String::new(),
+            more => format!(" (and {more} more lines)"),
+        };
+        let detail = format!("{}; the agent printed: {}{more}", failure.detail, self.first.join(" / "));
+        Failure { detail, ..failure }
+    }
 }
 
 /// Bytes of updates that are kept until the handshake is over, at most. Lists of commands are the largest of them, with
@@ -132,7 +245,7 @@ pub(crate) struct Handshake {
     delivered: Arc<Delivered>,
     peer: Peer,
     next_call: u64,
-    stray_lines: u32,
+    noise: Arc<Mutex<Noise>>,
     early: Early,
 }
 
@@ -145,27 +258,25 @@ impl Handshake {
             delivered,
             peer,
             next_call: 1,
-            stray_lines: 0,
+            noise: Arc::new(Mutex::new(Noise { tolerated: MAX_BANNER_LINES, ..Noise::default() })),
             early: Early::default(),
         }
     }
 
+    /// Runs the handshake within the limit. A failure quotes what the agent printed instead of ACP.
     pub(crate) async fn run(
-        mut self,
+        self,
         request: &OpenRequest,
         auth_method: Option<&str>,
+        limit: HandshakeLimit,
     ) -> Result<OpenedSession, Failure> {
-        let initialized = self.initialize(request).await?;
-        let agent: InitializeResponse = parse(&initialized, "initialize")?;
-        let raw: RawInitialized = parse(&initialized, "initialize")?;
-        // Some agents echo the offered version, so the check is for the version that this crate speaks.
-        if raw.protocol_version != PROTOCOL_VERSION {
-            let detail = format!(
-                "the agent speaks protocol version {}, this service supports version {PROTOCOL_VERSION}",
-                raw.protocol_version
-            );
-            return Err(Failure::new(ErrorCode::ProtocolVersion, detail));
-        }
+        let noise = self.noise.clone();
+        let opened = limit.keep(self.converse(request, auth_method)).await;
+        opened.map_err(|failure| noise.lock().quoted_in(failure))
+    }
+
+    async fn converse(mut self, request: &OpenRequest, auth_method: Option<&str>) -> Result<OpenedSession, Failure> {
+        let agent = Initialized::read(&self.initialize(request).await?)?;
         let begun = self.begin(request, &agent, auth_method).await?;
         let (takes, can_close) = abilities(&agent.agent_capabilities);
         Ok(OpenedSession {
@@ -176,8 +287,8 @@ impl Handshake {
                 remembers: begun.remembers,
                 takes,
                 can_close,
-                info: raw.agent_info,
-                capabilities: raw.agent_capabilities,
+                info: agent.agent_info,
+                capabilities: agent.raw_capabilities,
                 modes: begun.modes,
                 config_options: begun.config_options,
                 cookies: None,
@@ -218,7 +329,7 @@ impl Handshake {
     async fn begin(
         &mut self,
         request: &OpenRequest,
-        agent: &InitializeResponse,
+        agent: &Initialized,
         auth_method: Option<&str>,
     ) -> Result<Begun, Failure> {
         match self.begin_once(request, agent).await? {
@@ -234,7 +345,7 @@ impl Handshake {
     async fn begin_once(
         &mut self,
         request: &OpenRequest,
-        agent: &InitializeResponse,
+        agent: &Initialized,
     ) -> Result<Result<Begun, RpcError>, Failure> {
         let capabilities = &agent.agent_capabilities;
         let remote = &capabilities.mcp_capabilities;
@@ -267,16 +378,15 @@ impl Handshake {
 
     async fn authenticate(
         &mut self,
-        agent: &InitializeResponse,
+        agent: &Initialized,
         method: Option<&str>,
         required: &RpcError,
     ) -> Result<(), Failure> {
         let Some(method) = method else {
-            let offered: Vec<_> = agent.auth_methods.iter().map(|method| method.id().to_string()).collect();
             let detail = format!(
                 "the agent requires a sign-in ({}) and has no `auth_method` configured; it offers: {}",
                 required.message,
-                offered.join(", ")
+                agent.auth_methods.join(", ")
             );
             return Err(Failure::new(ErrorCode::AgentAuthRequired, detail));
         };
@@ -304,6 +414,10 @@ impl Handshake {
             let event = std::future::poll_fn(|cx| Pin::new(&mut self.events).poll_next(cx)).await;
             // A handshake is never replayed, and a load may send more than the runtime keeps.
             self.delivered.settle(self.delivered.handled());
+            if matches!(event, Some(AgentEvent::Answered { .. })) {
+                let mut noise = self.noise.lock();
+                noise.tolerated = noise.tolerated.min(noise.count + MAX_STRAY_LINES);
+            }
             match event {
                 Some(AgentEvent::Answered { call: answered, result }) if answered == call => return Ok(result),
                 Some(AgentEvent::Request { id, method, .. }) => {
@@ -311,14 +425,9 @@ impl Handshake {
                         RpcError::new(jsonrpc::METHOD_NOT_FOUND, format!("no method {method} during a handshake"));
                     let _ = self.to_agent.try_send(jsonrpc::response(&id, Err::<(), _>(&refusal)));
                 }
-                Some(AgentEvent::StrayLine(line)) => {
-                    self.stray_lines += 1;
-                    // Some agents print a banner; a program that prints only text is no ACP agent.
-                    if self.stray_lines > MAX_STRAY_LINES {
-                        let detail = format!("the agent prints text that is not ACP, for example: {line}");
-                        return Err(Failure::new(ErrorCode::HandshakeFailed, detail));
-                    }
-                }
+                Some(AgentEvent::StrayLine(line)) => self.noise.lock().add(&line)?,
+                // Only this request is open.
+                Some(AgentEvent::Unassigned(error)) => return Ok(Err(error)),
                 Some(AgentEvent::Violation(detail)) => return Err(Failure::new(ErrorCode::HandshakeFailed, detail)),
                 Some(AgentEvent::Closed(reason)) => return Err(closed_in_handshake(&reason)),
                 None => return Err(closed_in_handshake(&CloseReason::Lost("no reason was given".into()))),
@@ -337,23 +446,18 @@ impl Handshake {
     }
 }
 
+/// Reads the answer that begins a conversation. Only the session id of a new one is essential.
 fn begun(answer: &RawValue, method: &str, previous: Option<String>) -> Result<Begun, Failure> {
-    #[derive(Deserialize)]
-    #[serde(rename_all = "camelCase")]
-    struct Answer {
-        session_id: Option<String>,
-        modes: Option<Box<RawValue>>,
-        config_options: Option<Box<RawValue>>,
-    }
     // `session/load` may answer null.
-    let answer: Option<Answer> = parse(answer, method)?;
-    let answer = answer.unwrap_or(Answer { session_id: None, modes: None, config_options: None });
+    let answer = Object::read(answer).unwrap_or_default();
     let remembers = previous.is_some();
-    let Some(agent_session_id) = previous.or(answer.session_id).filter(|id| !id.is_empty()) else {
+    let given = || answer.text("sessionId").map(Cow::into_owned);
+    let Some(agent_session_id) = previous.or_else(given).filter(|id| !id.is_empty()) else {
         let detail = format!("the agent's answer to `{method}` has no session id");
         return Err(Failure::new(ErrorCode::HandshakeFailed, detail));
     };
-    Ok(Begun { agent_session_id, remembers, modes: answer.modes, config_options: answer.config_options })
+    let raw = |name: &str| answer.get(name).map(ToOwned::to_owned);
+    Ok(Begun { agent_session_id, remembers, modes: raw("modes"), config_options: raw("configOptions") })
 }
 
 fn refusal_code(error: &RpcError) -> Option<ErrorCode> {

@@ -13,10 +13,10 @@ use serde_json::value::RawValue;
 
 use self::{
     connection::{Events, Link},
-    handshake::{Handshake, Peer, abilities},
+    handshake::{Handshake, HandshakeLimit, Peer, abilities, read_capabilities},
 };
 use super::{
-    AdoptRequest, AdoptedSession, AgentFacts, OpenRequest, OpenedSession, Transport,
+    AdoptRequest, AdoptedSession, AgentFacts, HandshakeTimeouts, OpenRequest, OpenedSession, Transport,
     pipe::Pipe,
     socket::{self, websocket::Endpoint},
 };
@@ -34,7 +34,7 @@ pub(crate) struct AcpTransport {
     /// The address of the runtime.
     pub endpoint: Endpoint,
     /// The limit for connecting and the whole handshake together.
-    pub handshake_timeout: Duration,
+    pub handshake_timeouts: HandshakeTimeouts,
     /// The sign-in method of each agent that requires `authenticate`, by agent name (`""` is the default agent).
     pub auth_methods: BTreeMap<String, String>,
 }
@@ -42,20 +42,14 @@ pub(crate) struct AcpTransport {
 impl Transport for AcpTransport {
     fn open(&self, request: OpenRequest) -> BoxFuture<'static, Result<OpenedSession, Failure>> {
         let this = self.clone();
-        async move {
-            let limit = this.handshake_timeout;
-            tokio::time::timeout(limit, this.connect_and_handshake(request)).await.unwrap_or_else(|_| {
-                let detail = format!("the agent did not finish its handshake within {} s", limit.as_secs_f32());
-                Err(Failure::new(ErrorCode::HandshakeTimeout, detail))
-            })
-        }
-        .boxed()
+        let limit = self.handshake_timeouts.of(request.agent.as_deref());
+        this.connect_and_handshake(request, limit).boxed()
     }
 
     fn adopt(&self, request: AdoptRequest) -> BoxFuture<'static, Result<AdoptedSession, Failure>> {
         let this = self.clone();
         async move {
-            let limit = this.handshake_timeout;
+            let limit = this.handshake_timeouts.default;
             tokio::time::timeout(limit, this.resume(request)).await.unwrap_or_else(|_| {
                 let detail = format!("the runtime did not answer within {} s", limit.as_secs_f32());
                 Err(Failure::new(ErrorCode::RuntimeUnavailable, detail))
@@ -70,12 +64,13 @@ impl Transport for AcpTransport {
 const UNKNOWN_CALLS: u64 = 1000;
 
 impl AcpTransport {
-    async fn connect_and_handshake(self, request: OpenRequest) -> Result<OpenedSession, Failure> {
+    async fn connect_and_handshake(self, request: OpenRequest, limit: Duration) -> Result<OpenedSession, Failure> {
+        let limit = HandshakeLimit::start(limit);
         let auth_method = self.auth_methods.get(request.agent.as_deref().unwrap_or_default()).cloned();
-        let connected = socket::connect(&self.endpoint, request.cookies.as_deref()).await?;
+        let connected = limit.keep(socket::connect(&self.endpoint, request.cookies.as_deref())).await?;
         let peer = Peer::Runtime { resumable: !self.endpoint.resume.grace.is_zero() };
         let handshake = Handshake::new(connected.pipe, connected.delivered, peer);
-        let mut opened = handshake.run(&request, auth_method.as_deref()).await?;
+        let mut opened = handshake.run(&request, auth_method.as_deref(), limit).await?;
         opened.facts.connection_id = connected.connection_id;
         opened.facts.cookies = connected.cookies;
         Ok(opened)
@@ -116,8 +111,8 @@ impl AgentFacts {
         }
         let Kept { agent_info, agent_capabilities, modes, config_options } =
             serde_json::from_str(kept).unwrap_or_default();
-        let parsed = agent_capabilities.as_ref().and_then(|raw| serde_json::from_str(raw.get()).ok());
-        let (takes, can_close) = abilities(&parsed.unwrap_or_default());
+        let parsed = agent_capabilities.as_deref().map(read_capabilities).unwrap_or_default();
+        let (takes, can_close) = abilities(&parsed);
         Self {
             connection_id: request.connection_id.clone(),
             protocol_version: Some(PROTOCOL_VERSION),

@@ -21,8 +21,8 @@ use self::{
     turn::RequestedTurn,
 };
 use super::{
-    AdoptRequest, AdoptedSession, AgentEvent, AgentFacts, AgentSession, Delivered, OpenRequest, OpenedSession,
-    SendError, Transport, TurnRequest,
+    AdoptRequest, AdoptedSession, AgentEvent, AgentFacts, AgentSession, Delivered, HandshakeTimeouts, OpenRequest,
+    OpenedSession, SendError, Transport, TurnRequest,
 };
 use crate::{
     acp::{jsonrpc::RpcError, schema::RequestId},
@@ -56,8 +56,8 @@ pub(crate) struct FallbackLimits {
     pub inactivity_timeout: Duration,
     /// `[turn] cancel_grace_s`; enforced by the runtime.
     pub cancel_grace: Duration,
-    /// `[runtime] handshake_timeout_s`; enforced by the runtime.
-    pub handshake_timeout: Duration,
+    /// `handshake_timeout_s` of `[runtime]` and of the agents; enforced by the runtime.
+    pub handshake_timeouts: HandshakeTimeouts,
     /// `[runtime] reconnect_grace_s`: the time for querying the state of a turn whose connection broke; zero: no
     /// query.
     pub reconnect_grace: Duration,
@@ -177,7 +177,7 @@ impl AgentSession for Link {
             permission_policy: turn.policy,
             inactivity_timeout_ms: milliseconds(limits.inactivity_timeout),
             cancel_grace_ms: milliseconds(limits.cancel_grace),
-            handshake_timeout_ms: milliseconds(limits.handshake_timeout),
+            handshake_timeout_ms: milliseconds(limits.handshake_timeouts.of(request.agent.as_deref())),
             automation: None,
         };
         let requested = RequestedTurn::new(

@@ -593,7 +593,11 @@ async fn acknowledgements_ride_on_messages_below_a_quarter_of_the_limits() {
 }
 
 fn transport(runtime: &Runtime) -> AcpTransport {
-    AcpTransport { endpoint: runtime.endpoint.clone(), handshake_timeout: PATIENCE, auth_methods: Default::default() }
+    AcpTransport {
+        endpoint: runtime.endpoint.clone(),
+        handshake_timeouts: HandshakeTimeouts { default: PATIENCE, ..Default::default() },
+        auth_methods: Default::default(),
+    }
 }
 
 #[tokio::test]
