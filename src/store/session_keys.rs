@@ -10,7 +10,7 @@ use super::{
 use crate::domain::{
     clock::Timestamp,
     ids::{InstallationId, SessionId},
-    redaction::Redacted,
+    redaction::RedactedJson,
     retention::IDEMPOTENCY_PERIOD,
 };
 
@@ -18,8 +18,8 @@ use crate::domain::{
 #[derive(Debug, Clone)]
 pub(crate) struct SessionKey {
     pub idempotency: Idempotency,
-    /// The answer to the first request, as JSON.
-    pub answer: Redacted,
+    /// The answer to the first request.
+    pub answer: RedactedJson,
 }
 
 /// A session that was opened with a key.

@@ -99,8 +99,8 @@ pub(crate) struct ReadySession {
 #[derive(Clone)]
 pub(crate) struct OpenOnce {
     pub idempotency: Idempotency,
-    /// Makes the answer that every request with the key gets, as JSON.
-    pub answer_of: fn(&ReadySession) -> String,
+    /// Makes the answer that every request with the key gets.
+    pub answer_of: fn(&ReadySession) -> RedactedJson,
 }
 
 impl Workspaces {
@@ -138,13 +138,12 @@ impl Workspaces {
         self.open_with(request, None).await.map(|(ready, _)| ready)
     }
 
-    /// Creates a session, and binds the key of the request with the answer to it, which is returned too; empty without a
-    /// key.
+    /// Creates a session, and binds the key of the request with the answer to it, which is returned too.
     async fn open_with(
         &self,
         mut request: OpenSession,
         once: Option<&OpenOnce>,
-    ) -> Result<(ReadySession, Redacted), Failure> {
+    ) -> Result<(ReadySession, Option<RedactedJson>), Failure> {
         self.admission()?;
         request.agent = request.agent.filter(|name| name != DEFAULT_AGENT);
         // Before anything is created: a full service must refuse without side effects.
@@ -166,8 +165,7 @@ impl Workspaces {
         let facts = start(&supervised, spec, Past::default(), seat, None).await?;
         let protocol = self.carrier_of(session_id);
         let opened = ready(session_id, request.workspace.clone(), prepared, facts.clone(), protocol);
-        let answer = once.map_or_else(String::new, |once| (once.answer_of)(&opened));
-        let answer = Redacted::new(&answer);
+        let answer = once.map(|once| (once.answer_of)(&opened));
         let new = NewSession {
             session_id,
             key: request.workspace,
@@ -186,7 +184,8 @@ impl Workspaces {
             now: services.clock.now(),
         };
         let deferred = self.live(session_id).and_then(|live| live.shared.take_deferred_notice());
-        let key = once.map(|once| SessionKey { idempotency: once.idempotency.clone(), answer: answer.clone() });
+        let key = once.zip(answer.clone());
+        let key = key.map(|(once, answer)| SessionKey { idempotency: once.idempotency.clone(), answer });
         if let Err(cause) = services.store.create_session_with(new, deferred, key).await {
             // A session without a row could not be loaded or recovered, so its agent must not survive.
             let _ = supervised.supervisor.send(CloseSession { session_id }).await;

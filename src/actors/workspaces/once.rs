@@ -2,7 +2,10 @@
 
 use super::{OpenOnce, Workspaces, open::OpenSession};
 use crate::{
-    domain::turn::outcome::{ErrorCode, Failure},
+    domain::{
+        redaction::RedactedJson,
+        turn::outcome::{ErrorCode, Failure},
+    },
     store::{self, Idempotency, OpenedBefore},
 };
 
@@ -48,7 +51,8 @@ impl Workspaces {
         match self.open_with(request, Some(&once)).await {
             Ok((ready, answer)) => {
                 let session_id = ready.session_id.to_string();
-                Ok(AnsweredOnce { session_id, answer: answer.into_string(), is_replay: false })
+                let answer = answer.map_or_else(String::new, RedactedJson::into_string);
+                Ok(AnsweredOnce { session_id, answer, is_replay: false })
             }
             // Another process with this database may have been faster.
             Err(failure) => match before().await? {

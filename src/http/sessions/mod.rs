@@ -36,6 +36,7 @@ use crate::{
     },
     domain::{
         ids::{PromptId, SessionId, WorkspaceKey},
+        redaction::RedactedJson,
         session::{
             lifecycle::{SessionMode, SessionState},
             mcp,
@@ -85,8 +86,8 @@ fn location(session_id: &str) -> (HeaderName, String) {
     (LOCATION, format!("/acp/session/{session_id}"))
 }
 
-fn answer_of(opened: &ReadySession) -> String {
-    serde_json::to_string(&ready(opened.clone())).unwrap_or_default()
+fn answer_of(opened: &ReadySession) -> RedactedJson {
+    RedactedJson::of(&ready(opened.clone()))
 }
 
 fn open_request(body: NewSessionBody) -> Result<OpenSession, ApiError> {

@@ -2,13 +2,13 @@
 
 use super::fixture::*;
 use crate::{
-    domain::{ids::InstallationId, redaction::Redacted, retention::IDEMPOTENCY_PERIOD},
+    domain::{ids::InstallationId, redaction::RedactedJson, retention::IDEMPOTENCY_PERIOD},
     store::{Idempotency, NewSession, SessionKey, StoreError},
 };
 
 fn session_key(key: &str, body: &str) -> SessionKey {
     let idempotency = Idempotency { key: key.into(), body_hash: body.into() };
-    SessionKey { idempotency, answer: Redacted::new(&format!("{{\"answer\":\"{body}\"}}")) }
+    SessionKey { idempotency, answer: RedactedJson::of(&serde_json::json!({"answer": body})) }
 }
 
 both_databases! {
