@@ -184,11 +184,14 @@ fn repeat_of_session_new_returns_the_first_answer_and_takes_no_seat() {
 #[test]
 fn concurrent_repeats_of_session_new_open_one_session() {
     let program = Program::start();
-    let ids: Vec<_> = thread::scope(|scope| {
-        let calls: Vec<_> =
-            (0..6).map(|_| scope.spawn(|| open_with_key(&program, "key", &new_session("ws")).expect(201))).collect();
-        calls.into_iter().map(|call| call.join().unwrap()["sessionId"].clone()).collect()
-    });
+    let calls: Vec<_> = (0..6)
+        .map(|_| {
+            let call = program.api.call("POST", "/acp/session/new").header("idempotency-key", "key");
+            let call = call.json(&new_session("ws"));
+            thread::spawn(move || call.send().expect(201)["sessionId"].clone())
+        })
+        .collect();
+    let ids: Vec<_> = calls.into_iter().map(|call| call.join().unwrap()).collect();
     assert!(ids.iter().all(|id| *id == ids[0]), "{ids:?}");
     assert_eq!(sessions_of(&program), 1);
 }

@@ -158,15 +158,15 @@ fn runtime_has_probes_without_a_token_and_only_its_own_metrics() {
     let listen = runtime_address(&program);
     for path in ["/livez", "/readyz"] {
         for method in ["GET", "HEAD"] {
-            let answer = RawRequest::new(method, path).send(listen);
+            let answer = RawRequest::new(method, path).header("Host", "pod").send(listen);
             assert_eq!(answer.status, 200, "{method} {path}: {answer:?}");
             assert!(!answer.body.contains("token") && !answer.body.contains('/'), "{answer:?}");
         }
-        let posted = RawRequest::new("POST", path).send(listen);
+        let posted = RawRequest::new("POST", path).header("Host", "pod").send(listen);
         assert_eq!((posted.status, posted.header("allow")), (405, Some("GET, HEAD")), "{path}");
     }
     for path in ["/metrics", "/status", "/livez/"] {
-        assert_eq!(RawRequest::new("GET", path).send(listen).status, 401, "{path}");
+        assert_eq!(RawRequest::new("GET", path).header("Host", "pod").send(listen).status, 401, "{path}");
     }
     let scrape = program.runtime_metrics();
     let ours = scrape.types.keys().filter(|name| name.starts_with("lumilink_"));
@@ -187,7 +187,7 @@ fn runtime_has_probes_without_a_token_and_only_its_own_metrics() {
 
 #[test]
 fn readiness_names_a_runtime_that_does_not_answer_without_any_session() {
-    let mut program = Program::builder().separate_runtime("runtime-token-0123456789").start();
+    let mut program = Program::builder().behind_proxy().start();
     let runtime = |program: &Program| program.api.get("/readyz").expect(200)["runtime"].clone();
     assert!(runtime(&program).is_null());
     program.kill_runtime();

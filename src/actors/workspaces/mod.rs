@@ -184,8 +184,10 @@ impl Workspaces {
             now: services.clock.now(),
         };
         let deferred = self.live(session_id).and_then(|live| live.shared.take_deferred_notice());
-        let key = once.zip(answer.clone());
-        let key = key.map(|(once, answer)| SessionKey { idempotency: once.idempotency.clone(), answer });
+        let key = once.zip(answer.clone()).map(|(once, answer)| {
+            let Idempotency { key, body_hash } = once.idempotency.clone();
+            SessionKey { key, body_hash, answer }
+        });
         if let Err(cause) = services.store.create_session_with(new, deferred, key).await {
             // A session without a row could not be loaded or recovered, so its agent must not survive.
             let _ = supervised.supervisor.send(CloseSession { session_id }).await;
