@@ -68,6 +68,9 @@
 //! | tables are created and upgraded | `store/engine/upgrade.rs`, SQL in `migrations/` beside `src/` |
 //! | old rows are deleted | `actors/upkeep/retention.rs` (when), `store/retention.rs` (which) |
 //! | an error code gets its HTTP status | `contract/problem.rs` |
+//! | a request gets its id, is counted and, if it is refused, logged | `http/trace.rs`; the id reaches the runtime in `transport/request_id.rs` |
+//! | a path gets 404 or 405 and its label in metrics | `http/route_table.rs` |
+//! | an `Idempotency-Key` opens one session | `actors/workspaces/once.rs`, `store/session_keys.rs` |
 //! | an agent is killed | `process/watch.rs`; with a control group `process/cgroup.rs`; `process/orphans.rs` kills processes that left the group |
 //! | work of an agent outside a turn | `domain/session/background.rs` decides, `actors/session/background.rs` applies, `actors/session/woken.rs` records |
 //! | the agent of a killed supervisor is found again | `actors/session/adoption.rs`, called by `app/sessions.rs` (running turns, background) and `actors/workspaces/mod.rs` (loads) |

@@ -17,6 +17,7 @@ DROP TABLE rollback_events;
 DROP TABLE protocol_migrations;
 DROP TABLE workspace_routes;
 DROP TABLE transcript_entries;
+DROP TABLE session_keys;
 DROP TABLE prompts;
 DROP TABLE sessions;
 DROP TABLE workspaces;

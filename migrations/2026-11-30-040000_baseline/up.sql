@@ -95,6 +95,21 @@ CREATE INDEX sessions_by_user ON sessions (user_id, created_us, session_id);
 -- its session hibernates and leaves when the session resumes or expires.
 CREATE INDEX sessions_hibernated ON sessions (last_used_us) WHERE state = 'hibernated';
 
+-- One session for each `Idempotency-Key` of a tenant, for 24 hours, with the answer that a repeat gets.
+CREATE TABLE session_keys (
+    installation_id TEXT NOT NULL,
+    idempotency_key TEXT NOT NULL,
+    body_hash TEXT NOT NULL,
+    session_id TEXT NOT NULL REFERENCES sessions (session_id) ON DELETE CASCADE,
+    answer TEXT NOT NULL,
+    created_us BIGINT NOT NULL,
+    PRIMARY KEY (installation_id, idempotency_key)
+);
+
+CREATE INDEX session_keys_by_age ON session_keys (created_us);
+-- For the removal of sessions.
+CREATE INDEX session_keys_by_session ON session_keys (session_id);
+
 -- Turns and transcripts --------------------------------------------------------------------------------------------
 
 CREATE TABLE prompts (
@@ -439,6 +454,8 @@ CREATE TABLE notifications (
     -- Each cause is notified once.
     cause_id TEXT NOT NULL UNIQUE,
     created_us BIGINT NOT NULL,
+    -- The figures of an operators' notification as JSON, for the webhook.
+    figures TEXT,
     UNIQUE (stream, seq),
     CHECK ((installation_id IS NULL) = (workspace_id IS NULL))
 );

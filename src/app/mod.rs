@@ -121,7 +121,7 @@ pub(crate) async fn serve(loaded: Loaded, options: ServeOptions) -> Result<(), A
 /// Runs the container side alone until SIGTERM or Ctrl-C.
 pub(crate) async fn runtime(loaded: Loaded, options: ServeOptions) -> Result<(), AppError> {
     let terminal = Terminal::at_start();
-    let metrics = Metrics::new(env!("CARGO_PKG_VERSION"), option_env!("LUMILINK_COMMIT"))?;
+    let metrics = Metrics::of_runtime(env!("CARGO_PKG_VERSION"), option_env!("LUMILINK_COMMIT"))?;
     let settings = &loaded.config.runtime;
     let parts = runtime::runtime_options(&loaded, settings.listen, settings.token.clone(), &metrics)?;
     let running = container::start(parts, Some(start::watchdog(metrics)?)).await?;

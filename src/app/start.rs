@@ -16,7 +16,7 @@ use super::{
 use crate::{
     actors::{migrations::Migrations, upkeep::keeper::Keeper},
     cluster::membership::Renewal,
-    config::{Loaded, Reloadable},
+    config::{DEFAULT_AGENT, Loaded, Reloadable},
     domain::watchdog::WatchdogLimits,
     http::ApiState,
     telemetry::{Metrics, watchdog::Watchdog},
@@ -40,6 +40,7 @@ impl Service {
     pub(crate) async fn start(loaded: &Loaded) -> Result<Self, AppError> {
         let config = &loaded.config;
         let metrics = Metrics::new(env!("CARGO_PKG_VERSION"), option_env!("LUMILINK_COMMIT"))?;
+        metrics.configure_agents(config.agents.keys().map(String::as_str).chain([DEFAULT_AGENT]))?;
         // First: a taken address must not cost anything, and nothing is recovered before the address is ours.
         let listener = bind(config.server.listen)?;
         let store = start_store(loaded, metrics.clone()).await?;

@@ -23,10 +23,11 @@ pub(super) struct UpkeepHandle {
     retention: JoinHandle<()>,
     folders: JoinHandle<()>,
     storms: JoinHandle<()>,
+    runtime: Option<JoinHandle<()>>,
 }
 
-/// Starts the capacity alerts, the ends of rollback storms, the expiry of sessions and the removal of old rows and
-/// folders.
+/// Starts the capacity alerts, the ends of rollback storms, the expiry of sessions, the removal of old rows and folders,
+/// and the status requests to a separate runtime.
 pub(super) fn start_upkeep(config: &Config, workspaces: &Workspaces, capacity: CapacityWatch) -> UpkeepHandle {
     let services = workspaces.services();
     let max_age = Duration::from_secs(config.session.max_age_s);
@@ -41,6 +42,7 @@ pub(super) fn start_upkeep(config: &Config, workspaces: &Workspaces, capacity: C
             config.retention.folders(),
         )),
         storms: actix::spawn(services.storm.clone().watch()),
+        runtime: config.runtime.url.as_ref().map(|_| actix::spawn(services.runtime.clone().watch())),
     }
 }
 
@@ -51,6 +53,7 @@ impl UpkeepHandle {
         self.retention.abort();
         self.folders.abort();
         self.storms.abort();
+        self.runtime.iter().for_each(JoinHandle::abort);
         guard.close();
         if tokio::time::timeout(flush, self.capacity).await.is_err() {
             tracing::error!(marker = "[CAPACITY]", "capacity alert changes were not written");

@@ -15,6 +15,7 @@ use crate::{
     config::{Config, render::toml_value},
     contract::problem::status_of,
     domain::turn::outcome::ErrorCode,
+    http::{RouteTable, document},
     telemetry::Metrics,
 };
 
@@ -139,9 +140,13 @@ const LISTED_VALUES: usize = 12;
 
 fn metrics() -> String {
     let what = "Every metric at `/metrics`. Every combination of label values is exported from the start, counters as \
-                0. No label value is an id. Times are in seconds, sizes in bytes.";
+                0, except where a text says otherwise. Values of `agent` are names of the configuration, and values of \
+                `route` of HTTP requests are templates of paths. No label value is an id. Times are in seconds, sizes in bytes.";
     let mut out = page("Metrics reference", what, "the metrics of the program");
-    let text = Metrics::for_tests().render().unwrap();
+    let metrics = Metrics::for_tests();
+    metrics.configure_agents(["default"]).unwrap();
+    metrics.set_http_operations(RouteTable::new(&document()).operations().to_vec());
+    let text = metrics.render().unwrap();
     let of = |prefix: &str, name: &str| {
         let start = format!("# {prefix} {name} ");
         text.lines().find_map(|line| line.strip_prefix(start.as_str())).unwrap_or_default().to_owned()
@@ -167,7 +172,7 @@ fn labels_of(text: &str, name: &str) -> Vec<(String, Vec<String>)> {
     let series = text.lines().filter_map(|line| {
         let rest = line.strip_prefix(name)?;
         let rest = rest.strip_prefix("_bucket").unwrap_or(rest);
-        rest.strip_prefix('{')?.split_once('}').map(|(labels, _)| labels)
+        rest.strip_prefix('{')?.rsplit_once('}').map(|(labels, _)| labels)
     });
     for pair in series.flat_map(|series| series.split(',')) {
         let Some((label, value)) = pair.split_once('=').filter(|(label, _)| *label != "le") else { continue };

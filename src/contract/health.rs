@@ -49,7 +49,9 @@ pub(crate) struct ProtocolHealth {
     pub turns_cancelled: u64,
     /// Share of all turns that this protocol carried, 0 to 1; null before the first turn.
     pub share: Option<f64>,
-    /// Share of successes among the outcomes recorded in success windows, 0 to 1; null before the first outcome.
+    /// Share of successes among the outcomes that decide about a workspace's route, 0 to 1; null before the first one. It
+    /// differs from the share of completed turns: handshakes are outcomes too, and cancelled turns and errors that are not
+    /// the protocol's, such as those of a model provider, are none.
     pub success_rate: Option<f64>,
 }
 
@@ -144,7 +146,7 @@ pub(crate) struct RuntimeHealth {
 pub(crate) struct Probe {
     /// `ok`.
     pub status: &'static str,
-    /// `unavailable` while sessions wait for the runtime; absent otherwise.
+    /// `unavailable` while the runtime does not answer; absent otherwise. The status does not change with it.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub runtime: Option<&'static str>,
 }

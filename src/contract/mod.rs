@@ -4,6 +4,7 @@
 //! OpenAPI document or to the interface of the runtime.
 
 pub(crate) mod audit;
+pub(crate) mod authorization;
 pub(crate) mod automation;
 pub(crate) mod explain;
 pub(crate) mod fallback;

@@ -3,7 +3,17 @@
 use std::{fmt, time::Duration};
 
 use serde::{Deserialize, Deserializer, Serialize, Serializer, de::Error};
-use time::{OffsetDateTime, format_description::well_known::Rfc3339};
+use time::{
+    OffsetDateTime,
+    format_description::{FormatItem, well_known::Rfc3339},
+    macros::format_description,
+};
+
+/// RFC 3339 in UTC with six digits of a second, always: texts of equal width sort in the order of time.
+const WITH_MICROSECONDS: &[FormatItem<'_>] =
+    format_description!("[year]-[month]-[day]T[hour]:[minute]:[second].[subsecond digits:6]Z");
+/// The years of RFC 3339.
+const YEARS: std::ops::RangeInclusive<i32> = 0..=9999;
 
 /// Microseconds since 1970-01-01 UTC, the precision that both databases keep.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq, PartialOrd, Ord, Hash)]
@@ -32,12 +42,13 @@ impl Timestamp {
     }
 }
 
-/// Formats as RFC 3339 in UTC with microseconds.
+/// Formats as RFC 3339 in UTC with microseconds, 27 characters.
 impl fmt::Display for Timestamp {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         let text = OffsetDateTime::from_unix_timestamp_nanos(i128::from(self.0) * 1000)
             .ok()
-            .and_then(|time| time.format(&Rfc3339).ok());
+            .filter(|time| YEARS.contains(&time.year()))
+            .and_then(|time| time.format(WITH_MICROSECONDS).ok());
         f.write_str(text.as_deref().unwrap_or("out of range"))
     }
 }
@@ -73,6 +84,18 @@ mod tests {
     #[test]
     fn age_is_zero_after_a_clock_step_back() {
         assert_eq!(Timestamp(5).since(Timestamp(9)), Duration::ZERO);
+    }
+
+    #[test]
+    fn timestamps_have_one_width_and_sort_as_texts() {
+        let micros = [0, 1, 10, 1_500_000, 1_700_000_000_000_000, 1_700_000_000_726_980, 1_700_000_001_000_000];
+        let texts = micros.map(|micros| Timestamp(micros).to_string());
+        assert!(texts.iter().all(|text| text.len() == "2026-11-25T09:00:00.000000Z".len()), "{texts:?}");
+        assert!(texts.is_sorted(), "{texts:?}");
+        assert!(texts.iter().zip(micros).all(|(text, micros)| Timestamp::parse(text) == Some(Timestamp(micros))));
+        for far in [i64::MIN, i64::MAX] {
+            assert_eq!(Timestamp(far).to_string(), "out of range");
+        }
     }
 
     #[test]

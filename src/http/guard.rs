@@ -26,6 +26,7 @@ use super::{
 };
 use crate::{
     config::{Reloadable, sections::Server},
+    contract::authorization::bearer_token,
     domain::turn::outcome::ErrorCode,
 };
 
@@ -37,13 +38,17 @@ pub(crate) struct Guard {
     origins: HashSet<String>,
 }
 
-/// Paths without a token: probes of an orchestrator, and documentation that is the same everywhere.
-const OPEN: [&str; 4] = ["/livez", "/readyz", "/docs/", "/openapi.json"];
+/// Probes of an orchestrator, which knows neither the token nor the name of the service. Their answers have no secret.
+const PROBES: [&str; 2] = ["/livez", "/readyz"];
+/// Paths without a token beside the probes: documentation that is the same everywhere, and the way to it.
+const OPEN: [&str; 3] = ["/", "/docs", "/openapi.json"];
+/// Start of other paths without a token.
+const OPEN_BELOW: &str = "/docs/";
 
 /// Request headers that a page of an allowed origin may send.
 const CORS_HEADERS: &str = "authorization, content-type, idempotency-key, last-event-id, prefer, x-request-id";
 /// Response headers that such a page may read.
-const CORS_EXPOSED: &str = "location, retry-after, x-request-id";
+const CORS_EXPOSED: &str = "idempotent-replayed, link, location, retry-after, x-request-id";
 
 impl Guard {
     pub(crate) fn new(server: &Server, token: Reloadable<Option<SecretString>>) -> Self {
@@ -51,11 +56,13 @@ impl Guard {
         Self { token, hosts: lower(&server.allowed_hosts), origins: lower(&server.allowed_origins) }
     }
 
-    /// Checks a request; returns its allowed origin, if it names one.
-    fn check(&self, request: &ServiceRequest) -> Result<Option<HeaderValue>, ApiError> {
-        let headers = request.headers();
+    /// Checks a request; returns its allowed origin, if it names one. `is_taken` is false if no route takes it, so that
+    /// its media type does not matter: it is answered with 404 or 405.
+    fn check(&self, request: &ServiceRequest, is_taken: bool) -> Result<Option<HeaderValue>, ApiError> {
+        let (headers, path) = (request.headers(), request.path());
+        let is_probe = PROBES.contains(&path);
         let host = text(headers, header::HOST).unwrap_or_default().to_lowercase();
-        if !self.is_ours(&host) {
+        if !is_probe && !self.is_ours(&host) {
             let detail = format!("the host name {host:?} is not a name of this service");
             return Err(ApiError::new(ErrorCode::ForbiddenOrigin, detail));
         }
@@ -64,15 +71,14 @@ impl Guard {
         if request.method() == Method::OPTIONS {
             return Ok(origin);
         }
-        let open = OPEN
-            .iter()
-            .any(|path| request.path() == *path || (path.ends_with('/') && request.path().starts_with(path)));
+        let open = is_probe || OPEN.contains(&path) || path.starts_with(OPEN_BELOW);
         // The route redeems the ticket, because it knows what the ticket allows.
-        let has_ticket = request.path() == SOCKET_PATH && ticket(request.request()).is_some();
+        let has_ticket = path == SOCKET_PATH && ticket(request.request()).is_some();
         if !open && !has_ticket {
-            self.check_token(headers, request.path() == SOCKET_PATH)?;
+            self.check_token(headers, path == SOCKET_PATH)?;
         }
-        if matches!(*request.method(), Method::POST | Method::PUT | Method::PATCH) && !is_json(headers) {
+        let has_body = matches!(*request.method(), Method::POST | Method::PUT | Method::PATCH);
+        if is_taken && has_body && !is_json(headers) {
             return Err(ApiError::new(ErrorCode::UnsupportedMediaType, "the body must be JSON"));
         }
         Ok(origin)
@@ -109,7 +115,7 @@ impl Guard {
         let token = self.token.get();
         let Some(token) = &*token else { return Ok(()) };
         let given = text(headers, header::AUTHORIZATION).unwrap_or_default();
-        let given = given.strip_prefix("Bearer ").map(str::to_owned);
+        let given = bearer_token(given).map(str::to_owned);
         // A page cannot set headers of a WebSocket.
         let given = given.or_else(|| if is_socket { offered_token(headers) } else { None }).unwrap_or_default();
         if bool::from(given.as_bytes().ct_eq(token.expose_secret().as_bytes())) {
@@ -140,7 +146,9 @@ pub(crate) async fn guard<B: MessageBody + 'static>(
         let error = ApiError::new(ErrorCode::Internal, "the service is not configured");
         return Ok(request.into_response(error.error_response().map_into_left_body()));
     };
-    let origin = match state.guard.check(&request) {
+    let route = state.table.find(request.path());
+    let is_taken = route.is_some_and(|route| route.operation(request.method()).is_some());
+    let origin = match state.guard.check(&request, is_taken) {
         Ok(origin) => origin,
         Err(error) => return Ok(request.into_response(error.error_response().map_into_left_body())),
     };
@@ -151,7 +159,7 @@ pub(crate) async fn guard<B: MessageBody + 'static>(
     if let Some(origin) = origin {
         let headers = answer.headers_mut();
         headers.insert(header::ACCESS_CONTROL_ALLOW_ORIGIN, origin);
-        headers.insert(header::VARY, HeaderValue::from_static("origin"));
+        headers.append(header::VARY, HeaderValue::from_static("origin"));
         headers.insert(header::ACCESS_CONTROL_EXPOSE_HEADERS, HeaderValue::from_static(CORS_EXPOSED));
     }
     Ok(answer)
@@ -159,7 +167,7 @@ pub(crate) async fn guard<B: MessageBody + 'static>(
 
 fn preflight() -> HttpResponse {
     HttpResponse::NoContent()
-        .insert_header((header::ACCESS_CONTROL_ALLOW_METHODS, "GET, POST, PUT, OPTIONS"))
+        .insert_header((header::ACCESS_CONTROL_ALLOW_METHODS, "GET, HEAD, POST, PUT, OPTIONS"))
         .insert_header((header::ACCESS_CONTROL_ALLOW_HEADERS, CORS_HEADERS))
         .insert_header((header::ACCESS_CONTROL_MAX_AGE, "600"))
         .finish()
@@ -182,7 +190,7 @@ mod tests {
 
     fn code(request: TestRequest) -> Option<ErrorCode> {
         let request = request.insert_header(("authorization", "Bearer secret")).to_srv_request();
-        guard().check(&request).err().and_then(|error| ErrorCode::from_name(&error.problem().code))
+        guard().check(&request, true).err().and_then(|error| ErrorCode::from_name(&error.problem().code))
     }
 
     #[test]
@@ -219,21 +227,49 @@ mod tests {
     }
 
     #[test]
+    fn a_probe_is_answered_whatever_its_host() {
+        for host in ["lumilink.svc", "evil.example", ""] {
+            let of = |path| TestRequest::with_uri(path).insert_header(("host", host));
+            assert_eq!(code(of("/readyz")), None, "{host}");
+            assert_eq!(code(of("/acp/health")), Some(ErrorCode::ForbiddenOrigin), "{host}");
+        }
+        assert_eq!(code(TestRequest::with_uri("/livez")), None, "HTTP/1.0 has no host");
+        let page = TestRequest::with_uri("/livez").insert_header(("origin", "https://evil.example"));
+        assert_eq!(code(page), Some(ErrorCode::ForbiddenOrigin));
+    }
+
+    #[test]
+    fn media_type_of_a_request_that_no_route_takes_does_not_matter() {
+        let put =
+            TestRequest::put().insert_header(("host", "localhost")).insert_header(("authorization", "Bearer secret"));
+        let request = put.to_srv_request();
+        assert!(guard().check(&request, false).is_ok() && guard().check(&request, true).is_err());
+    }
+
+    #[test]
     fn the_token_is_required_except_for_probes_and_documentation() {
         for (path, token, allowed) in [
             ("/acp/sessions", "Bearer secret", true),
+            ("/acp/sessions", "bearer secret", true),
+            ("/acp/sessions", "BEARER  secret", true),
+            ("/acp/sessions", "Bearersecret", false),
+            ("/acp/sessions", "Basic secret", false),
             ("/acp/sessions", "Bearer wrong!", false),
             ("/acp/sessions", "", false),
             ("/metrics", "", false),
             ("/livez", "", true),
             ("/livezz", "", false),
+            ("/", "", true),
+            ("//", "", false),
+            ("/docs", "", true),
+            ("/docsx", "", false),
             ("/docs/index.html", "", true),
         ] {
             let request = TestRequest::with_uri(path)
                 .insert_header(("host", "localhost"))
                 .insert_header(("authorization", token))
                 .to_srv_request();
-            assert_eq!(guard().check(&request).is_ok(), allowed, "{path} {token}");
+            assert_eq!(guard().check(&request, true).is_ok(), allowed, "{path} {token}");
         }
     }
 }

@@ -128,7 +128,8 @@ pub(crate) async fn livez(state: web::Data<HttpState>) -> Result<web::Json<Probe
 }
 
 /// Readiness probe. 503 during a drain and while the database is unavailable: send work elsewhere. A
-/// runtime that is unavailable is named and does not change the status: no other replica has another one.
+/// runtime that does not answer is named and does not change the status: all replicas have the same one, and reads,
+/// notifications and the audit work without it.
 #[utoipa::path(
     tag = "operations",
     responses(
@@ -140,7 +141,7 @@ pub(crate) async fn readyz(state: web::Data<HttpState>) -> Result<web::Json<Prob
     state.workspaces.admission()?;
     let services = state.workspaces.services();
     services.store.ping().await?;
-    Ok(web::Json(Probe { status: "ok", runtime: services.runtime.unavailable_for().map(|_| "unavailable") }))
+    Ok(web::Json(Probe { status: "ok", runtime: (!services.runtime.answers()).then_some("unavailable") }))
 }
 
 /// Metrics for Prometheus.

@@ -4,6 +4,7 @@
 //! Every error is answered as a problem document, whose status `contract/problem.rs` chooses.
 
 pub(crate) mod audit;
+mod compress;
 mod guard;
 mod handbook;
 mod health;
@@ -11,6 +12,7 @@ pub(crate) mod notifications;
 mod openapi;
 pub(crate) mod problem;
 mod request;
+mod route_table;
 mod routes;
 pub(crate) mod routing;
 pub(crate) mod sessions;
@@ -33,16 +35,18 @@ use actix_web::{
     web::{self, Data, ServiceConfig},
 };
 use secrecy::SecretString;
+use utoipa::openapi::OpenApi;
 use utoipa_actix_web::AppExt;
 use utoipa_swagger_ui::SwaggerUi;
 
-pub(crate) use self::routes::document;
 use self::{
+    compress::Compressors,
     guard::Guard,
     notifications::connection::ConnectionFd,
-    request::{bad_input, bad_query},
-    routes::{no_route, routes},
+    request::bad_input,
+    routes::{index, no_route, routes},
 };
+pub(crate) use self::{route_table::RouteTable, routes::document};
 use crate::{
     actors::{migrations::Migrations, notifications::NotificationHub, workspaces::Workspaces},
     config::{Config, Reloadable},
@@ -68,6 +72,8 @@ pub(crate) struct HttpState {
     pub config: Config,
     pub watchdog: Watchdog,
     guard: Guard,
+    table: RouteTable,
+    compressors: Compressors,
 }
 
 pub(crate) struct RunningHttp {
@@ -102,6 +108,22 @@ fn workers_of(config: &Config) -> usize {
     }
 }
 
+fn shared_state(api: ApiState, config: &Config, watchdog: Watchdog, document: &OpenApi) -> Data<HttpState> {
+    let ApiState { workspaces, migrations, notifications, token } = api;
+    let table = RouteTable::new(document);
+    workspaces.services().metrics.set_http_operations(table.operations().to_vec());
+    Data::new(HttpState {
+        workspaces,
+        migrations,
+        notifications,
+        config: config.clone(),
+        watchdog,
+        guard: Guard::new(&config.server, token),
+        table,
+        compressors: Compressors::new(),
+    })
+}
+
 /// Serves on a bound address.
 ///
 /// # Errors
@@ -117,12 +139,9 @@ where
     Routes: Fn(&mut ServiceConfig) + Clone + Send + 'static,
 {
     let beats = watchdog.clone();
-    let ApiState { workspaces, migrations, notifications, token } = api;
-    let guard = Guard::new(&config.server, token);
-    let state =
-        Data::new(HttpState { workspaces, migrations, notifications, config: config.clone(), watchdog, guard });
-    let body_bytes = config.limits.body_bytes;
     let document = Arc::new(document());
+    let state = shared_state(api, config, watchdog, &document);
+    let body_bytes = config.limits.body_bytes;
     let embedded_address = embedded.as_ref().map(|it| it.listener.local_addr()).transpose()?;
     let tune = embedded.as_ref().map(|it| it.tune);
     let embedded_routes = embedded.as_ref().map(|it| it.routes.clone());
@@ -137,13 +156,14 @@ where
         let (app, _) = app.into_utoipa_app().configure(routes).split_for_parts();
         app.app_data(state.clone())
             .app_data(web::PayloadConfig::new(body_bytes))
-            .app_data(web::QueryConfig::default().error_handler(|cause, _| bad_query(&cause).into()))
             .app_data(web::PathConfig::default().error_handler(|cause, _| bad_input(&cause).into()))
-            .app_data(Data::from(document.clone()))
+            .route("/", web::get().to(index))
+            .service(web::redirect("/docs", "/docs/"))
             .configure(handbook::routes)
             .service(SwaggerUi::new("/docs/{_:.*}").url("/openapi.json", (*document).clone()))
             .default_service(web::to(no_route))
             .wrap(from_fn(guard::guard))
+            .wrap(from_fn(compress::compress))
             .wrap(from_fn(trace::trace))
     })
     .on_connect(move |connection: &dyn Any, data| {

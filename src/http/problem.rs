@@ -1,6 +1,9 @@
 //! Errors of the API as problem documents.
 
-use actix_web::{HttpResponse, ResponseError, http::StatusCode};
+use actix_web::{
+    HttpResponse, ResponseError,
+    http::{StatusCode, header::ALLOW},
+};
 use serde_json::value::RawValue;
 
 use crate::{
@@ -11,16 +14,24 @@ use crate::{
         redaction::Redacted,
         turn::outcome::{ErrorCode, Failure},
     },
+    transport::request_id,
 };
 
-tokio::task_local! {
-    /// Id of the request that is being answered.
-    pub(super) static REQUEST_ID: String;
+/// The refusal or failure that an answer carries, for metrics and log.
+#[derive(Debug, Clone)]
+pub(crate) struct Refusal {
+    pub code: ErrorCode,
+    pub detail: String,
+    /// True if the error was counted before, when it ended a turn.
+    pub is_counted: bool,
 }
+
+/// The header of an answer that repeats an earlier one, or joins the request that is being answered.
+pub(crate) const REPLAYED: (&str, &str) = ("idempotent-replayed", "true");
 
 /// Id of the request that is being answered; empty outside a request.
 pub(crate) fn request_id() -> String {
-    REQUEST_ID.try_with(Clone::clone).unwrap_or_default()
+    request_id::current().unwrap_or_default()
 }
 
 /// An error to be answered.
@@ -30,7 +41,18 @@ pub(crate) struct ApiError {
     request_id: String,
     prompt_id: Option<PromptId>,
     result: Option<Box<RawValue>>,
+    /// True if the error ended a turn, which counted it.
+    is_of_turn: bool,
+    /// True if the answer repeats an earlier one.
+    is_replay: bool,
+    /// The methods that the path supports.
+    allow: Option<String>,
+    /// Replaces the advice of the code.
+    advice: Option<&'static str>,
 }
+
+/// Advice for an unknown path, whose error code is that of an unknown id.
+const SEE_ROUTES: &str = "See /docs/ for the routes.";
 
 impl ApiError {
     pub(crate) fn new(code: ErrorCode, detail: impl Into<String>) -> Self {
@@ -49,6 +71,26 @@ impl ApiError {
             .with_result(Some(ended.result.clone()))
     }
 
+    /// The failure of a turn, whose end counted the error.
+    pub(crate) fn of_turn(failure: Failure, prompt_id: PromptId) -> Self {
+        Self { is_of_turn: true, ..Self::from(failure).about(prompt_id) }
+    }
+
+    /// A path that no route has.
+    pub(crate) fn no_route(path: &str) -> Self {
+        Self { advice: Some(SEE_ROUTES), ..Self::new(ErrorCode::NotFound, format!("no route {path}")) }
+    }
+
+    /// A method that a path does not support; `allow` has those that it supports.
+    pub(crate) fn no_method(detail: String, allow: String) -> Self {
+        Self { allow: Some(allow), ..Self::new(ErrorCode::MethodNotAllowed, detail) }
+    }
+
+    /// Marks the answer as the repetition of an earlier one.
+    pub(crate) fn replayed_if(self, is_replay: bool) -> Self {
+        Self { is_replay, ..self }
+    }
+
     /// Adds the id of the turn concerned.
     pub(crate) fn about(mut self, prompt_id: PromptId) -> Self {
         self.prompt_id = Some(prompt_id);
@@ -63,6 +105,9 @@ impl ApiError {
 
     pub(crate) fn problem(&self) -> Problem {
         let mut problem = Problem::new(&self.failure, self.request_id.clone());
+        if let (Some(advice), Some(detail)) = (self.advice, problem.detail.strip_suffix(self.failure.code.advice())) {
+            problem.detail = format!("{detail}{advice}");
+        }
         problem.detail = Redacted::new(&problem.detail).into_string();
         problem.prompt_id = self.prompt_id.map(|id| id.to_string());
         problem.result = self.result.clone();
@@ -75,7 +120,16 @@ impl From<Failure> for ApiError {
         if failure.code == ErrorCode::Internal {
             tracing::error!(marker = "[ACP]", detail = %Redacted::new(&failure.detail), "internal error");
         }
-        Self { failure, request_id: request_id(), prompt_id: None, result: None }
+        Self {
+            failure,
+            request_id: request_id(),
+            prompt_id: None,
+            result: None,
+            is_of_turn: false,
+            is_replay: false,
+            allow: None,
+            advice: None,
+        }
     }
 }
 
@@ -106,6 +160,17 @@ impl ResponseError for ApiError {
         if self.failure.code == ErrorCode::Unauthorized {
             answer.insert_header(("WWW-Authenticate", "Bearer"));
         }
+        if !self.request_id.is_empty() {
+            answer.insert_header((request_id::X_REQUEST_ID, self.request_id.as_str()));
+        }
+        if let Some(allow) = &self.allow {
+            answer.insert_header((ALLOW, allow.as_str()));
+        }
+        if self.is_replay {
+            answer.insert_header(REPLAYED);
+        }
+        let Failure { code, detail, .. } = &self.failure;
+        answer.extensions_mut().insert(Refusal { code: *code, detail: detail.clone(), is_counted: self.is_of_turn });
         match serde_json::to_string(&self.problem()) {
             Ok(body) => answer.body(body),
             Err(_) => answer.finish(),

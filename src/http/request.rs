@@ -1,11 +1,17 @@
 //! Helpers that handlers share: bodies, ids, pages, and work that must not stop half-way.
 
-use std::{str::FromStr, time::Duration};
+use std::{
+    future::{Ready, ready},
+    str::FromStr,
+    time::Duration,
+};
 
 use actix_web::{FromRequest, HttpRequest, dev::Payload, error::QueryPayloadError, web};
 use futures_util::{FutureExt, future::LocalBoxFuture};
 use serde::de::DeserializeOwned;
+use sha2::{Digest, Sha256};
 use tracing::Instrument;
+use url::form_urlencoded;
 
 use super::{
     HttpState,
@@ -16,7 +22,8 @@ use crate::{
         ids::SessionId,
         turn::outcome::{ErrorCode, Failure},
     },
-    store::{self, Cursor, SessionRow},
+    store::{self, Cursor, Idempotency, SessionRow},
+    transport::request_id::REQUEST_ID,
 };
 
 /// Time limit for a client to send its body; 4 MiB over a slow line take some seconds.
@@ -29,11 +36,78 @@ pub(super) fn bad_input(cause: &impl std::fmt::Display) -> ApiError {
     ApiError::new(ErrorCode::InvalidRequest, cause.to_string())
 }
 
-pub(super) fn bad_query(cause: &QueryPayloadError) -> ApiError {
-    match cause {
-        QueryPayloadError::Deserialize(cause) => bad_input(&format!("query: {cause}")),
-        other => bad_input(other),
+/// The parameters of a query. The refusal of a malformed one names it.
+#[derive(Debug)]
+pub(crate) struct Query<T>(T);
+
+impl<T> Query<T> {
+    pub(crate) fn into_inner(self) -> T {
+        self.0
     }
+}
+
+impl<T> std::ops::Deref for Query<T> {
+    type Target = T;
+
+    fn deref(&self) -> &T {
+        &self.0
+    }
+}
+
+impl<T: DeserializeOwned> FromRequest for Query<T> {
+    type Error = ApiError;
+    type Future = Ready<Result<Self, ApiError>>;
+
+    fn from_request(request: &HttpRequest, _: &mut Payload) -> Self::Future {
+        ready(Self::parse(request.query_string()))
+    }
+}
+
+impl<T: DeserializeOwned> Query<T> {
+    /// Parses the part of an address after `?`.
+    pub(crate) fn parse(text: &str) -> Result<Self, ApiError> {
+        match web::Query::<T>::from_query(text) {
+            Ok(query) => Ok(Self(query.into_inner())),
+            Err(QueryPayloadError::Deserialize(cause)) => {
+                let cause = cause.to_string();
+                let place = culprit::<T>(text, &cause).unwrap_or_else(|| "query".to_owned());
+                Err(bad_input(&format!("{place}: {cause}")))
+            }
+            Err(other) => Err(bad_input(&other)),
+        }
+    }
+}
+
+/// The parameter that alone fails in the same way. Errors of values do not name their parameter, and others do.
+fn culprit<T: DeserializeOwned>(text: &str, cause: &str) -> Option<String> {
+    let pairs = form_urlencoded::parse(text.as_bytes()).filter(|(name, _)| !cause.contains(&format!("`{name}`")));
+    let mut named = pairs.map(|(name, value)| {
+        let alone = form_urlencoded::Serializer::new(String::new()).append_pair(&name, &value).finish();
+        (name.into_owned(), web::Query::<T>::from_query(&alone))
+    });
+    let fails = |alone: &Result<_, QueryPayloadError>| matches!(alone, Err(QueryPayloadError::Deserialize(same)) if same.to_string() == cause);
+    named.find_map(|(name, alone): (String, Result<web::Query<T>, _>)| fails(&alone).then_some(name))
+}
+
+/// The longest `Idempotency-Key`, in characters; a UUID has 36.
+const MAX_KEY_LENGTH: usize = 128;
+
+/// The `Idempotency-Key` of a request with a digest of its body; `None` without one.
+///
+/// # Errors
+/// The key is malformed, or there are several.
+pub(super) fn idempotency(request: &HttpRequest, body: &Body) -> Result<Option<Idempotency>, ApiError> {
+    let mut keys = request.headers().get_all("idempotency-key");
+    let Some(key) = keys.next() else { return Ok(None) };
+    let usable = |key: &&str| {
+        !key.is_empty() && key.len() <= MAX_KEY_LENGTH && key.bytes().all(|byte| (b'!'..=b'~').contains(&byte))
+    };
+    let (Some(key), None) = (key.to_str().ok().filter(usable), keys.next()) else {
+        let detail = format!("Idempotency-Key: must be one key of 1 to {MAX_KEY_LENGTH} visible ASCII characters");
+        return Err(ApiError::new(ErrorCode::InvalidRequest, detail));
+    };
+    let body_hash = Sha256::digest(&body.0).iter().map(|byte| format!("{byte:02x}")).collect();
+    Ok(Some(Idempotency { key: key.to_owned(), body_hash }))
 }
 
 /// The complete body of a request. A body over `limits.body_bytes` is refused.
@@ -73,7 +147,7 @@ pub(super) async fn run_to_completion<T: 'static>(
     work: impl Future<Output = Result<T, Failure>> + 'static,
 ) -> Result<T, ApiError> {
     let id = problem::request_id();
-    let done = actix::spawn(problem::REQUEST_ID.scope(id, work).in_current_span()).await;
+    let done = actix::spawn(REQUEST_ID.scope(id, work).in_current_span()).await;
     let panicked = |_| ApiError::new(ErrorCode::Internal, "the work of the request panicked");
     Ok(done.map_err(panicked)??)
 }
@@ -100,4 +174,28 @@ pub(super) fn page(state: &HttpState, limit: Option<usize>, cursor: Option<Strin
     let bad = |_| ApiError::new(ErrorCode::InvalidRequest, "cursor: not a cursor of this list");
     let after = cursor.map(|cursor| cursor.parse::<Cursor>().map_err(bad)).transpose()?;
     Ok(store::Page { limit: page_size(state, limit)?, after })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::contract::audit::query::AuditQuery;
+
+    #[test]
+    fn error_of_a_query_names_the_parameter() {
+        let detail = |text: &str| Query::<AuditQuery>::parse(text).map(drop).unwrap_err().problem().detail;
+        for (text, named) in [
+            ("limit=abc", "limit: "),
+            ("workspaceId=ws&limit=-1&cursor=x", "limit: "),
+            ("limit=5&from=yesterday", "from: "),
+            ("until=%20&limit=5", "until: "),
+            ("sessionId=7", "sessionId: "),
+            ("format=xml", "format: "),
+            ("limit=1&limit=2", "`limit`"),
+            ("nothing=1", "`nothing`"),
+        ] {
+            assert!(detail(text).contains(named), "{text}: {}", detail(text));
+        }
+        assert_eq!(Query::<AuditQuery>::parse("limit=5").unwrap().limit, Some(5));
+    }
 }

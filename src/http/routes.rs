@@ -1,10 +1,14 @@
 //! The route table of the API.
 
-use actix_web::{App, HttpRequest, HttpResponse, http::Method, web::Data};
+use actix_web::{
+    App, HttpRequest, HttpResponse,
+    http::header::{ACCEPT, LOCATION},
+    web::Data,
+};
 use utoipa::openapi::OpenApi;
 use utoipa_actix_web::{AppExt, service_config::ServiceConfig};
 
-use super::{audit, health, notifications, openapi, problem::ApiError, routing, sessions};
+use super::{HttpState, audit, health, notifications, openapi, problem::ApiError, routing, sessions};
 use crate::domain::turn::outcome::ErrorCode;
 
 pub(super) fn routes(table: &mut ServiceConfig<'_>) {
@@ -65,30 +69,32 @@ pub(crate) fn document() -> OpenApi {
     openapi::complete(document)
 }
 
-/// Answers requests that no route takes: 405 where another method exists, else 404.
-pub(super) async fn no_route(request: HttpRequest, document: Data<OpenApi>) -> Result<HttpResponse, ApiError> {
-    let path = request.path();
-    let matching: Vec<_> = document.paths.paths.iter().filter(|(template, _)| matches(template, path)).collect();
-    // A malformed id fits the template but no route: that is 404. Only a path without parameters lacks the method.
-    let exact = matching.iter().any(|(template, _)| *template == path);
-    let has_get = matching.iter().any(|(_, item)| item.get.is_some()) && request.method() == Method::GET;
-    if exact || !(matching.is_empty() || has_get) {
-        let detail = format!("{path} does not support {}", request.method());
-        return Err(ApiError::new(ErrorCode::MethodNotAllowed, detail));
+/// Answers requests that no route takes: 404 for an unknown path and for a malformed id, 405 for another method.
+pub(super) async fn no_route(request: HttpRequest, state: Data<HttpState>) -> Result<HttpResponse, ApiError> {
+    let (path, method) = (request.path(), request.method());
+    let Some(route) = state.table.find(path) else { return Err(ApiError::no_route(path)) };
+    if route.operation(method).is_some() {
+        // The template takes the path, and its route does not: a parameter is malformed.
+        return Err(ApiError::new(ErrorCode::NotFound, format!("nothing at {path}")));
     }
-    Err(ApiError::new(ErrorCode::NotFound, format!("no route {path}")))
+    Err(ApiError::no_method(format!("{path} does not support {method}"), route.allow()))
 }
 
-/// True if a path matches a template such as `/acp/session/{id}`.
-fn matches(template: &str, path: &str) -> bool {
-    let (mut template, mut path) = (template.split('/'), path.split('/'));
-    loop {
-        match (template.next(), path.next()) {
-            (None, None) => return true,
-            (Some(part), Some(given)) if part == given || (part.starts_with('{') && !given.is_empty()) => {}
-            _ => return false,
-        }
+/// What is at `/`: for people the documentation, for programs the addresses of everything else.
+pub(super) async fn index(request: HttpRequest) -> HttpResponse {
+    let accept = request.headers().get(ACCEPT).and_then(|accept| accept.to_str().ok());
+    if accept.is_some_and(|accept| accept.contains("text/html")) {
+        return HttpResponse::Found().insert_header((LOCATION, "/docs/")).finish();
     }
+    HttpResponse::Ok().json(serde_json::json!({
+        "name": "LumiLink",
+        "version": env!("CARGO_PKG_VERSION"),
+        "docs": "/docs/",
+        "handbook": "/docs/handbook/",
+        "openapi": "/openapi.json",
+        "health": "/acp/health",
+        "metrics": "/metrics",
+    }))
 }
 
 #[cfg(test)]
@@ -103,12 +109,5 @@ mod tests {
         for name in ["ACPSessionResult", "GithubAutomation", "Toast", "TranscriptNote", "Problem"] {
             assert!(components.schemas.contains_key(name), "{name}");
         }
-    }
-
-    #[test]
-    fn a_path_matches_only_its_template() {
-        assert!(matches("/acp/session/{id}", "/acp/session/7"));
-        assert!(!matches("/acp/session/{id}", "/acp/session/"));
-        assert!(!matches("/acp/session/{id}", "/acp/session/7/diff"));
     }
 }

@@ -170,14 +170,17 @@ pub(crate) async fn beside(options: RuntimeOptions) -> Result<(RunningRuntime, E
     let refused = |cause| StartError::Listen { address: listen, cause };
     let listener = TcpListener::bind(listen).map_err(refused)?;
     let address = listener.local_addr().map_err(refused)?;
-    let (stop, state) = ready(options).await?;
+    let (stop, state) = ready(options, None).await?;
     let agents = state.sockets.agents.clone();
     let token = state.token.clone();
     let running = RunningRuntime { address, agents, stop, kill_grace, token, server: None };
     Ok((running, EmbeddedRuntime { listener, state }))
 }
 
-async fn ready(options: RuntimeOptions) -> Result<(watch::Sender<bool>, RuntimeState), StartError> {
+async fn ready(
+    options: RuntimeOptions,
+    watchdog: Option<Watchdog>,
+) -> Result<(watch::Sender<bool>, RuntimeState), StartError> {
     let listen = options.listen;
     if !listen.ip().is_loopback() && options.token.as_ref().is_none_or(|token| token.expose_secret().is_empty()) {
         return Err(StartError::NoToken(listen));
@@ -185,7 +188,7 @@ async fn ready(options: RuntimeOptions) -> Result<(watch::Sender<bool>, RuntimeS
     raise_open_files_limit();
     group::prepare().map_err(|cause| StartError::Interrupted(cause.to_string()))?;
     let (stop, stopping) = watch::channel(false);
-    let state = tokio::task::spawn_blocking(move || build(options, stopping))
+    let state = tokio::task::spawn_blocking(move || build(options, stopping, watchdog))
         .await
         .map_err(|cause| StartError::Interrupted(cause.to_string()))??;
     Ok((stop, state))
@@ -198,7 +201,7 @@ async fn ready(options: RuntimeOptions) -> Result<(watch::Sender<bool>, RuntimeS
 /// Any [`StartError`]; nothing is left running.
 pub(crate) async fn start(options: RuntimeOptions, watchdog: Option<Watchdog>) -> Result<RunningRuntime, StartError> {
     let (listen, kill_grace, workers) = (options.listen, options.kill_grace, options.workers.max(1));
-    let (stop, state) = ready(options).await?;
+    let (stop, state) = ready(options, watchdog.clone()).await?;
     let (agents, token) = (state.sockets.agents.clone(), state.token.clone());
     let refused = |cause| StartError::Listen { address: listen, cause };
     let server = HttpServer::new(move || {
@@ -272,7 +275,11 @@ impl RunningRuntime {
     }
 }
 
-fn build(options: RuntimeOptions, stopping: watch::Receiver<bool>) -> Result<RuntimeState, StartError> {
+fn build(
+    options: RuntimeOptions,
+    stopping: watch::Receiver<bool>,
+    watchdog: Option<Watchdog>,
+) -> Result<RuntimeState, StartError> {
     let folders = AllowedFolders::new(&options.root, &options.allow_paths).map_err(StartError::Folders)?;
     let environment: BTreeMap<String, OsString> = options
         .environment
@@ -321,6 +328,7 @@ fn build(options: RuntimeOptions, stopping: watch::Receiver<bool>) -> Result<Run
         fallback,
         acp: options.acp,
         metrics: options.metrics,
+        watchdog,
     })
 }
 

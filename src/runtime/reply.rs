@@ -10,7 +10,11 @@ use uuid::Uuid;
 
 use crate::{
     contract::problem::{PROBLEM_JSON, Problem, retry_after_s},
-    domain::turn::outcome::{ErrorCode, Failure},
+    domain::{
+        redaction::Redacted,
+        turn::outcome::{ErrorCode, Failure},
+    },
+    transport::request_id,
 };
 
 /// Reads a JSON body of at most `limit` bytes. `limit_name` is the subject of the error text for a larger body.
@@ -55,15 +59,25 @@ pub(crate) fn refuse(code: ErrorCode, detail: &str) -> HttpResponse {
     answer_failure(&Failure::new(code, detail))
 }
 
-/// Builds and logs the problem response for a failure, with `Retry-After` where the error code has one.
+/// Builds and logs the problem response for a failure, with `Retry-After` where the error code has one, and with the id
+/// of the request, which the supervisor chose.
 pub(crate) fn answer_failure(failure: &Failure) -> HttpResponse {
-    let problem = Problem::new(failure, Uuid::now_v7().to_string());
-    tracing::info!(code = failure.code.as_str(), %failure, request_id = problem.request_id, "request refused");
+    let id = request_id::current().unwrap_or_else(|| Uuid::now_v7().to_string());
+    let problem = Problem::new(failure, id);
+    tracing::info!(
+        marker = "[ACP]",
+        code = failure.code.as_str(),
+        class = failure.code.class().as_str(),
+        detail = %Redacted::new(&failure.detail),
+        request_id = problem.request_id,
+        "request refused by the runtime"
+    );
     // Every status in the problem table is valid, so the default (200) is never used.
     let status = StatusCode::from_u16(problem.status).unwrap_or_default();
     let mut response = HttpResponse::build(status);
     if let Some(seconds) = retry_after_s(failure.code) {
         response.insert_header((header::RETRY_AFTER, seconds));
     }
+    response.insert_header((request_id::X_REQUEST_ID, problem.request_id.as_str()));
     response.content_type(PROBLEM_JSON).body(serde_json::to_string(&problem).unwrap_or_default())
 }

@@ -6,12 +6,14 @@ use actix_web::{
     HttpRequest, HttpResponse,
     body::MessageBody,
     dev::{ServiceRequest, ServiceResponse},
+    guard,
     http::header,
     middleware::{Next, from_fn},
     web,
 };
 use secrecy::{ExposeSecret, SecretString};
 use subtle::ConstantTimeEq;
+use tracing::Instrument;
 use uuid::Uuid;
 
 use super::{
@@ -23,7 +25,9 @@ use super::{
 use crate::{
     config::Reloadable,
     contract::{
+        authorization::bearer_token,
         fallback::PROCESS_PROMPT,
+        health::Probe,
         runtime::{
             AgentProcesses, CONNECTION_ID_HEADER, CountProcesses, DiffWorkspace, PrepareWorkspace, PreparedWorkspace,
             RECEIVED_HEADER, RemoveWorkspace, RuntimeStatus,
@@ -33,7 +37,8 @@ use crate::{
         routing::Route,
         turn::outcome::{ErrorCode, Failure},
     },
-    telemetry::{Metrics, metrics::TEXT_FORMAT},
+    telemetry::{Metrics, metrics::TEXT_FORMAT, watchdog::Watchdog},
+    transport::request_id::{self, REQUEST_ID, X_REQUEST_ID},
 };
 
 /// Largest body of a workspace request, in bytes. 64 KiB is ample for a path, a repository URL and a branch.
@@ -53,26 +58,30 @@ pub(super) struct RuntimeState {
     /// True if `GET /acp` is offered; otherwise it answers 404.
     pub acp: bool,
     pub metrics: Metrics,
+    /// Observes the threads of a runtime with its own server.
+    pub watchdog: Option<Watchdog>,
 }
 
-/// Returns a function that adds the routes, wrapped by [`guard`], to an application.
+/// Returns a function that adds the routes, wrapped by [`trace`], to an application.
 pub(super) fn configure(state: RuntimeState) -> impl FnOnce(&mut web::ServiceConfig) {
     move |config| {
         let scope = web::scope("")
-            .wrap(from_fn(guard))
+            .wrap(from_fn(trace))
             .app_data(web::Data::from(state.fallback.clone()))
             .app_data(web::Data::new(state))
             .app_data(web::PayloadConfig::new(MAX_BODY_BYTES))
-            .service(resource("/acp", web::get().to(acp)))
-            .service(resource("/status", web::get().to(status)))
-            .service(resource("/metrics", web::get().to(metrics)))
-            .service(resource("/agent/processes", web::post().to(processes)))
-            .service(resource("/workspace/prepare", web::post().to(prepare)))
-            .service(resource("/workspace/diff", web::post().to(diff)))
-            .service(resource("/workspace/remove", web::post().to(remove)))
-            .service(resource(PROCESS_PROMPT, web::post().to(fallback::process)))
+            .service(resource("/acp", GET, web::get().to(acp)))
+            .service(resource(LIVEZ, GET_OR_HEAD, get_or_head().to(livez)))
+            .service(resource(READYZ, GET_OR_HEAD, get_or_head().to(readyz)))
+            .service(resource("/status", GET_OR_HEAD, get_or_head().to(status)))
+            .service(resource("/metrics", GET_OR_HEAD, get_or_head().to(metrics)))
+            .service(resource("/agent/processes", POST, web::post().to(processes)))
+            .service(resource("/workspace/prepare", POST, web::post().to(prepare)))
+            .service(resource("/workspace/diff", POST, web::post().to(diff)))
+            .service(resource("/workspace/remove", POST, web::post().to(remove)))
+            .service(resource(PROCESS_PROMPT, POST, web::post().to(fallback::process)))
             .service(
-                resource(&format!("{PROCESS_PROMPT}/{{prompt_id}}"), web::get().to(fallback::join))
+                resource(&format!("{PROCESS_PROMPT}/{{prompt_id}}"), GET_OR_DELETE, web::get().to(fallback::join))
                     .route(web::delete().to(fallback::cancel)),
             )
             .default_service(web::to(|| async { refuse(ErrorCode::NotFound, "the runtime has no such route") }));
@@ -80,16 +89,47 @@ pub(super) fn configure(state: RuntimeState) -> impl FnOnce(&mut web::ServiceCon
     }
 }
 
-fn resource(path: &str, route: actix_web::Route) -> actix_web::Resource {
-    let wrong = || async { refuse(ErrorCode::MethodNotAllowed, "the route does not support this method") };
+/// Values of the header `Allow`.
+const GET: &str = "GET";
+const POST: &str = "POST";
+const GET_OR_HEAD: &str = "GET, HEAD";
+const GET_OR_DELETE: &str = "GET, DELETE";
+
+/// Probes of an orchestrator, which has no token.
+const LIVEZ: &str = "/livez";
+const READYZ: &str = "/readyz";
+
+fn resource(path: &str, allow: &'static str, route: actix_web::Route) -> actix_web::Resource {
+    let wrong = move || async move {
+        let mut refusal = refuse(ErrorCode::MethodNotAllowed, "the route does not support this method");
+        refusal.headers_mut().insert(header::ALLOW, header::HeaderValue::from_static(allow));
+        refusal
+    };
     web::resource(path).route(route).default_service(web::to(wrong))
+}
+
+/// The server leaves out the body of an answer to HEAD.
+fn get_or_head() -> actix_web::Route {
+    web::route().guard(guard::Any(guard::Get()).or(guard::Head()))
+}
+
+/// Gives the request the id that the supervisor chose, or one of its own, for every log line and problem document of the
+/// request; then checks it.
+async fn trace(
+    request: ServiceRequest,
+    next: Next<impl MessageBody + 'static>,
+) -> actix_web::Result<ServiceResponse<impl MessageBody>> {
+    let given = request.headers().get(X_REQUEST_ID).and_then(|id| request_id::usable(id.to_str().ok()?));
+    let id = given.map_or_else(|| Uuid::now_v7().to_string(), str::to_owned);
+    let span = tracing::info_span!("runtime.request", request_id = id);
+    REQUEST_ID.scope(id, check_access(request, next)).instrument(span).await
 }
 
 /// Refuses requests with an `Origin` header and requests without the bearer token, if one is configured.
 ///
 /// Only browsers send `Origin`. No page has a reason to call the runtime, and a page that could reach it on loopback
 /// would be able to run commands.
-async fn guard(
+async fn check_access(
     request: ServiceRequest,
     next: Next<impl MessageBody + 'static>,
 ) -> actix_web::Result<ServiceResponse<impl MessageBody>> {
@@ -98,7 +138,7 @@ async fn guard(
             ErrorCode::ForbiddenOrigin,
             "the runtime refuses requests from browser pages of any origin",
         ))
-    } else if !is_authorized(&request) {
+    } else if ![LIVEZ, READYZ].contains(&request.path()) && !is_authorized(&request) {
         Some(Failure::new(ErrorCode::Unauthorized, "the bearer token is missing or wrong"))
     } else {
         None
@@ -113,9 +153,8 @@ fn is_authorized(request: &ServiceRequest) -> bool {
     let Some(state) = request.app_data::<web::Data<RuntimeState>>() else { return false };
     let token = state.token.get();
     let Some(token) = &*token else { return true };
-    let sent =
-        request.headers().get(header::AUTHORIZATION).and_then(|value| value.as_bytes().strip_prefix(b"Bearer "));
-    sent.is_some_and(|sent| sent.ct_eq(token.expose_secret().as_bytes()).into())
+    let sent = request.headers().get(header::AUTHORIZATION).and_then(|value| bearer_token(value.to_str().ok()?));
+    sent.is_some_and(|sent| sent.as_bytes().ct_eq(token.expose_secret().as_bytes()).into())
 }
 
 async fn acp(request: HttpRequest, body: web::Payload, state: web::Data<RuntimeState>) -> HttpResponse {
@@ -141,6 +180,22 @@ fn returning(request: &HttpRequest) -> Result<Option<(Uuid, Option<u64>)>, Failu
         Failure::new(ErrorCode::InvalidRequest, format!("the header {RECEIVED_HEADER} must be a number"))
     })?;
     Ok(Some((id, received)))
+}
+
+/// Liveness: 503 if all threads that run sockets are stalled, or one has been stalled for a minute.
+async fn livez(state: web::Data<RuntimeState>) -> HttpResponse {
+    match state.watchdog.as_ref().is_none_or(Watchdog::is_alive) {
+        true => answer(Ok(Probe { status: "ok", runtime: None })),
+        false => refuse(ErrorCode::Stalled, "a thread that runs sockets is stalled"),
+    }
+}
+
+/// Readiness: 503 once the runtime is stopping.
+async fn readyz(state: web::Data<RuntimeState>) -> HttpResponse {
+    match *state.sockets.stopping.borrow() {
+        false => answer(Ok(Probe { status: "ok", runtime: None })),
+        true => refuse(ErrorCode::Draining, "the runtime is stopping"),
+    }
 }
 
 async fn status(state: web::Data<RuntimeState>) -> HttpResponse {

@@ -15,6 +15,7 @@ mod retention;
 pub(crate) mod routing;
 #[rustfmt::skip]
 mod schema;
+mod session_keys;
 mod sessions;
 mod transcript;
 pub(crate) mod turns;
@@ -67,6 +68,7 @@ pub(crate) use self::{
         migrations::{MigrationRunFilter, MigrationRunRow, SaveMigrationRun, SavedMigrationRun},
         tenants::TenantProtocol,
     },
+    session_keys::{OpenedBefore, SessionKey},
     sessions::{KeptConnection, NewSession, SessionChange, SessionFilter, SessionRow},
     transcript::{TranscriptAppend, TranscriptRow},
     turns::{

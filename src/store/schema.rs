@@ -133,6 +133,7 @@ diesel::table! {
         auto_dismiss_ms -> BigInt,
         cause_id -> Text,
         created_us -> BigInt,
+        figures -> Nullable<Text>,
     }
 }
 
@@ -250,6 +251,17 @@ diesel::table! {
 }
 
 diesel::table! {
+    session_keys (installation_id, idempotency_key) {
+        installation_id -> Text,
+        idempotency_key -> Text,
+        body_hash -> Text,
+        session_id -> Text,
+        answer -> Text,
+        created_us -> BigInt,
+    }
+}
+
+diesel::table! {
     sessions (session_id) {
         session_id -> Text,
         installation_id -> Text,
@@ -355,6 +367,7 @@ diesel::table! {
 }
 
 diesel::joinable!(prompts -> sessions (session_id));
+diesel::joinable!(session_keys -> sessions (session_id));
 diesel::joinable!(transcript_entries -> sessions (session_id));
 
 diesel::allow_tables_to_appear_in_same_query!(
@@ -374,6 +387,7 @@ diesel::allow_tables_to_appear_in_same_query!(
     removals,
     rollback_events,
     rollback_storm,
+    session_keys,
     sessions,
     tenant_protocols,
     transcript_entries,

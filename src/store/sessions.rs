@@ -363,6 +363,7 @@ impl Store {
     ///
     /// # Cancel safety
     /// A dropped future may have written.
+    #[cfg(test)]
     pub(crate) async fn create_session(&self, new: NewSession) -> Result<(), StoreError> {
         self.write(create(new)).await
     }

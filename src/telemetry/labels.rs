@@ -183,8 +183,10 @@ labels! {
     /// HTTP methods.
     HttpMethod {
         Get = "GET",
+        Head = "HEAD",
         Post = "POST",
         Put = "PUT",
+        Patch = "PATCH",
         Delete = "DELETE",
         Options = "OPTIONS",
         /// Any other.
@@ -275,25 +277,5 @@ impl Label for RouteOutcome {
 
     fn values(&self) -> Vec<&'static str> {
         vec![self.route.as_str(), self.outcome]
-    }
-}
-
-/// A method and a class of status.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(super) struct HttpAnswer {
-    pub method: HttpMethod,
-    pub status: StatusClass,
-}
-
-impl Label for HttpAnswer {
-    fn all() -> Vec<Self> {
-        let of = |method: &HttpMethod| {
-            StatusClass::ALL.iter().map(|status| Self { method: *method, status: *status }).collect::<Vec<_>>()
-        };
-        HttpMethod::ALL.iter().flat_map(of).collect()
-    }
-
-    fn values(&self) -> Vec<&'static str> {
-        vec![self.method.as_str(), self.status.as_str()]
     }
 }

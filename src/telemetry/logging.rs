@@ -17,6 +17,7 @@ use tracing_subscriber::{
     util::SubscriberInitExt,
 };
 
+use super::request_ids::{self, REQUEST_ID, RequestIds};
 use crate::domain::{redaction::Redacted, text};
 
 /// The longest line with its end, in bytes: under 32 KB.
@@ -89,7 +90,7 @@ fn filter_of(level: &str) -> Result<EnvFilter, LoggingError> {
 /// The level is not a valid filter, or the log is set up already.
 pub(crate) fn init(form: LineForm, level: &str) -> Result<LogFilter, LoggingError> {
     let (filter, handle) = reload::Layer::new(filter_of(level)?);
-    let registry = tracing_subscriber::registry().with(filter);
+    let registry = tracing_subscriber::registry().with(filter).with(RequestIds);
     // Reporting a closed terminal on itself would panic.
     let layer = tracing_subscriber::fmt::layer().with_writer(std::io::stderr).log_internal_errors(false);
     match form {
@@ -107,7 +108,7 @@ fn json_format() -> Format<Json> {
     Format::default().json().flatten_event(true).with_current_span(true).with_span_list(false)
 }
 
-/// One JSON object per line.
+/// One JSON object per line, with the id of the request whose span, or a span inside it, has the event.
 struct BoundedJson(Format<Json>);
 
 impl<S, N> FormatEvent<S, N> for BoundedJson
@@ -118,9 +119,25 @@ where
     fn format_event(&self, context: &FmtContext<'_, S, N>, mut to: Writer<'_>, event: &Event<'_>) -> fmt::Result {
         let mut line = String::new();
         self.0.format_event(context, Writer::new(&mut line), event)?;
-        let line = Redacted::new(line.trim_end());
+        let mut line = Redacted::new(line.trim_end()).into_string();
+        add_request_id(&mut line, context, event);
         let line = line.as_str();
         if line.len() < MAX_LINE_BYTES { writeln!(to, "{line}") } else { writeln!(to, "{}", bounded_json(line)) }
+    }
+}
+
+/// Adds the member `request_id`, unless the event has one of its own.
+fn add_request_id<S, N>(line: &mut String, context: &FmtContext<'_, S, N>, event: &Event<'_>)
+where
+    S: Subscriber + for<'a> LookupSpan<'a>,
+    N: for<'a> FormatFields<'a> + 'static,
+{
+    if event.metadata().fields().field(REQUEST_ID).is_some() || !line.ends_with('}') {
+        return;
+    }
+    if let Some(id) = context.parent_span().and_then(request_ids::of_span) {
+        line.pop();
+        line.push_str(&format!(",\"{REQUEST_ID}\":{}}}", Value::from(id)));
     }
 }
 
@@ -150,7 +167,7 @@ where
     }
 }
 
-/// Truncates the texts of a long line; if that is not enough, keeps only time, level, target, message and marker.
+/// Truncates the texts of a long line; if that is not enough, keeps only time, level, target, message, marker and request id.
 fn bounded_json(line: &str) -> String {
     let Ok(Value::Object(mut fields)) = serde_json::from_str(line) else {
         return format!(r#"{{"level":"ERROR","message":"a log line of {} bytes was dropped"}}"#, line.len());
@@ -164,7 +181,7 @@ fn bounded_json(line: &str) -> String {
         return whole;
     }
     fields.retain(|name, _| {
-        ["timestamp", "level", "target", "message", "marker", "truncated"].contains(&name.as_str())
+        ["timestamp", "level", "target", "message", "marker", REQUEST_ID, "truncated"].contains(&name.as_str())
     });
     for value in fields.values_mut() {
         cut_texts(value, LAST_CUT_CHARS);
@@ -216,7 +233,7 @@ mod tests {
     fn logged(json: bool, log: impl FnOnce()) -> String {
         let sink = Sink::default();
         let layer = tracing_subscriber::fmt::layer().with_writer(sink.clone());
-        let registry = tracing_subscriber::registry();
+        let registry = tracing_subscriber::registry().with(RequestIds);
         if json {
             let layer = layer.fmt_fields(JsonFields::new()).event_format(BoundedJson(json_format()));
             tracing::subscriber::with_default(registry.with(layer), log);
@@ -240,6 +257,22 @@ mod tests {
         assert_eq!(line["message"], "a turn\nended");
         assert_eq!(line["span"]["name"], "session.turn");
         assert_eq!(line["span"]["route"], "acp");
+    }
+
+    #[test]
+    fn request_id_is_in_the_lines_of_inner_spans() {
+        let out = logged(true, || {
+            let _request = tracing::info_span!("http.request", request_id = %"r-1").entered();
+            let _turn = tracing::info_span!("session.turn", route = "acp").entered();
+            assert_eq!(request_ids::current().as_deref(), Some("r-1"));
+            tracing::info!("inner");
+            tracing::info!(request_id = "own", "own");
+        });
+        let lines: Vec<Value> = out.lines().map(|line| serde_json::from_str(line).unwrap()).collect();
+        assert_eq!(lines[0]["request_id"], "r-1", "{out}");
+        assert_eq!(lines[1]["request_id"], "own", "{out}");
+        assert_eq!(out.matches("request_id").count(), 2, "{out}");
+        assert!(!logged(true, || tracing::info!("outside")).contains("request_id"));
     }
 
     #[test]

@@ -7,6 +7,7 @@ pub(crate) mod clock;
 pub(crate) mod labels;
 pub(crate) mod logging;
 pub(crate) mod metrics;
+pub(crate) mod request_ids;
 pub(crate) mod watchdog;
 
 pub(crate) use self::{

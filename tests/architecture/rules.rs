@@ -128,7 +128,7 @@ fn allowed(outside: &str) -> Option<Allowed> {
         "tokio" | "libc" | "memchr" | "reqwest" | "tokio_tungstenite" => From(3),
         "hmac" => Only(&["webhook/"]),
         "actix" => From(5),
-        "actix_web" | "utoipa_actix_web" | "utoipa_swagger_ui" => From(6),
+        "actix_web" | "utoipa_actix_web" | "utoipa_swagger_ui" | "flate2" => From(6),
         "cap_std" => Only(&["runtime/"]),
         "actix_http" => Only(&["runtime/socket/mod.rs"]),
         "actix_web_actors" => Only(&["http/notifications/socket.rs", "runtime/socket/mod.rs"]),

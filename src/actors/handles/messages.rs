@@ -195,6 +195,8 @@ pub(crate) struct StartSession {
     pub seat: super::capacity_guard::Permit,
     /// An agent that is already running, if there is one to adopt.
     pub adopted: Option<Box<Adopted>>,
+    /// The request's span.
+    pub span: tracing::Span,
 }
 
 /// supervisor → itself: the first start of a session succeeded. Waits for room.

@@ -14,6 +14,7 @@ use super::{
     route_gate::{RouteGate, WorkspacePace},
 };
 use crate::{
+    config::DEFAULT_AGENT,
     contract::notifications::frames::TurnProgress,
     domain::{
         clock::Timestamp,
@@ -61,6 +62,13 @@ pub(crate) struct SessionSpec {
     pub pace: WorkspacePace,
     /// True if its agent has a headless command, which needs no handshake.
     pub has_oneshot: bool,
+}
+
+impl SessionSpec {
+    /// The configured name of its agent.
+    pub(crate) fn agent_name(&self) -> &str {
+        self.agent.as_deref().unwrap_or(DEFAULT_AGENT)
+    }
 }
 
 /// A workspace's permission policy, shared by all its sessions and changeable while they live.

@@ -298,6 +298,7 @@ mod tests {
             auto_dismiss: Duration::ZERO,
             cause_id: seq.to_string(),
             created: Timestamp(0),
+            figures: None,
         }
     }
 

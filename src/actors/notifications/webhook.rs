@@ -20,7 +20,7 @@ use uuid::Uuid;
 
 use crate::{
     actors::{handles::subscriber::notification_of, upkeep::keeper::Keeper},
-    contract::notifications::webhook::WebhookEvent,
+    contract::notifications::webhook::{WEBHOOK_VERSION, WebhookEvent},
     domain::{
         clock::Clock,
         notify::webhook::{Answer, Verdict, WebhookRules, retry_after},
@@ -213,8 +213,12 @@ fn log_result(
 
 /// Body of the post; identical bytes for each attempt.
 fn body(row: &NotificationRow) -> serde_json::Result<String> {
-    let notification = notification_of(row);
-    serde_json::to_string(&WebhookEvent::Notification { notification })
+    serde_json::to_string(&WebhookEvent::Notification {
+        version: WEBHOOK_VERSION,
+        timestamp: row.created.to_string(),
+        notification: notification_of(row),
+        data: row.figures.clone(),
+    })
 }
 
 #[cfg(test)]

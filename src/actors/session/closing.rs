@@ -40,7 +40,8 @@ pub(crate) struct Closing {
     /// Absent for a turn of an earlier process, whose session may not be live.
     shared: Option<Arc<SessionShared>>,
     agent: AgentEnded,
-    /// Label of the turn's metrics.
+    /// Labels of the turn's metrics.
+    agent_name: String,
     first_carrier: Route,
     made: Option<GithubAutomation>,
     open: Option<Open>,
@@ -70,7 +71,16 @@ pub(crate) struct Begin {
 pub(crate) fn begin(begin: Begin, end: TurnEnd, durable: impl FnOnce() + Send + 'static) {
     let Begin { services, shared, agent, first_carrier, slot, ended, registered, stop } = begin;
     let open = Some(Open { slot, ended, registered });
-    let turn = Closing { services: services.clone(), shared: Some(shared), agent, first_carrier, made: None, open };
+    let agent_name = shared.spec.agent_name().to_owned();
+    let turn = Closing {
+        services: services.clone(),
+        shared: Some(shared),
+        agent,
+        agent_name,
+        first_carrier,
+        made: None,
+        open,
+    };
     tokio::spawn(async move {
         let written = loop {
             match services.store.end_agent(end.clone()).await {
@@ -95,7 +105,7 @@ pub(crate) fn begin(begin: Begin, end: TurnEnd, durable: impl FnOnce() + Send + 
 /// Resumes the automation of turns that an earlier process left in this phase. A turn that cannot be resumed now stays
 /// open for the next start.
 pub(crate) fn resume(services: &Arc<Services>, turns: Vec<Unfinished>) {
-    for Unfinished { prompt, .. } in turns {
+    for Unfinished { prompt, session } in turns {
         let (Some(agent), Ok(slot)) = (AgentEnded::of_row(&prompt), services.store.reserve_end()) else {
             tracing::error!(marker = "[GITHUB-AUTO]", prompt_id = %prompt.prompt_id, "automation could not be resumed");
             continue;
@@ -104,10 +114,18 @@ pub(crate) fn resume(services: &Arc<Services>, turns: Vec<Unfinished>) {
         let turns = &services.closing;
         let (registered, stop) =
             turns.register(prompt.session_id, prompt.prompt_id, prompt.idempotency.clone(), watching);
-        services.metrics.turn_started(agent.protocol);
+        services.metrics.turn_started(&session.agent, agent.protocol);
         let first_carrier = agent.protocol;
         let open = Some(Open { slot, ended, registered });
-        let turn = Closing { services: services.clone(), shared: None, agent, first_carrier, made: None, open };
+        let turn = Closing {
+            services: services.clone(),
+            shared: None,
+            agent,
+            agent_name: session.agent,
+            first_carrier,
+            made: None,
+            open,
+        };
         tokio::spawn(turn.run(stop));
     }
 }
@@ -183,7 +201,7 @@ impl Closing {
             true => TurnOutcome::Cancelled { confirmed: true },
             false => TurnOutcome::Completed(StopReason::EndTurn),
         };
-        self.services.metrics.turn_ended(self.first_carrier, &outcome, took);
+        self.services.metrics.turn_ended(&self.agent_name, self.first_carrier, &outcome, took);
         let (prompt_id, state) = (self.agent.prompt_id, outcome.state());
         let end = TurnEnd {
             step: EndStep::Turn,

@@ -4,6 +4,7 @@ use std::{sync::Arc, time::Duration};
 
 use actix::{ActorFutureExt, AsyncContext, Context, WrapFuture};
 use serde_json::json;
+use tracing::Instrument;
 use uuid::Uuid;
 
 use super::{
@@ -59,19 +60,22 @@ pub(super) struct Opening {
     pub is_new: bool,
     /// True if the runtime has just answered.
     pub runtime_answers: bool,
+    /// The span of the request for which it is opened.
+    pub span: tracing::Span,
 }
 
 impl Opening {
     /// Connection of a session that is already live.
     pub(crate) fn over(route: Route) -> Self {
-        Self { route, delay: Duration::ZERO, cookies: None, ready: None, is_new: false, runtime_answers: false }
+        let (delay, span) = (Duration::ZERO, tracing::Span::none());
+        Self { route, delay, cookies: None, ready: None, is_new: false, runtime_answers: false, span }
     }
 }
 
 impl Session {
     pub(super) fn connect(&mut self, ctx: &mut Context<Self>) {
         let Some(start) = self.start.take() else { return };
-        let Start { delay, past, cookies, ready, adopted } = start;
+        let Start { delay, past, cookies, ready, adopted, span } = start;
         if let Some(adopted) = adopted {
             self.take_over(*adopted, ctx);
             if let (Some(ready), Some(facts)) = (ready, self.facts.clone()) {
@@ -88,13 +92,13 @@ impl Session {
             // A session that waits for its runtime may hibernate meanwhile.
             self.arm_idle_timer(ctx);
         }
-        self.open(Opening { route, delay, cookies, ready, is_new, runtime_answers }, ctx);
+        self.open(Opening { route, delay, cookies, ready, is_new, runtime_answers, span }, ctx);
     }
 
     /// Opens a connection. After a failed handshake the session uses the fallback if that does not depend on the failed
     /// part; otherwise the session ends.
     pub(super) fn open(&mut self, opening: Opening, ctx: &mut Context<Self>) {
-        let Opening { route, delay, cookies, ready, is_new, runtime_answers } = opening;
+        let Opening { route, delay, cookies, ready, is_new, runtime_answers, span } = opening;
         let spec = self.shared.spec.clone();
         let request = OpenRequest {
             session_id: spec.session_id,
@@ -112,7 +116,7 @@ impl Session {
             if !delay.is_zero() {
                 tokio::time::sleep(delay).await;
             }
-            let (opened, took) = connect(&services, route, request, waits).await;
+            let (opened, took) = connect(&services, route, request, waits).instrument(span).await;
             let (missing, replay) = match &opened {
                 Ok(_) if route == Route::Http => (Missing::Unread, None),
                 Ok(opened) if !is_new => memory(&services, &spec, remembered(&opened.facts)).await,

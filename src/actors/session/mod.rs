@@ -113,6 +113,8 @@ pub(crate) struct Start {
     pub ready: Option<Later<Result<Arc<AgentFacts>, Failure>>>,
     /// An agent that already runs a turn of an earlier process.
     pub adopted: Option<Box<Adopted>>,
+    /// The span of the request for which it starts.
+    pub span: tracing::Span,
 }
 
 /// A call that is pending at the agent.

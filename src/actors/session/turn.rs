@@ -336,7 +336,9 @@ impl Session {
             context,
             policy: self.shared.spec.policy.get(),
         };
-        let sent = link.prompt(self.calls.open_reserved(Call::Prompt), request);
+        // In the span of the request, whose id the runtime logs too.
+        let call = self.calls.open_reserved(Call::Prompt);
+        let sent = ticket.span().in_scope(|| link.prompt(call, request));
         let now = self.services.clock.now();
         turn.heard = now;
         self.late.takes_updates = true;

@@ -134,7 +134,7 @@ impl TurnTicket {
     pub(crate) fn accepted(&mut self) {
         if let Some(begun) = &mut self.0 {
             begun.counted = true;
-            begun.services.metrics.turn_started(begun.first_carrier);
+            begun.services.metrics.turn_started(begun.shared.spec.agent_name(), begun.first_carrier);
         }
     }
 
@@ -150,6 +150,11 @@ impl TurnTicket {
             begun.carrier = Route::Http;
             begun.route.canary = None;
         }
+    }
+
+    /// The span of the turn, which is part of the request's.
+    pub(crate) fn span(&self) -> tracing::Span {
+        self.0.as_ref().map_or_else(tracing::Span::none, |begun| begun.span.clone())
     }
 
     pub(crate) fn carrier(&self) -> Route {
@@ -317,7 +322,8 @@ impl Begun {
         let result = self.result(&outcome, automation, now).into_bounded_json();
         // Counted before the write, and even if the write fails: turns started and turns ended must balance.
         if self.counted {
-            self.services.metrics.turn_ended(self.first_carrier, &outcome, took);
+            let agent = self.shared.spec.agent_name();
+            self.services.metrics.turn_ended(agent, self.first_carrier, &outcome, took);
             if matches!(outcome, TurnOutcome::Completed(_)) {
                 self.shared.spec.pace.add(took);
             }
@@ -496,6 +502,7 @@ fn log_ended(
             session_id = %spec.session_id,
             prompt_id = %prompt_id,
             workspace = %spec.workspace,
+            agent = spec.agent_name(),
             outcome = outcome.label(),
             protocol = carrier.as_str(),
             error_code = failure.code.as_str(),
@@ -510,6 +517,7 @@ fn log_ended(
             session_id = %spec.session_id,
             prompt_id = %prompt_id,
             workspace = %spec.workspace,
+            agent = spec.agent_name(),
             outcome = outcome.label(),
             protocol = carrier.as_str(),
             updates,

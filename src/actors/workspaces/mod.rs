@@ -4,6 +4,7 @@
 //! workspace.
 
 pub(crate) mod liveness;
+pub(crate) mod once;
 pub(crate) mod open;
 pub(crate) mod supervisor;
 
@@ -38,7 +39,7 @@ use crate::{
     config::DEFAULT_AGENT,
     contract::runtime::{DiffWorkspace, PreparedWorkspace, WorkspaceDiff},
     domain::{
-        ids::{SessionId, WorkspaceKey},
+        ids::{InstallationId, SessionId, WorkspaceKey},
         migration::FleetHealth,
         redaction::Redacted,
         routing::{Route, turn_route::RouteState},
@@ -48,7 +49,7 @@ use crate::{
             outcome::{ErrorCode, Failure},
         },
     },
-    store::{self, NewSession, SessionChange, SessionRow, WorkspaceRow},
+    store::{self, Idempotency, NewSession, SessionChange, SessionKey, SessionRow, WorkspaceRow},
     transport::{AgentFacts, http::client::WorkspaceClient},
 };
 
@@ -69,6 +70,8 @@ struct Inner {
     supervisors: Mutex<HashMap<WorkspaceKey, Supervised>>,
     /// Workspaces that are being restored, so that each gets only one router.
     starting: SingleFlight<WorkspaceKey>,
+    /// Keys with which a session is being opened, by tenant, so that each opens only one.
+    opening: SingleFlight<(InstallationId, String)>,
 }
 
 #[derive(Clone)]
@@ -79,6 +82,7 @@ struct Supervised {
 }
 
 /// A session that is ready for prompts.
+#[derive(Clone)]
 pub(crate) struct ReadySession {
     pub session_id: SessionId,
     pub workspace: WorkspaceKey,
@@ -91,11 +95,19 @@ pub(crate) struct ReadySession {
     pub protocol: Route,
 }
 
+/// An `Idempotency-Key`, with which a session is opened once.
+#[derive(Clone)]
+pub(crate) struct OpenOnce {
+    pub idempotency: Idempotency,
+    /// Makes the answer that every request with the key gets, as JSON.
+    pub answer_of: fn(&ReadySession) -> String,
+}
+
 impl Workspaces {
     /// Creates a directory without supervisors; each supervisor runs on the thread that opens its workspace.
     pub(crate) fn new(services: Arc<Services>, workspace_client: WorkspaceClient, capacity: CapacityGuard) -> Self {
-        let (supervisors, starting) = Default::default();
-        Self(Arc::new(Inner { services, workspace_client, capacity, supervisors, starting }))
+        let (supervisors, starting, opening) = Default::default();
+        Self(Arc::new(Inner { services, workspace_client, capacity, supervisors, starting, opening }))
     }
 
     pub(crate) fn services(&self) -> &Arc<Services> {
@@ -122,7 +134,17 @@ impl Workspaces {
 
     /// Creates a session: seat, workspace, agent, row, in this order. A failure leaves nothing behind but the
     /// workspace.
-    pub(crate) async fn open(&self, mut request: OpenSession) -> Result<ReadySession, Failure> {
+    pub(crate) async fn open(&self, request: OpenSession) -> Result<ReadySession, Failure> {
+        self.open_with(request, None).await.map(|(ready, _)| ready)
+    }
+
+    /// Creates a session, and binds the key of the request with the answer to it, which is returned too; empty without a
+    /// key.
+    async fn open_with(
+        &self,
+        mut request: OpenSession,
+        once: Option<&OpenOnce>,
+    ) -> Result<(ReadySession, Redacted), Failure> {
         self.admission()?;
         request.agent = request.agent.filter(|name| name != DEFAULT_AGENT);
         // Before anything is created: a full service must refuse without side effects.
@@ -143,9 +165,12 @@ impl Workspaces {
         let (supervised, spec) = self.place(&row, &prepared, placing).await?;
         let facts = start(&supervised, spec, Past::default(), seat, None).await?;
         let protocol = self.carrier_of(session_id);
+        let opened = ready(session_id, request.workspace.clone(), prepared, facts.clone(), protocol);
+        let answer = once.map_or_else(String::new, |once| (once.answer_of)(&opened));
+        let answer = Redacted::new(&answer);
         let new = NewSession {
             session_id,
-            key: request.workspace.clone(),
+            key: request.workspace,
             workspace: None,
             user_id: request.user_id,
             agent: request.agent.unwrap_or_else(|| DEFAULT_AGENT.to_owned()),
@@ -161,17 +186,14 @@ impl Workspaces {
             now: services.clock.now(),
         };
         let deferred = self.live(session_id).and_then(|live| live.shared.take_deferred_notice());
-        let created = match deferred {
-            Some(session_notice) => services.store.create_session_with_notice(new, session_notice).await,
-            None => services.store.create_session(new).await,
-        };
-        if let Err(cause) = created {
+        let key = once.map(|once| SessionKey { idempotency: once.idempotency.clone(), answer: answer.clone() });
+        if let Err(cause) = services.store.create_session_with(new, deferred, key).await {
             // A session without a row could not be loaded or recovered, so its agent must not survive.
             let _ = supervised.supervisor.send(CloseSession { session_id }).await;
             return Err(store::failure(&cause));
         }
         self.mark_stored(session_id);
-        Ok(ready(session_id, request.workspace, prepared, facts, protocol))
+        Ok((opened, answer))
     }
 
     /// Loads a session that is not live; returns the facts of one that is.
@@ -418,7 +440,8 @@ async fn start(
     adopted: Option<Box<Adopted>>,
 ) -> Result<Arc<AgentFacts>, Failure> {
     let gone = |_| Failure::new(ErrorCode::Internal, "the workspace's supervisor has exited");
-    supervised.supervisor.send(StartSession { spec, past, seat, adopted }).await.map_err(gone)?
+    let span = tracing::Span::current();
+    supervised.supervisor.send(StartSession { spec, past, seat, adopted, span }).await.map_err(gone)?
 }
 
 fn ready(

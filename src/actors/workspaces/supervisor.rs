@@ -122,7 +122,7 @@ impl WorkspaceSupervisor {
     }
 
     fn adopt(&mut self, message: StartSession, ready: Later<Started>, ctx: &mut Context<Self>) {
-        let StartSession { spec, past, seat, adopted } = message;
+        let StartSession { spec, past, seat, adopted, span } = message;
         let settings = &self.services.settings;
         let feed = EventFeed::new(spec.session_id, settings.replay_events, settings.replay_bytes, past.last_event_id);
         let view = SessionView::starting(past.restarts, self.services.clock.now());
@@ -131,7 +131,7 @@ impl WorkspaceSupervisor {
         // An adopted agent has already started; its end may be among the events that it sent meanwhile, and then
         // arrives before the start can be recorded as successful.
         let proven = adopted.is_some();
-        let start = Start { delay: Duration::ZERO, past, cookies: None, ready: Some(ready), adopted };
+        let start = Start { delay: Duration::ZERO, past, cookies: None, ready: Some(ready), adopted, span };
         let (mailbox, actor) = self.spawn(&shared, 0, start, ctx);
         let (mailbox, watching) = watch::channel(mailbox);
         let child = Child {
@@ -217,7 +217,7 @@ impl WorkspaceSupervisor {
                 // needed.
                 let past = Past { agent_session_id, last_event_id: 0, restarts };
                 let generation = child.generation;
-                let start = Start { delay, past, cookies, ready: None, adopted: None };
+                let start = Start { delay, past, cookies, ready: None, adopted: None, span: tracing::Span::none() };
                 let (mailbox, actor) = self.spawn(&shared, generation, start, ctx);
                 if let Some(child) = self.children.get_mut(&id) {
                     (child.actor, child.probe, child.is_stuck) = (actor, ProbeState::default(), false);
@@ -264,7 +264,6 @@ impl WorkspaceSupervisor {
                 Failure::new(ErrorCode::SessionClosed, "the session was closed while it was starting")
             }
         };
-        self.services.metrics.error(failure.code);
         for later in self.children.get_mut(&id).map(|child| std::mem::take(&mut child.waiting)).unwrap_or_default() {
             let _ = later.send(Err(failure.clone()));
         }

@@ -155,7 +155,13 @@ async fn stage_with(
     let supervisor = WorkspaceSupervisor::new(key, services.clone(), routing).start();
     let seat = capacity.admit(&tenant("acme")).unwrap();
     supervisor
-        .send(StartSession { spec: Arc::new(spec), past: Past::default(), seat, adopted: None })
+        .send(StartSession {
+            spec: Arc::new(spec),
+            past: Past::default(),
+            seat,
+            adopted: None,
+            span: tracing::Span::none(),
+        })
         .await
         .unwrap()
         .unwrap();
@@ -578,7 +584,13 @@ async fn agent_that_ended_unseen_is_restarted() {
     let supervisor = WorkspaceSupervisor::new(found.session.key.clone(), services.clone(), routing).start();
     let spec = stage.live.shared.spec.clone();
     let seat = guard(1).admit(&tenant("acme")).unwrap();
-    let start = StartSession { spec, past: Past::default(), seat, adopted: Some(Box::new(found.adopted)) };
+    let start = StartSession {
+        spec,
+        past: Past::default(),
+        seat,
+        adopted: Some(Box::new(found.adopted)),
+        span: tracing::Span::none(),
+    };
     supervisor.send(start).await.unwrap().unwrap();
     let again = tokio::time::timeout(Duration::from_secs(10), stage.agents.recv()).await;
     assert!(again.expect("the agent is restarted").is_some());
@@ -615,7 +627,8 @@ async fn turn_continues_under_a_restarted_supervisor() {
     let spec = stage.live.shared.spec.clone();
     let past = Past { agent_session_id: None, last_event_id: found.session.next_event_after(), restarts: 0 };
     let seat = guard(1).admit(&tenant("acme")).unwrap();
-    let start = StartSession { spec, past, seat, adopted: Some(Box::new(found.adopted)) };
+    let start =
+        StartSession { spec, past, seat, adopted: Some(Box::new(found.adopted)), span: tracing::Span::none() };
     supervisor.send(start).await.unwrap().unwrap();
     let live = services.index.get(stage.id).unwrap();
     assert_eq!(live.shared.view().running, Some(prompt_id));

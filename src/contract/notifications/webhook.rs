@@ -11,8 +11,14 @@ use uuid::Uuid;
 use super::notification::Notification;
 use crate::{
     contract::words::word_schemas,
-    domain::{clock::Timestamp, notify::webhook::DeliveryState},
+    domain::{
+        clock::Timestamp,
+        notify::{notification::Figures, webhook::DeliveryState},
+    },
 };
+
+/// Version of the body of a post; it increases with an incompatible change.
+pub(crate) const WEBHOOK_VERSION: u32 = 1;
 
 /// The body of a post. Receivers must ignore unknown members.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize, ToSchema)]
@@ -20,9 +26,79 @@ use crate::{
 pub(crate) enum WebhookEvent {
     /// A notification of operators. Posts may arrive out of order; `seq` has the order.
     Notification {
+        /// Version of the body: 1.
+        version: u32,
+        /// Time of the notification, RFC 3339 in UTC.
+        #[schema(format = "date-time")]
+        timestamp: String,
         /// The notification, as in `GET /ws/notifications`.
         notification: Notification,
+        /// The figures of the notification's text; absent where it has none.
+        #[serde(default, skip_serializing_if = "Option::is_none")]
+        #[schema(nullable = false)]
+        data: Option<WebhookFigures>,
     },
+}
+
+/// The figures of a notification of operators. Members that do not apply are absent.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
+#[serde(rename_all = "camelCase")]
+pub(crate) struct WebhookFigures {
+    /// `capacity.raised`, `capacity.resolved`, `rollbackStorm.raised` or `rollbackStorm.resolved`.
+    pub event: String,
+    /// `raised` or `resolved`.
+    pub kind: String,
+    /// Level of the capacity alert: `warning` or `critical`.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[schema(nullable = false)]
+    pub level: Option<String>,
+    /// Taken seats: at the resolution, or the peak at the raise.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[schema(nullable = false)]
+    pub taken: Option<u64>,
+    /// Seats up to which new sessions are admitted.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[schema(nullable = false)]
+    pub limit: Option<u64>,
+    /// Workspaces that rolled back by themselves within 5 minutes: now, or at the peak of a storm that has ended.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[schema(nullable = false)]
+    pub rolled_back_workspaces: Option<u64>,
+    /// Workspaces in use when the storm began.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[schema(nullable = false)]
+    pub workspaces_in_use: Option<u64>,
+}
+
+impl From<&Figures> for WebhookFigures {
+    fn from(figures: &Figures) -> Self {
+        let (subject, kind) = match figures {
+            Figures::Capacity(change) => ("capacity", change.kind),
+            Figures::RollbackStorm { kind, .. } => ("rollbackStorm", *kind),
+        };
+        let none = Self {
+            event: format!("{subject}.{}", kind.as_str()),
+            kind: kind.as_str().to_owned(),
+            level: None,
+            taken: None,
+            limit: None,
+            rolled_back_workspaces: None,
+            workspaces_in_use: None,
+        };
+        match figures {
+            Figures::Capacity(change) => Self {
+                level: Some(change.level.as_str().to_owned()),
+                taken: Some(change.taken as u64),
+                limit: Some(change.limit as u64),
+                ..none
+            },
+            Figures::RollbackStorm { rolled_back, in_use, .. } => Self {
+                rolled_back_workspaces: Some(*rolled_back as u64),
+                workspaces_in_use: in_use.map(|count| count as u64),
+                ..none
+            },
+        }
+    }
 }
 
 word_schemas! {

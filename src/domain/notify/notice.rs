@@ -3,7 +3,7 @@
 //! A text is one or two sentences without markup: the event, and its consequence. Texts about rollbacks name the HTTP
 //! fallback.
 
-use super::notification::{MAX_BODY_CHARS, MAX_NOTE_CHARS, Notice, Severity, Trigger, session_suffix};
+use super::notification::{Figures, MAX_BODY_CHARS, MAX_NOTE_CHARS, Notice, Severity, Trigger, session_suffix};
 use crate::domain::{
     automation::{
         repository_pattern::RepositoryName,
@@ -22,7 +22,7 @@ use crate::domain::{
 const REPOSITORY_CHARS: usize = 32;
 
 fn notice(severity: Severity, trigger: Trigger, text: &str) -> Notice {
-    Notice { severity, trigger, body: shown(text, MAX_BODY_CHARS) }
+    Notice { severity, trigger, body: shown(text, MAX_BODY_CHARS), figures: None }
 }
 
 /// Redacts a text, makes it one line and cuts it. Redaction comes before the cut, since half a secret is not recognised;
@@ -70,7 +70,8 @@ pub(crate) fn of_storm(flipped: usize, live: usize) -> Notice {
         "{flipped} of {live} workspaces switched to the HTTP fallback within 5 minutes: check the runtime, the network \
          and the agents' provider."
     );
-    notice(Severity::Error, Trigger::SystemicRollback, &text)
+    let figures = Figures::RollbackStorm { kind: AlertKind::Raised, rolled_back: flipped, in_use: Some(live) };
+    Notice { figures: Some(figures), ..notice(Severity::Error, Trigger::SystemicRollback, &text) }
 }
 
 /// The operators' notification about the end of a rollback storm.
@@ -79,7 +80,8 @@ pub(crate) fn of_storm_end(most_flipped: usize) -> Notice {
         "The rollback storm is over; at its peak, {most_flipped} workspaces had switched to the HTTP fallback within 5 \
          minutes."
     );
-    notice(Severity::Info, Trigger::SystemicRollback, &text)
+    let figures = Figures::RollbackStorm { kind: AlertKind::Resolved, rolled_back: most_flipped, in_use: None };
+    Notice { figures: Some(figures), ..notice(Severity::Info, Trigger::SystemicRollback, &text) }
 }
 
 /// The operators' notification about a capacity alert. `None` for the resolution of the critical level: that of the
@@ -101,7 +103,8 @@ pub(crate) fn of_capacity(change: &CapacityChange) -> Option<Notice> {
             (Severity::Info, format!("Capacity is back to normal: {taken} of {limit} seats are taken."))
         }
     };
-    Some(notice(severity, Trigger::Capacity, &text))
+    let figures = Some(Figures::Capacity(*change));
+    Some(Notice { figures, ..notice(severity, Trigger::Capacity, &text) })
 }
 
 /// The notification about a session that failed and is not restarted.

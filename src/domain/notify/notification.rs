@@ -5,6 +5,7 @@ use std::{fmt, ops::Range, str::FromStr, time::Duration};
 use uuid::Uuid;
 
 use crate::domain::{
+    capacity::{AlertKind, CapacityChange},
     clock::Timestamp,
     ids::{BadName, InstallationId, SessionId, UserId, WorkspaceId, WorkspaceKey},
     redaction::Redacted,
@@ -66,6 +67,21 @@ words! {
     }
 }
 
+/// The figures in the text of an operators' notification, for programs.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(crate) enum Figures {
+    /// A change of the capacity alert.
+    Capacity(CapacityChange),
+    /// A rollback storm began or ended.
+    RollbackStorm {
+        kind: AlertKind,
+        /// Workspaces that rolled back by themselves within 5 minutes: now, or at the peak of a storm that has ended.
+        rolled_back: usize,
+        /// Workspaces in use at the begin.
+        in_use: Option<usize>,
+    },
+}
+
 /// The content of a notification; made only by [`crate::domain::notify::notice`], which has every text.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(crate) struct Notice {
@@ -73,6 +89,8 @@ pub(crate) struct Notice {
     pub trigger: Trigger,
     /// 1 to [`MAX_BODY_CHARS`] characters, without secrets, control characters and markup.
     pub body: Redacted,
+    /// Only for operators.
+    pub figures: Option<Figures>,
 }
 
 /// A sequence of notifications. Sequence numbers are assigned in commit order, without gaps.

@@ -9,7 +9,11 @@ use actix_web::{
 };
 use url::form_urlencoded;
 
-use super::{HttpState, problem::ApiError, request::page};
+use super::{
+    HttpState,
+    problem::ApiError,
+    request::{Query, page},
+};
 use crate::{
     contract::{
         audit::{
@@ -37,7 +41,7 @@ use crate::{
 pub(crate) async fn list_migrations(
     request: HttpRequest,
     state: web::Data<HttpState>,
-    query: web::Query<AuditQuery>,
+    query: Query<AuditQuery>,
 ) -> Result<HttpResponse, ApiError> {
     list(&request, &state, query, Store::migrations).await
 }
@@ -56,7 +60,7 @@ pub(crate) async fn list_migrations(
 pub(crate) async fn list_rollback_events(
     request: HttpRequest,
     state: web::Data<HttpState>,
-    query: web::Query<AuditQuery>,
+    query: Query<AuditQuery>,
 ) -> Result<HttpResponse, ApiError> {
     list(&request, &state, query, Store::rollback_events).await
 }
@@ -76,7 +80,7 @@ pub(crate) async fn list_rollback_events(
 pub(crate) async fn list_connections(
     request: HttpRequest,
     state: web::Data<HttpState>,
-    query: web::Query<AuditQuery>,
+    query: Query<AuditQuery>,
 ) -> Result<HttpResponse, ApiError> {
     list(&request, &state, query, Store::connections).await
 }
@@ -95,7 +99,7 @@ pub(crate) async fn list_connections(
 pub(crate) async fn list_automation_runs(
     request: HttpRequest,
     state: web::Data<HttpState>,
-    query: web::Query<AuditQuery>,
+    query: Query<AuditQuery>,
 ) -> Result<HttpResponse, ApiError> {
     list(&request, &state, query, Store::automation_runs).await
 }
@@ -114,7 +118,7 @@ pub(crate) async fn list_automation_runs(
 pub(crate) async fn list_notifications(
     request: HttpRequest,
     state: web::Data<HttpState>,
-    query: web::Query<AuditQuery>,
+    query: Query<AuditQuery>,
 ) -> Result<HttpResponse, ApiError> {
     list(&request, &state, query, Store::notifications).await
 }
@@ -133,7 +137,7 @@ pub(crate) async fn list_notifications(
 pub(crate) async fn list_capacity_alerts(
     request: HttpRequest,
     state: web::Data<HttpState>,
-    query: web::Query<CapacityAlertQuery>,
+    query: Query<CapacityAlertQuery>,
 ) -> Result<HttpResponse, ApiError> {
     let CapacityAlertQuery { installation_id, from, until, limit, cursor, format } = query.into_inner();
     in_order(from, until)?;
@@ -147,7 +151,7 @@ pub(crate) async fn list_capacity_alerts(
 async fn list<T: TableRow + Listed>(
     request: &HttpRequest,
     state: &HttpState,
-    query: web::Query<AuditQuery>,
+    query: Query<AuditQuery>,
     read: impl AsyncFnOnce(&Store, AuditFilter, store::Page) -> Result<Vec<T>, StoreError>,
 ) -> Result<HttpResponse, ApiError> {
     let AuditQuery { installation_id, workspace_id, session_id, from, until, limit, cursor, format } =

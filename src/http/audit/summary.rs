@@ -7,7 +7,7 @@ use actix_web::{get, web};
 use super::in_order;
 use crate::{
     contract::audit::summary::{AuditSummary, MAX_SUMMARY_DAYS, ProtocolDay, SummaryDay, SummaryQuery, TurnCounts},
-    http::{HttpState, problem::ApiError},
+    http::{HttpState, problem::ApiError, request::Query},
     store::{AuditDay, TurnFigures},
 };
 
@@ -27,7 +27,7 @@ const PERIOD: Duration = Duration::from_secs(30 * 24 * 3600);
 #[get("/acp/audit/summary")]
 pub(crate) async fn get_summary(
     state: web::Data<HttpState>,
-    query: web::Query<SummaryQuery>,
+    query: Query<SummaryQuery>,
 ) -> Result<web::Json<AuditSummary>, ApiError> {
     let SummaryQuery { installation_id, from, until } = query.into_inner();
     let services = state.workspaces.services();

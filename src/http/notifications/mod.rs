@@ -17,7 +17,7 @@ use self::access::{hash_of, new_ticket, offered_token, offers_frames, redeem, sc
 use super::{
     HttpState,
     problem::ApiError,
-    request::{Body, page, parse_body, path_id},
+    request::{Body, Query, page, parse_body, path_id},
 };
 use crate::{
     actors::handles::subscriber::notification_of,
@@ -45,7 +45,7 @@ pub(crate) async fn subscribe(
     request: HttpRequest,
     body: web::Payload,
     state: web::Data<HttpState>,
-    query: web::Query<SocketQuery>,
+    query: Query<SocketQuery>,
 ) -> Result<HttpResponse, ApiError> {
     // First, so that a request that is no upgrade does not use up a ticket.
     socket::check(&request)?;
@@ -80,7 +80,7 @@ pub(crate) async fn subscribe(
 #[get("/acp/notifications")]
 pub(crate) async fn list_inbox(
     state: web::Data<HttpState>,
-    query: web::Query<InboxQuery>,
+    query: Query<InboxQuery>,
 ) -> Result<web::Json<InboxPage>, ApiError> {
     let query = query.into_inner();
     let scope = scope_of(&state, query.subscription()).await?;

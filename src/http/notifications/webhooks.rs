@@ -12,7 +12,7 @@ use crate::{
     http::{
         HttpState,
         problem::ApiError,
-        request::{page, path_id},
+        request::{Query, page, path_id},
     },
     store::WebhookDeliveryRow,
 };
@@ -28,7 +28,7 @@ use crate::{
 #[get("/acp/webhooks/deliveries")]
 pub(crate) async fn list_deliveries(
     state: web::Data<HttpState>,
-    query: web::Query<DeliveryQuery>,
+    query: Query<DeliveryQuery>,
 ) -> Result<web::Json<Page<WebhookDelivery>>, ApiError> {
     let DeliveryQuery { state: wanted, limit, cursor } = query.into_inner();
     let page = page(&state, limit, cursor)?;

@@ -20,7 +20,7 @@ use crate::{
     http::{
         HttpState,
         problem::ApiError,
-        request::{Body, page, parse_body, path_id, run_to_completion},
+        request::{Body, Query, page, parse_body, path_id, run_to_completion},
     },
     store::{MigrationRunFilter, MigrationRunRow},
 };
@@ -78,7 +78,7 @@ pub(crate) async fn begin_migration(state: web::Data<HttpState>, body: Body) -> 
 #[get("/acp/migrations")]
 pub(crate) async fn list_migrations(
     state: web::Data<HttpState>,
-    query: web::Query<MigrationQuery>,
+    query: Query<MigrationQuery>,
 ) -> Result<web::Json<Page<Migration>>, ApiError> {
     let MigrationQuery { installation_id, status, limit, cursor } = query.into_inner();
     let mut page = page(&state, limit, cursor)?;

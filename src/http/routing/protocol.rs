@@ -20,7 +20,7 @@ use crate::{
     http::{
         HttpState,
         problem::ApiError,
-        request::{Body, parse_body, run_to_completion},
+        request::{Body, Query, parse_body, run_to_completion},
     },
     store::{Page, WorkspaceFilter},
 };
@@ -37,7 +37,7 @@ use crate::{
 pub(crate) async fn get_protocol(
     state: web::Data<HttpState>,
     id: web::Path<String>,
-    query: web::Query<TenantQuery>,
+    query: Query<TenantQuery>,
 ) -> Result<web::Json<WorkspaceProtocol>, ApiError> {
     let key = workspace_key(&state, &id, query.into_inner()).await?;
     let routing = state.workspaces.routing(&key).await?;
@@ -58,7 +58,7 @@ pub(crate) async fn get_protocol(
 pub(crate) async fn put_protocol(
     state: web::Data<HttpState>,
     id: web::Path<String>,
-    query: web::Query<TenantQuery>,
+    query: Query<TenantQuery>,
     body: Body,
 ) -> Result<web::Json<WorkspaceProtocol>, ApiError> {
     let body: ProtocolBody = parse_body(&body)?;
@@ -92,7 +92,7 @@ pub(crate) async fn put_protocol(
 pub(crate) async fn roll_back(
     state: web::Data<HttpState>,
     id: web::Path<String>,
-    query: web::Query<TenantQuery>,
+    query: Query<TenantQuery>,
     body: Body,
 ) -> Result<web::Json<WorkspaceProtocol>, ApiError> {
     flip(&state, &id, query.into_inner(), &body, RouteChange::RollBack).await
@@ -111,7 +111,7 @@ pub(crate) async fn roll_back(
 pub(crate) async fn restore(
     state: web::Data<HttpState>,
     id: web::Path<String>,
-    query: web::Query<TenantQuery>,
+    query: Query<TenantQuery>,
     body: Body,
 ) -> Result<web::Json<WorkspaceProtocol>, ApiError> {
     flip(&state, &id, query.into_inner(), &body, RouteChange::Restore).await

@@ -7,12 +7,16 @@ pub(crate) mod stream;
 
 use std::time::Duration;
 
-use actix_web::{HttpResponse, post, web};
+use actix_web::{
+    HttpRequest, HttpResponse,
+    http::header::{HeaderName, LOCATION},
+    post, web,
+};
 
 use super::{
     HttpState,
-    problem::ApiError,
-    request::{Body, find_session, parse_body, path_id, run_to_completion},
+    problem::{ApiError, REPLAYED},
+    request::{Body, find_session, idempotency, parse_body, path_id, run_to_completion},
 };
 use crate::{
     actors::{
@@ -21,7 +25,7 @@ use crate::{
             index::LiveSession,
             messages::{AnswerPermission, CancelTurn, SetConfigOption, SetMode},
         },
-        workspaces::{ReadySession, open::OpenSession},
+        workspaces::{OpenOnce, ReadySession, once::AnsweredOnce, open::OpenSession},
     },
     contract::{
         runtime::Checkout,
@@ -42,16 +46,50 @@ use crate::{
 };
 
 /// Creates a session in a workspace and starts its agent.
+///
+/// An `Idempotency-Key` (per tenant, 24 h) makes a retry safe: one key opens one session, and a repeat gets the first
+/// answer with `Idempotent-Replayed: true`. A request that fails does not use up its key.
 #[utoipa::path(
     tag = "sessions",
+    params(("Idempotency-Key" = Option<String>, Header, description = "Makes a retry safe")),
     request_body = NewSessionBody,
     responses(
-        (status = 201, description = "The session is ready for prompts", body = SessionReady),
+        (status = 201, description = "The session is ready for prompts; `Location` has its address", body = SessionReady),
     )
 )]
 #[post("/acp/session/new")]
-pub(crate) async fn new_session(state: web::Data<HttpState>, body: Body) -> Result<HttpResponse, ApiError> {
-    let body: NewSessionBody = parse_body(&body)?;
+pub(crate) async fn new_session(
+    request: HttpRequest,
+    state: web::Data<HttpState>,
+    body: Body,
+) -> Result<HttpResponse, ApiError> {
+    let key = idempotency(&request, &body)?;
+    let request = open_request(parse_body(&body)?)?;
+    let workspaces = state.workspaces.clone();
+    let Some(idempotency) = key else {
+        let opened = run_to_completion(async move { workspaces.open(request).await }).await?;
+        let location = location(&opened.session_id.to_string());
+        return Ok(HttpResponse::Created().insert_header(location).json(ready(opened)));
+    };
+    let once = OpenOnce { idempotency, answer_of };
+    let AnsweredOnce { session_id, answer, is_replay } =
+        run_to_completion(async move { workspaces.open_once(request, once).await }).await?;
+    let mut created = HttpResponse::Created();
+    if is_replay {
+        created.insert_header(REPLAYED);
+    }
+    Ok(created.insert_header(location(&session_id)).content_type("application/json").body(answer))
+}
+
+fn location(session_id: &str) -> (HeaderName, String) {
+    (LOCATION, format!("/acp/session/{session_id}"))
+}
+
+fn answer_of(opened: &ReadySession) -> String {
+    serde_json::to_string(&ready(opened.clone())).unwrap_or_default()
+}
+
+fn open_request(body: NewSessionBody) -> Result<OpenSession, ApiError> {
     if body.repository.is_some() && body.path.is_some() {
         return Err(ApiError::new(ErrorCode::InvalidRequest, "give `repository` or `path`, not both"));
     }
@@ -61,7 +99,7 @@ pub(crate) async fn new_session(state: web::Data<HttpState>, body: Body) -> Resu
     let mcp_servers = body.mcp_servers.unwrap_or_else(mcp::none);
     mcp::check(&mcp_servers)?;
     let enable_git_ops = body.enable_git_ops.unwrap_or(body.repository.is_some());
-    let request = OpenSession {
+    Ok(OpenSession {
         workspace: WorkspaceKey { installation_id: body.installation_id, workspace_id: body.workspace_id },
         user_id: body.user_id,
         agent: body.agent,
@@ -75,10 +113,7 @@ pub(crate) async fn new_session(state: web::Data<HttpState>, body: Body) -> Resu
         is_ephemeral: body.ephemeral,
         permission_policy: body.permission_policy,
         mcp_servers,
-    };
-    let workspaces = state.workspaces.clone();
-    let opened = run_to_completion(async move { workspaces.open(request).await }).await?;
-    Ok(HttpResponse::Created().json(ready(opened)))
+    })
 }
 
 fn ready(session: ReadySession) -> SessionReady {

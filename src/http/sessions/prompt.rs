@@ -4,7 +4,6 @@ use std::sync::Arc;
 
 use actix_web::{HttpRequest, HttpResponse, get, http::header, post, web};
 use serde_json::value::RawValue;
-use sha2::{Digest, Sha256};
 use uuid::Uuid;
 
 use super::{state_of, stream};
@@ -25,14 +24,11 @@ use crate::{
     },
     http::{
         HttpState,
-        problem::ApiError,
-        request::{Body, find_session, parse_body, path_id, run_to_completion},
+        problem::{ApiError, REPLAYED},
+        request::{Body, find_session, idempotency, parse_body, path_id, run_to_completion},
     },
     store::{Idempotency, PromptRow},
 };
-
-/// The longest `Idempotency-Key`, in characters; a UUID has 36.
-const MAX_KEY_LENGTH: usize = 128;
 
 /// The requested form of the answer.
 enum AnswerForm {
@@ -59,7 +55,7 @@ fn answer_form(request: &HttpRequest) -> AnswerForm {
 /// Answers with the result once the turn has ended. With `Accept: text/event-stream` it streams each update as an event
 /// with an id and ends with the event `result`. With `Prefer: respond-async` it answers at once with a `Location` to
 /// poll. An `Idempotency-Key` (per session, 24 h) makes a retry safe: a repeat joins the running turn or gets the same
-/// answer; while the turn's end is not on disk and the turn does not run here, it gets 202 and a `Location`. A caller that disconnects does not end the turn.
+/// answer, with `Idempotent-Replayed: true`; while the turn's end is not on disk and the turn does not run here, it gets 202 and a `Location`. A caller that disconnects does not end the turn.
 #[utoipa::path(
     tag = "turns",
     params(
@@ -81,7 +77,7 @@ pub(crate) async fn run_prompt(
     state: web::Data<HttpState>,
     body: Body,
 ) -> Result<HttpResponse, ApiError> {
-    let idempotency = idempotency(&request, &body.0)?;
+    let idempotency = idempotency(&request, &body)?;
     let body: PromptBody = parse_body(&body)?;
     let session_id: SessionId = path_id(&body.session_id, "session")?;
     let prompt = Prompt::parse(&body.prompt)?;
@@ -89,34 +85,27 @@ pub(crate) async fn run_prompt(
     let (turn, duplicate) = match begun {
         TurnBegun::Accepted(turn) => (turn, false),
         TurnBegun::Joined(turn) => (turn, true),
-        TurnBegun::Stored(row) => return repeat(*row, &answer_form(&request)),
+        TurnBegun::Stored(row) => return replayed(repeat(*row, &answer_form(&request))),
     };
     let accepted = PromptAccepted { prompt_id: turn.prompt_id, session_id, duplicate };
-    match answer_form(&request) {
-        AnswerForm::Result => {
-            let ended = ended(&state, turn).await?;
-            answer(&ended)
-        }
+    let answered = match answer_form(&request) {
+        AnswerForm::Result => ended(&state, turn).await.and_then(|ended| answer(&ended)),
         AnswerForm::Promise => Ok(promise(&accepted)),
         AnswerForm::Stream => {
             let metrics = state.workspaces.services().metrics.clone();
             Ok(stream::answer(stream::follow(turn, &accepted, metrics)))
         }
-    }
+    };
+    if duplicate { replayed(answered) } else { answered }
 }
 
-fn idempotency(request: &HttpRequest, body: &[u8]) -> Result<Option<Idempotency>, ApiError> {
-    let Some(key) = request.headers().get("idempotency-key") else { return Ok(None) };
-    let usable = |key: &&str| {
-        !key.is_empty() && key.len() <= MAX_KEY_LENGTH && key.bytes().all(|byte| (b'!'..=b'~').contains(&byte))
-    };
-    let Some(key) = key.to_str().ok().filter(usable) else {
-        let detail = format!("Idempotency-Key: must be 1 to {MAX_KEY_LENGTH} visible ASCII characters");
-        return Err(ApiError::new(ErrorCode::InvalidRequest, detail));
-    };
-    let digest = Sha256::digest(body);
-    let body_hash = digest.iter().map(|byte| format!("{byte:02x}")).collect();
-    Ok(Some(Idempotency { key: key.to_owned(), body_hash }))
+/// Marks the answer to a request that repeats another one.
+fn replayed(answered: Result<HttpResponse, ApiError>) -> Result<HttpResponse, ApiError> {
+    let (name, value) = REPLAYED;
+    let (name, value) = (header::HeaderName::from_static(name), header::HeaderValue::from_static(value));
+    let mut answer = answered.map_err(|error| error.replayed_if(true))?;
+    answer.headers_mut().insert(name, value);
+    Ok(answer)
 }
 
 /// Starts a turn; loads a hibernated session first.
@@ -207,7 +196,7 @@ fn answer_with(
     result: Box<RawValue>,
 ) -> Result<HttpResponse, ApiError> {
     match failure {
-        Some(failure) => Err(ApiError::from(failure).about(prompt_id).with_result(Some(result))),
+        Some(failure) => Err(ApiError::of_turn(failure, prompt_id).with_result(Some(result))),
         None => Ok(HttpResponse::Ok().content_type("application/json").body(String::from(Box::<str>::from(result)))),
     }
 }
@@ -223,7 +212,7 @@ fn repeat(row: PromptRow, form: &AnswerForm) -> Result<HttpResponse, ApiError> {
     let interrupted = || Failure::new(ErrorCode::Interrupted, "the service stopped during this turn");
     match (form, result) {
         (AnswerForm::Promise, _) => Ok(promise(&accepted)),
-        (_, None) => Err(ApiError::from(row.error.unwrap_or_else(interrupted)).about(row.prompt_id)),
+        (_, None) => Err(ApiError::of_turn(row.error.unwrap_or_else(interrupted), row.prompt_id)),
         (AnswerForm::Result, Some(result)) => answer_with(row.prompt_id, row.error, result),
         (AnswerForm::Stream, Some(result)) => Ok(stream::answer(stream::ended_before(&accepted, &result))),
     }

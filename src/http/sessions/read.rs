@@ -17,7 +17,7 @@ use crate::{
     http::{
         HttpState,
         problem::ApiError,
-        request::{find_session, page, page_size, path_id},
+        request::{Query, find_session, page, page_size, path_id},
     },
     store::{self, SessionFilter, SessionRow, TranscriptRow, WorkspaceFilter},
 };
@@ -92,7 +92,7 @@ fn info(state: &HttpState, row: SessionRow, whole: bool) -> SessionInfo {
 pub(crate) async fn get_transcript(
     state: web::Data<HttpState>,
     id: web::Path<String>,
-    query: web::Query<TranscriptQuery>,
+    query: Query<TranscriptQuery>,
 ) -> Result<web::Json<TranscriptPage>, ApiError> {
     let id: SessionId = path_id(&id, "session")?;
     find_session(&state, id).await?;
@@ -174,7 +174,7 @@ pub(crate) async fn follow_events(
     request: HttpRequest,
     state: web::Data<HttpState>,
     id: web::Path<String>,
-    query: web::Query<EventsQuery>,
+    query: Query<EventsQuery>,
 ) -> Result<HttpResponse, ApiError> {
     let id: SessionId = path_id(&id, "session")?;
     let Some(live) = state.workspaces.live(id) else {
@@ -210,7 +210,7 @@ fn last_event_id(given: Option<&HeaderValue>) -> Result<Option<u64>, ApiError> {
 #[get("/acp/sessions")]
 pub(crate) async fn list_sessions(
     state: web::Data<HttpState>,
-    query: web::Query<SessionQuery>,
+    query: Query<SessionQuery>,
 ) -> Result<web::Json<Page<SessionInfo>>, ApiError> {
     let SessionQuery { installation_id, workspace_id, user_id, state: wanted, limit, cursor } = query.into_inner();
     let mut page = page(&state, limit, cursor)?;
@@ -248,7 +248,7 @@ pub(crate) async fn list_sessions(
 #[get("/acp/workspaces")]
 pub(crate) async fn list_workspaces(
     state: web::Data<HttpState>,
-    query: web::Query<WorkspaceQuery>,
+    query: Query<WorkspaceQuery>,
 ) -> Result<web::Json<Page<WorkspaceItem>>, ApiError> {
     let WorkspaceQuery { installation_id, workspace_id, limit, cursor } = query.into_inner();
     let page = page(&state, limit, cursor)?;
@@ -325,12 +325,12 @@ mod tests {
             text in "(from|limit|cursor|state|x)?=?(live|idle|-?[0-9]{0,21}|%[0-9a-f]{0,2}|\\PC{0,5})(&(from|limit|cursor)=[a-z0-9.%]{0,9}){0,2}",
         ) {
             let refused = [
-                web::Query::<EventsQuery>::from_query(&text).err(),
-                web::Query::<TranscriptQuery>::from_query(&text).err(),
-                web::Query::<SessionQuery>::from_query(&text).err(),
+                Query::<EventsQuery>::parse(&text).err(),
+                Query::<TranscriptQuery>::parse(&text).err(),
+                Query::<SessionQuery>::parse(&text).err(),
             ];
             for refusal in refused.into_iter().flatten() {
-                prop_assert!(crate::http::request::bad_query(&refusal).problem().detail.len() > 10);
+                prop_assert!(refusal.problem().detail.len() > 10);
             }
             let _ = text.parse::<Cursor>();
         }

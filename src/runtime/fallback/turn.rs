@@ -350,7 +350,7 @@ impl<'a> RunningTurn<'a> {
             outcome = outcome.label(),
             error_code = failure.as_ref().map(|failure| failure.code.as_str()),
             updates = self.progress.updates,
-            "turn ended"
+            "fallback run ended"
         );
         self.progress.usage = usage;
         let facts = TurnFacts {

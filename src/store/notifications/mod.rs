@@ -25,10 +25,13 @@ use super::{
     },
     schema::{notification_streams, notifications, sessions},
 };
-use crate::domain::{
-    clock::Timestamp,
-    ids::{SessionId, UserId, WorkspaceKey},
-    notify::notification::{AUTO_DISMISS_MS, NewNotification, Scope, Severity, Stream, TITLE, Trigger},
+use crate::{
+    contract::notifications::webhook::WebhookFigures,
+    domain::{
+        clock::Timestamp,
+        ids::{SessionId, UserId, WorkspaceKey},
+        notify::notification::{AUTO_DISMISS_MS, NewNotification, Scope, Severity, Stream, TITLE, Trigger},
+    },
 };
 
 /// A stored notification. Beside the item of the contract, because subscribers filter by its stream and user and its
@@ -53,6 +56,8 @@ pub(crate) struct NotificationRow {
     /// The record that caused it; unique.
     pub cause_id: String,
     pub created: Timestamp,
+    /// The figures of an operators' notification; `None` if it has none, or a newer version wrote others.
+    pub figures: Option<WebhookFigures>,
 }
 
 /// A stored notification that this version cannot parse.
@@ -106,6 +111,7 @@ pub(crate) struct NotificationRecord {
     auto_dismiss_ms: i64,
     cause_id: String,
     pub(crate) created_us: i64,
+    figures: Option<String>,
 }
 
 impl NotificationRecord {
@@ -125,6 +131,7 @@ impl NotificationRecord {
             auto_dismiss: Duration::from_millis(columns::unsigned(self.auto_dismiss_ms)),
             cause_id: self.cause_id,
             created: Timestamp(self.created_us),
+            figures: self.figures.and_then(|figures| serde_json::from_str(&figures).ok()),
         })
     }
 
@@ -196,6 +203,7 @@ pub(crate) fn add(tx: &mut WriteTx<'_>, notification: &NewNotification, now: Tim
         None => None,
     };
     let workspace = notification.to.workspace();
+    let figures = notification.notice.figures.as_ref().map(WebhookFigures::from);
     let record = NotificationRecord {
         notification_id: notification.id.to_string(),
         stream: name,
@@ -211,6 +219,7 @@ pub(crate) fn add(tx: &mut WriteTx<'_>, notification: &NewNotification, now: Tim
         auto_dismiss_ms: i64::from(AUTO_DISMISS_MS),
         cause_id,
         created_us: now.0,
+        figures: figures.and_then(|figures| serde_json::to_string(&figures).ok()),
     };
     tx.rows += diesel::insert_into(notifications::table).values(&record).execute(tx.connection)?;
     if stream == Stream::Operators {

@@ -9,9 +9,9 @@ use crate::{
         notify::notification::{NewNotification, SessionNotice, coalescing_range},
     },
     store::{
-        NewSession, SessionChange, Store, StoreError,
+        NewSession, SessionChange, SessionKey, Store, StoreError,
         engine::writer::WriteTx,
-        notifications, schema, sessions,
+        notifications, schema, session_keys, sessions,
         transcript::{Entries, TranscriptAppend},
     },
 };
@@ -88,18 +88,31 @@ impl Store {
         self.write_when_there_is_room(move |tx| session_notice.write_for_each(tx)).await
     }
 
-    /// [`Store::create_session`], and notifies the session's user in the same transaction.
-    pub(crate) async fn create_session_with_notice(
+    /// Writes a new session, and its workspace if that is new. In the same transaction notifies the session's user, and
+    /// binds the key with which the session was requested.
+    ///
+    /// # Errors
+    /// [`StoreError::Conflict`] if the session exists, if the workspace does not exist and is not given, or if the key has
+    /// another session.
+    ///
+    /// # Cancel safety
+    /// A dropped future may have written.
+    pub(crate) async fn create_session_with(
         &self,
         new: NewSession,
-        session_notice: SessionNotice,
+        session_notice: Option<SessionNotice>,
+        key: Option<SessionKey>,
     ) -> Result<(), StoreError> {
-        let mut session_notice =
-            SessionNoticeRows::new(new.key.clone(), new.session_id, None, session_notice, new.now);
+        let (tenant, session_id, now) = (new.key.installation_id.clone(), new.session_id, new.now);
+        let notice = |session_notice| SessionNoticeRows::new(new.key.clone(), session_id, None, session_notice, now);
+        let mut session_notice = session_notice.map(notice);
         let mut create = sessions::create(new);
         self.write(move |tx| {
             create(tx)?;
-            session_notice.write(tx)
+            if let Some(key) = &key {
+                session_keys::bind(tx, &tenant, session_id, key, now)?;
+            }
+            session_notice.as_mut().map_or(Ok(()), |session_notice| session_notice.write(tx))
         })
         .await
     }

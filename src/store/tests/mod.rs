@@ -11,6 +11,7 @@ mod notices;
 mod notifications;
 mod replicas;
 mod routes;
+mod session_keys;
 mod session_story;
 mod sessions;
 mod statements;

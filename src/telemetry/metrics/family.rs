@@ -1,8 +1,6 @@
 //! One metric for each member of a closed set of labels, all registered at the start.
 
-use prometheus::{
-    Gauge, Histogram, HistogramOpts, HistogramVec, IntCounter, IntCounterVec, IntGauge, IntGaugeVec, Opts, Registry,
-};
+use prometheus::{Gauge, Histogram, HistogramOpts, IntCounter, IntCounterVec, IntGauge, IntGaugeVec, Opts, Registry};
 
 use crate::telemetry::labels::Label;
 
@@ -18,7 +16,8 @@ impl<L: Label, M> Family<L, M> {
         self.members.iter().find(|(member, _)| *member == label).map(|(_, metric)| metric)
     }
 
-    fn make(mut metric_of: impl FnMut(&[&str]) -> prometheus::Result<M>) -> prometheus::Result<Self> {
+    /// Makes the metric of each label from its values.
+    pub(super) fn make(mut metric_of: impl FnMut(&[&str]) -> prometheus::Result<M>) -> prometheus::Result<Self> {
         let members = L::all().into_iter().map(|label| metric_of(&label.values()).map(|metric| (label, metric)));
         Ok(Self { members: members.collect::<prometheus::Result<_>>()? })
     }
@@ -86,18 +85,6 @@ impl Maker<'_> {
         labels: &[&str],
     ) -> prometheus::Result<Family<L, IntGauge>> {
         let vec = IntGaugeVec::new(Opts::new(name, help), labels)?;
-        self.0.register(Box::new(vec.clone()))?;
-        Family::make(|values| vec.get_metric_with_label_values(values))
-    }
-
-    pub(crate) fn histograms<L: Label>(
-        &self,
-        name: &str,
-        help: &str,
-        labels: &[&str],
-        buckets: &[f64],
-    ) -> prometheus::Result<Family<L, Histogram>> {
-        let vec = HistogramVec::new(HistogramOpts::new(name, help).buckets(buckets.to_vec()), labels)?;
         self.0.register(Box::new(vec.clone()))?;
         Family::make(|values| vec.get_metric_with_label_values(values))
     }

@@ -2,9 +2,11 @@
 
 pub(crate) mod capacity;
 pub(crate) mod family;
+pub(crate) mod http;
 pub(crate) mod notifications;
 pub(crate) mod routing;
 pub(crate) mod service;
+mod turns;
 
 use std::{sync::Arc, time::Duration};
 
@@ -15,13 +17,13 @@ use prometheus::{
 use self::{
     capacity::CapacityMetrics,
     family::{Family, Maker},
+    http::{Http, HttpOperation},
     notifications::{NotificationMetrics, WebhookMetrics},
     routing::RouteMetrics,
-    service::{Arbiters, Connections, Http, TURN_BUCKETS, Writer},
+    service::{Arbiters, Connections, Writer},
+    turns::Turns,
 };
-use super::labels::{
-    HttpAnswer, HttpMethod, PermissionAnswer, Queue, RestartCause, RouteOutcome, StatusClass, UpdateKind,
-};
+use super::labels::{HttpMethod, PermissionAnswer, Queue, RestartCause, UpdateKind};
 use crate::domain::{
     routing::Route,
     session::lifecycle::SessionState,
@@ -36,23 +38,32 @@ pub(crate) const TEXT_FORMAT: &str = prometheus::TEXT_FORMAT;
 #[error("metrics: {0}")]
 pub(crate) struct MetricsError(#[from] prometheus::Error);
 
-/// Buckets in seconds, from the overhead of the service to a model that thinks for a minute.
-const FIRST_UPDATE_BUCKETS: [f64; 14] =
-    [0.0005, 0.001, 0.002, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 5.0, 15.0, 60.0];
+/// Buckets in seconds, from the overhead of the service to a model that thinks for minutes.
+const FIRST_UPDATE_BUCKETS: [f64; 16] =
+    [0.0005, 0.001, 0.002, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 5.0, 15.0, 30.0, 60.0, 120.0];
+
+/// The metrics of a process that is a runtime alone, beside those of the process itself.
+const OF_RUNTIME: [&str; 5] = [
+    "lumilink_agent_processes",
+    "lumilink_arbiter_lag_seconds",
+    "lumilink_arbiter_stalls_total",
+    "lumilink_build_info",
+    "lumilink_held_conversations",
+];
 
 /// All metrics of one process. Clones share their counts. No method blocks.
 #[derive(Debug, Clone)]
 pub(crate) struct Metrics {
     all: Arc<All>,
+    /// The names of ours that [`Self::render`] exports; all if absent.
+    exported: Option<&'static [&'static str]>,
 }
 
 #[derive(Debug)]
 struct All {
     registry: Registry,
     active_sessions: Family<SessionState, IntGauge>,
-    turns_started: Family<Route, IntCounter>,
-    turns_ended: Family<RouteOutcome, IntCounter>,
-    turn_duration: Family<Route, Histogram>,
+    turns: Turns,
     first_update: Histogram,
     updates: Family<UpdateKind, IntCounter>,
     errors: Family<ErrorCode, IntCounter>,
@@ -76,21 +87,9 @@ struct All {
 impl All {
     fn new(registry: Registry) -> prometheus::Result<Self> {
         let make = Maker(&registry);
-        let route = &["route"];
         Ok(Self {
             active_sessions: make.gauges("lumilink_active_sessions", "Sessions that hold a seat.", &["state"])?,
-            turns_started: make.counters("lumilink_turns_started_total", "Turns that started.", route)?,
-            turns_ended: make.counters(
-                "lumilink_turns_ended_total",
-                "Turns that ended. Each started turn ends exactly once.",
-                &["route", "outcome"],
-            )?,
-            turn_duration: make.histograms(
-                "lumilink_turn_duration_seconds",
-                "Time from the acceptance of a turn to its end.",
-                route,
-                &TURN_BUCKETS,
-            )?,
+            turns: Turns::new(&registry)?,
             first_update: make.histogram(
                 "lumilink_time_to_first_update_seconds",
                 "Time from the acceptance of a turn to the agent's first update.",
@@ -103,7 +102,8 @@ impl All {
             )?,
             errors: make.counters(
                 "lumilink_errors_total",
-                "Errors that were answered to a request or ended a turn.",
+                "Errors that were answered to a request or ended a turn; the answer about a turn that failed is not \
+                 counted again.",
                 &["class", "code"],
             )?,
             connections: Connections::new(&make)?,
@@ -114,7 +114,7 @@ impl All {
             )?,
             agent_processes: make.gauge(
                 "lumilink_agent_processes",
-                "Agent processes of the embedded runtime. A separate runtime has its own /metrics.",
+                "Agent processes that this process runs; those of a separate runtime are at the runtime's own /metrics.",
             )?,
             queue_depth: make.gauges(
                 "lumilink_queue_depth",
@@ -127,7 +127,7 @@ impl All {
                 &["answer"],
             )?,
             writer: Writer::new(&make)?,
-            http: Http::new(&make)?,
+            http: Http::new(&registry)?,
             event_subscribers: make
                 .gauge("lumilink_event_subscribers", "Open readers of event streams of sessions and turns.")?,
             slow_readers: make.counter(
@@ -160,7 +160,25 @@ impl Metrics {
         build.get_metric_with_label_values(&[version, commit.unwrap_or("unknown")])?.set(1);
         all.registry.register(Box::new(build))?;
         all.registry.register(Box::new(ProcessCollector::for_self()))?;
-        Ok(Self { all: Arc::new(all) })
+        Ok(Self { all: Arc::new(all), exported: None })
+    }
+
+    /// The same metrics for a process that is a runtime alone: those of the supervisor are not exported, because their
+    /// zeros would spoil averages over processes.
+    ///
+    /// # Errors
+    /// Only a mistake in this folder.
+    pub(crate) fn of_runtime(version: &str, commit: Option<&str>) -> Result<Self, MetricsError> {
+        Ok(Self { exported: Some(&OF_RUNTIME), ..Self::new(version, commit)? })
+    }
+
+    /// Makes the series of configured agents, so that their counters start at 0.
+    ///
+    /// # Errors
+    /// Only a mistake in this folder.
+    pub(crate) fn configure_agents<'a>(&self, agents: impl IntoIterator<Item = &'a str>) -> Result<(), MetricsError> {
+        agents.into_iter().try_for_each(|agent| self.all.turns.configure(agent))?;
+        Ok(())
     }
 
     #[cfg(test)]
@@ -194,26 +212,24 @@ impl Metrics {
         &self.all.routes
     }
 
-    pub(crate) fn turn_started(&self, route: Route) {
-        self.all.turns_started.add(route, 1);
+    /// A turn started; `agent` is the configured name of its agent.
+    pub(crate) fn turn_started(&self, agent: &str, route: Route) {
+        self.all.turns.started(agent, route);
     }
 
     /// Turns started on a route since the start of the process.
     pub(crate) fn turns_started(&self, route: Route) -> u64 {
-        self.all.turns_started.get(route).map_or(0, |counter| counter.get())
+        self.all.turns.count_started(route)
     }
 
     /// Turns that ended on a route with one of [`TurnOutcome::LABELS`] since the start of the process.
     pub(crate) fn turns_ended(&self, route: Route, outcome: &'static str) -> u64 {
-        self.all.turns_ended.get(RouteOutcome { route, outcome }).map_or(0, |counter| counter.get())
+        self.all.turns.count_ended(route, outcome)
     }
 
     /// A turn ended, `duration` after its acceptance. Called once per started turn; counts the error of a failed turn too.
-    pub(crate) fn turn_ended(&self, route: Route, outcome: &TurnOutcome, duration: Duration) {
-        self.all.turns_ended.add(RouteOutcome { route, outcome: outcome.label() }, 1);
-        if let Some(histogram) = self.all.turn_duration.get(route) {
-            histogram.observe(duration.as_secs_f64());
-        }
+    pub(crate) fn turn_ended(&self, agent: &str, route: Route, outcome: &TurnOutcome, duration: Duration) {
+        self.all.turns.ended(agent, route, outcome, duration);
         if let TurnOutcome::Failed(failure) = outcome {
             self.error(failure.code);
         }
@@ -229,7 +245,7 @@ impl Metrics {
         self.all.updates.add(UpdateKind::of(session_update), 1);
     }
 
-    /// An error was answered to a request. [`Self::turn_ended`] counts those of failed turns.
+    /// An error was answered to a request. [`Self::turn_ended`] counts those of failed turns, also where they are answered.
     pub(crate) fn error(&self, code: ErrorCode) {
         self.all.errors.add(code, 1);
     }
@@ -305,12 +321,14 @@ impl Metrics {
         self.all.writer.failures.inc();
     }
 
-    pub(crate) fn http_answered(&self, method: &str, status: u16, duration: Duration) {
-        let method = HttpMethod::of(method);
-        self.all.http.requests.add(HttpAnswer { method, status: StatusClass::of(status) }, 1);
-        if let Some(histogram) = self.all.http.duration.get(method) {
-            histogram.observe(duration.as_secs_f64());
-        }
+    /// Sets the operations of the API, once, before it serves.
+    pub(crate) fn set_http_operations(&self, operations: Vec<HttpOperation>) {
+        self.all.http.set_operations(operations);
+    }
+
+    /// A request was answered: by the operation with this index in [`Self::set_http_operations`], or by none.
+    pub(crate) fn http_answered(&self, operation: Option<usize>, method: &str, status: u16, duration: Duration) {
+        self.all.http.answered(operation, HttpMethod::of(method), status, duration);
     }
 
     /// A reader of an event stream connected.
@@ -355,13 +373,17 @@ impl Metrics {
     /// # Errors
     /// Only a mistake in this folder.
     pub(crate) fn render(&self) -> Result<String, MetricsError> {
-        Ok(TextEncoder::new().encode_to_string(&self.all.registry.gather())?)
+        let mut families = self.all.registry.gather();
+        if let Some(exported) = self.exported {
+            families.retain(|family| !family.name().starts_with("lumilink_") || exported.contains(&family.name()));
+        }
+        Ok(TextEncoder::new().encode_to_string(&families)?)
     }
 }
 
 #[cfg(test)]
 mod tests {
-    use super::*;
+    use super::{turns::TURN_BUCKETS, *};
     use crate::domain::turn::outcome::Failure;
 
     fn metrics() -> Metrics {
@@ -376,6 +398,9 @@ mod tests {
     #[test]
     fn every_series_starts_at_zero() {
         let metrics = metrics();
+        metrics.configure_agents(["default"]).unwrap();
+        let operation = HttpOperation { method: HttpMethod::Get, route: "/acp/session/{id}".into() };
+        metrics.set_http_operations(vec![operation]);
         for code in ErrorCode::ALL {
             let series =
                 format!("lumilink_errors_total{{class=\"{}\",code=\"{}\"}}", code.class().as_str(), code.as_str());
@@ -383,13 +408,15 @@ mod tests {
         }
         for outcome in TurnOutcome::LABELS {
             for route in ["acp", "http"] {
-                let series = format!("lumilink_turns_ended_total{{outcome=\"{outcome}\",route=\"{route}\"}}");
+                let series = format!(
+                    "lumilink_turns_ended_total{{agent=\"default\",outcome=\"{outcome}\",route=\"{route}\"}}"
+                );
                 assert_eq!(value(&metrics, &series), Some(0.0), "{series}");
             }
         }
         for series in [
             "lumilink_active_sessions{state=\"running\"}",
-            "lumilink_turn_duration_seconds_count{route=\"acp\"}",
+            "lumilink_turn_duration_seconds_count{agent=\"default\",route=\"acp\"}",
             "lumilink_updates_total{kind=\"other\"}",
             "lumilink_restarts_total{cause=\"panic\"}",
             "lumilink_reconnects_total",
@@ -397,7 +424,8 @@ mod tests {
             "lumilink_woken_turns_total",
             "lumilink_queue_depth{queue=\"writes\"}",
             "lumilink_permission_requests_total{answer=\"timed_out\"}",
-            "lumilink_http_requests_total{method=\"GET\",status=\"5xx\"}",
+            "lumilink_http_requests_total{method=\"GET\",route=\"unmatched\",status=\"5xx\"}",
+            "lumilink_http_requests_total{method=\"GET\",route=\"/acp/session/{id}\",status=\"4xx\"}",
             "lumilink_writer_failures_total",
             "lumilink_slow_readers_total",
             "lumilink_event_subscribers",
@@ -420,17 +448,18 @@ mod tests {
     fn a_failed_turn_is_one_outcome_and_one_error() {
         let metrics = metrics();
         let outcome = TurnOutcome::Failed(Failure::new(ErrorCode::AgentCrashed, "gone"));
-        metrics.turn_started(Route::Acp);
-        metrics.clone().turn_ended(Route::Acp, &outcome, Duration::from_millis(3));
+        metrics.turn_started("codex", Route::Acp);
+        metrics.clone().turn_ended("codex", Route::Acp, &outcome, Duration::from_millis(3));
         for series in [
-            "lumilink_turns_started_total{route=\"acp\"}",
-            "lumilink_turns_ended_total{outcome=\"failed\",route=\"acp\"}",
+            "lumilink_turns_started_total{agent=\"codex\",route=\"acp\"}",
+            "lumilink_turns_ended_total{agent=\"codex\",outcome=\"failed\",route=\"acp\"}",
             "lumilink_errors_total{class=\"connection\",code=\"agent_crashed\"}",
-            "lumilink_turn_duration_seconds_bucket{route=\"acp\",le=\"0.005\"}",
+            "lumilink_turn_duration_seconds_bucket{agent=\"codex\",route=\"acp\",le=\"0.005\"}",
         ] {
             assert_eq!(value(&metrics, series), Some(1.0), "{series}");
         }
-        assert_eq!(value(&metrics, "lumilink_turn_duration_seconds_bucket{route=\"acp\",le=\"0.002\"}"), Some(0.0));
+        let faster = "lumilink_turn_duration_seconds_bucket{agent=\"codex\",route=\"acp\",le=\"0.002\"}";
+        assert_eq!(value(&metrics, faster), Some(0.0));
     }
 
     #[test]
@@ -450,15 +479,31 @@ mod tests {
         let metrics = metrics();
         let before = metrics.render().unwrap().lines().count();
         metrics.update("brand_new_update");
-        metrics.http_answered("PROPFIND", 405, Duration::ZERO);
-        assert_eq!(metrics.render().unwrap().lines().count(), before);
+        for method in ["PROPFIND", "X".repeat(1000).as_str()] {
+            metrics.http_answered(None, method, 405, Duration::ZERO);
+        }
+        let durations = TURN_BUCKETS.len() + 3;
+        assert_eq!(metrics.render().unwrap().lines().count(), before + durations, "one duration, no other series");
         assert_eq!(value(&metrics, "lumilink_updates_total{kind=\"other\"}"), Some(1.0));
-        assert_eq!(value(&metrics, "lumilink_http_requests_total{method=\"other\",status=\"4xx\"}"), Some(1.0));
+        assert_eq!(
+            value(&metrics, "lumilink_http_requests_total{method=\"other\",route=\"unmatched\",status=\"4xx\"}"),
+            Some(2.0)
+        );
+    }
+
+    #[test]
+    fn runtime_exports_no_metric_of_the_supervisor() {
+        let text = Metrics::of_runtime("1.2.3", None).unwrap().render().unwrap();
+        let ours = text.lines().filter_map(|line| line.strip_prefix("# TYPE lumilink_"));
+        assert_eq!(ours.count(), OF_RUNTIME.len(), "{text}");
+        assert!(text.contains("process_resident_memory_bytes"));
     }
 
     #[test]
     fn names_follow_conventions_and_have_help() {
-        let text = metrics().render().unwrap();
+        let metrics = metrics();
+        metrics.configure_agents(["default"]).unwrap();
+        let text = metrics.render().unwrap();
         for line in text.lines().filter(|line| line.starts_with("# TYPE ")) {
             let mut words = line.split(' ').skip(2);
             let (name, kind) = (words.next().unwrap(), words.next().unwrap());

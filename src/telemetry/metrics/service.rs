@@ -1,13 +1,9 @@
-//! Metrics of the writer, connections, threads and HTTP.
+//! Metrics of the writer, connections and threads.
 
 use prometheus::{Gauge, Histogram, IntCounter, IntGauge};
 
-use super::family::{Family, Maker};
-use crate::telemetry::labels::{HttpAnswer, HttpMethod};
+use super::family::Maker;
 
-/// Buckets in seconds, from the fastest turn of the demo agent to a turn of an hour.
-pub(in crate::telemetry) const TURN_BUCKETS: [f64; 16] =
-    [0.001, 0.002, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 5.0, 15.0, 60.0, 300.0, 900.0, 3600.0];
 /// Buckets in seconds, from a commit without a sync to a stuck disk.
 const WRITER_BUCKETS: [f64; 14] =
     [0.0001, 0.00025, 0.0005, 0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.5, 1.0, 5.0, 30.0];
@@ -74,7 +70,7 @@ impl Connections {
             )?,
             runtime_available: make.gauge(
                 "lumilink_runtime_available",
-                "1 if the runtime is available; 0 while sessions wait for it.",
+                "1 if the runtime answers; 0 while it does not, or sessions wait for it.",
             )?,
         })
     }
@@ -96,30 +92,6 @@ impl Arbiters {
             lag: make.real_gauge(
                 "lumilink_arbiter_lag_seconds",
                 "Delay of the heartbeat of the slowest thread that runs sessions (an arbiter).",
-            )?,
-        })
-    }
-}
-
-#[derive(Debug)]
-pub(in crate::telemetry) struct Http {
-    pub requests: Family<HttpAnswer, IntCounter>,
-    pub duration: Family<HttpMethod, Histogram>,
-}
-
-impl Http {
-    pub(crate) fn new(make: &Maker<'_>) -> prometheus::Result<Self> {
-        Ok(Self {
-            requests: make.counters(
-                "lumilink_http_requests_total",
-                "HTTP requests answered.",
-                &["method", "status"],
-            )?,
-            duration: make.histograms(
-                "lumilink_http_request_duration_seconds",
-                "Time from an HTTP request to the head of its answer.",
-                &["method"],
-                &TURN_BUCKETS,
             )?,
         })
     }

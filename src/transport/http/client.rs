@@ -21,6 +21,7 @@ use crate::{
         ids::PromptId,
         turn::outcome::{ErrorCode, Failure},
     },
+    transport::request_id::{self, X_REQUEST_ID},
 };
 
 /// Sends HTTP requests to one runtime. Cheap to clone.
@@ -82,6 +83,9 @@ impl RuntimeClient {
         url.set_path(path);
         url.set_query(query);
         let mut request = self.client.request(method, url);
+        if let Some(id) = request_id::current() {
+            request = request.header(X_REQUEST_ID, id);
+        }
         if let Some(cookies) = &self.cookies {
             request = request.header(header::COOKIE, cookies);
         }

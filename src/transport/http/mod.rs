@@ -13,6 +13,7 @@ use futures_util::{FutureExt, future::BoxFuture};
 use secrecy::SecretString;
 use serde_json::{json, value::RawValue};
 use tokio::{task::JoinHandle, time::sleep};
+use tracing::Instrument;
 
 use self::{
     client::{Connections, RuntimeClient},
@@ -187,7 +188,7 @@ impl AgentSession for Link {
             limits.reconnect_grace,
             limits.frame_bytes,
         );
-        let task = tokio::spawn(requested.run(body));
+        let task = tokio::spawn(requested.run(body).in_current_span());
         self.running = Some(Running { prompt_id: turn.prompt_id, task });
         Ok(())
     }

@@ -24,7 +24,7 @@ use tokio_tungstenite::{
         client::IntoClientRequest,
         error::{ProtocolError, UrlError},
         handshake::client::{Request, Response},
-        http::{HeaderMap, HeaderValue, header},
+        http::{HeaderMap, HeaderName, HeaderValue, header},
         protocol::{CloseFrame, WebSocketConfig},
     },
 };
@@ -32,7 +32,10 @@ use tokio_tungstenite::{
 use crate::{
     contract::runtime::{CONNECTION_ID_HEADER, RECEIVED_HEADER, close_code},
     domain::heartbeat::Heartbeat,
-    transport::pipe::{CloseReason, PipeLimits},
+    transport::{
+        pipe::{CloseReason, PipeLimits},
+        request_id::{self, X_REQUEST_ID},
+    },
 };
 
 /// Where a runtime is, how much may wait on the way, and how long its silence is borne.
@@ -164,6 +167,9 @@ fn request(endpoint: &Endpoint, cookies: Option<&str>, earlier: Option<Earlier<'
             .map_err(|_| "the runtime's token is no header value".to_owned())?;
         value.set_sensitive(true);
         headers.insert(header::AUTHORIZATION, value);
+    }
+    if let Some(id) = request_id::current().and_then(|id| HeaderValue::try_from(id).ok()) {
+        headers.insert(HeaderName::from_static(X_REQUEST_ID), id);
     }
     if let Some(cookies) = cookies.and_then(|cookies| HeaderValue::try_from(cookies).ok()) {
         headers.insert(header::COOKIE, cookies);

@@ -1,0 +1,60 @@
+//! Opens a session once for each `Idempotency-Key`, however often it is requested.
+
+use super::{OpenOnce, Workspaces, open::OpenSession};
+use crate::{
+    domain::turn::outcome::{ErrorCode, Failure},
+    store::{self, Idempotency, OpenedBefore},
+};
+
+/// The answer to a request with a key.
+pub(crate) struct AnsweredOnce {
+    pub session_id: String,
+    /// As JSON.
+    pub answer: String,
+    /// True if an earlier request opened the session.
+    pub is_replay: bool,
+}
+
+/// The answer of the session that a key has opened.
+///
+/// # Errors
+/// `idempotency_mismatch` if the request has another body.
+fn replay(before: OpenedBefore, idempotency: &Idempotency) -> Result<AnsweredOnce, Failure> {
+    if before.idempotency != *idempotency {
+        let detail = "this Idempotency-Key was used before with another body";
+        return Err(Failure::new(ErrorCode::IdempotencyMismatch, detail));
+    }
+    Ok(AnsweredOnce { session_id: before.session_id, answer: before.answer, is_replay: true })
+}
+
+impl Workspaces {
+    /// Opens a session, or returns the answer of the one that the tenant opened with this key within 24 h. Concurrent
+    /// requests with a key wait for each other. A failure does not bind the key.
+    ///
+    /// # Errors
+    /// Those of [`Workspaces::open`], and `idempotency_mismatch` for another body.
+    pub(crate) async fn open_once(&self, request: OpenSession, once: OpenOnce) -> Result<AnsweredOnce, Failure> {
+        self.admission()?;
+        let (tenant, key) = (request.workspace.installation_id.clone(), once.idempotency.key.clone());
+        let _only_one = self.0.opening.begin(&(tenant.clone(), key.clone())).await;
+        let before = || async {
+            let services = &self.0.services;
+            let found = services.store.opened_with_key(tenant.clone(), key.clone(), services.clock.now()).await;
+            found.map_err(|cause| store::failure(&cause))
+        };
+        if let Some(before) = before().await? {
+            return replay(before, &once.idempotency);
+        }
+        match self.open_with(request, Some(&once)).await {
+            Ok((ready, answer)) => {
+                let session_id = ready.session_id.to_string();
+                Ok(AnsweredOnce { session_id, answer: answer.into_string(), is_replay: false })
+            }
+            // Another process with this database may have been faster.
+            Err(failure) => match before().await? {
+                Some(before) => replay(before, &once.idempotency),
+                None => Err(failure),
+            },
+        }
+    }
+}

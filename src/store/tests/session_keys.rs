@@ -1,0 +1,47 @@
+//! Keys of sessions: one session for each key of a tenant, for 24 hours.
+
+use super::fixture::*;
+use crate::{
+    domain::{ids::InstallationId, redaction::Redacted, retention::IDEMPOTENCY_PERIOD},
+    store::{Idempotency, NewSession, SessionKey, StoreError},
+};
+
+fn session_key(key: &str, body: &str) -> SessionKey {
+    let idempotency = Idempotency { key: key.into(), body_hash: body.into() };
+    SessionKey { idempotency, answer: Redacted::new(&format!("{{\"answer\":\"{body}\"}}")) }
+}
+
+both_databases! {
+    async fn key_opens_one_session_of_its_tenant_for_24_hours(database: TestDatabase) {
+        let store = database.open();
+        let (acme, other): (InstallationId, InstallationId) = ("acme".parse().unwrap(), "other".parse().unwrap());
+        let first = new_session(5);
+        let tenant = first.key.installation_id.clone();
+        assert_eq!(tenant, acme);
+        store.create_session_with(first.clone(), None, Some(session_key("k", "one"))).await.unwrap();
+        let found = store.opened_with_key(acme.clone(), "k".into(), at(6)).await.unwrap().unwrap();
+        assert_eq!(found.session_id, first.session_id.to_string());
+        assert_eq!((found.idempotency, found.answer.as_str()), (session_key("k", "one").idempotency, "{\"answer\":\"one\"}"));
+        assert_eq!(store.opened_with_key(other.clone(), "k".into(), at(6)).await, Ok(None));
+        assert_eq!(store.opened_with_key(acme.clone(), "K".into(), at(6)).await, Ok(None));
+
+        // A second session with the key is not created at all.
+        let second = new_session(7);
+        let refused = store.create_session_with(second.clone(), None, Some(session_key("k", "two"))).await;
+        assert!(matches!(refused, Err(StoreError::Conflict(_))), "{refused:?}");
+        assert!(store.session(second.session_id).await.unwrap().is_none());
+
+        let key = key("other", "web");
+        let workspace = Some(new_workspace(&key, 8));
+        let foreign = NewSession { key, workspace, ..new_session(8) };
+        store.create_session_with(foreign, None, Some(session_key("k", "three"))).await.unwrap();
+        assert!(store.opened_with_key(other, "k".into(), at(9)).await.unwrap().is_some());
+
+        let later = at(5).plus(IDEMPOTENCY_PERIOD);
+        assert_eq!(store.opened_with_key(acme.clone(), "k".into(), later).await, Ok(None), "it has expired");
+        let third = NewSession { now: later, ..new_session(0) };
+        store.create_session_with(third.clone(), None, Some(session_key("k", "four"))).await.unwrap();
+        let found = store.opened_with_key(acme, "k".into(), later).await.unwrap().unwrap();
+        assert_eq!(found.session_id, third.session_id.to_string());
+    }
+}
