@@ -2,7 +2,7 @@
 
 use std::thread;
 
-use crate::harness::{Answer, Program, Session, json, program::PostgresDatabase};
+use crate::harness::{Answer, Program, Session, Value, json, program::PostgresDatabase};
 
 fn send(session: &Session, prompt: &str, key: &str) -> Answer {
     session.call(prompt).header("idempotency-key", key).send()
@@ -136,4 +136,127 @@ fn turn_that_another_process_ended_is_answered_as_fenced() {
         assert_eq!(session.ends(&prompt_id)["state"], "interrupted", "the stored end is valid");
         assert_eq!(session.says("echo on"), "on");
     });
+}
+
+fn open_with_key(program: &Program, key: &str, body: &Value) -> Answer {
+    program.api.call("POST", "/acp/session/new").header("idempotency-key", key).json(body).send()
+}
+
+fn new_session(workspace: &str) -> Value {
+    json!({"workspaceId": workspace, "installationId": "tenant-1"})
+}
+
+fn sessions_of(program: &Program) -> usize {
+    program.api.get("/acp/sessions").expect(200)["items"].as_array().unwrap().len()
+}
+
+#[test]
+fn repeat_of_session_new_returns_the_first_answer_and_takes_no_seat() {
+    on_both_databases(|program, _| {
+        let first = open_with_key(program, "key", &new_session("ws"));
+        assert_eq!(first.header("idempotent-replayed"), "", "the first answer is no repetition");
+        let (text, location) = (first.text.clone(), first.header("location"));
+        let id = first.expect(201)["sessionId"].as_str().unwrap().to_owned();
+        for _ in 0..2 {
+            let again = open_with_key(program, "key", &new_session("ws"));
+            assert_eq!((again.status, &again.text), (201, &text));
+            assert_eq!(
+                (again.header("idempotent-replayed"), again.header("location")),
+                ("true".into(), location.clone())
+            );
+        }
+        open_with_key(program, "key", &new_session("other")).problem(422, "idempotency_mismatch");
+        assert_eq!(sessions_of(program), 1);
+        assert_eq!(program.metrics().sum("lumilink_capacity_seats", &[("state", "taken")]), 1.0);
+        // The key of a prompt is another one, also in the session that it names.
+        let prompt = json!({"sessionId": id, "prompt": "echo a"});
+        let call = || program.api.call("POST", "/acp/session/prompt").header("idempotency-key", "key");
+        assert_eq!(call().json(&prompt).send().header("idempotent-replayed"), "");
+        assert_eq!(call().json(&prompt).send().header("idempotent-replayed"), "true");
+        let stranger = json!({"workspaceId": "ws", "installationId": "tenant-2"});
+        let stranger = open_with_key(program, "key", &stranger).expect(201);
+        assert_ne!(stranger["sessionId"], json!(id), "each tenant has its own keys");
+        assert_eq!(open_with_key(program, "key-2", &new_session("ws")).header("idempotent-replayed"), "");
+        assert_eq!(sessions_of(program), 3);
+    });
+}
+
+#[test]
+fn concurrent_repeats_of_session_new_open_one_session() {
+    let program = Program::start();
+    let calls: Vec<_> = (0..6)
+        .map(|_| {
+            let call = program.api.call("POST", "/acp/session/new").header("idempotency-key", "key");
+            let call = call.json(&new_session("ws"));
+            thread::spawn(move || call.send().expect(201)["sessionId"].clone())
+        })
+        .collect();
+    let ids: Vec<_> = calls.into_iter().map(|call| call.join().unwrap()).collect();
+    assert!(ids.iter().all(|id| *id == ids[0]), "{ids:?}");
+    assert_eq!(sessions_of(&program), 1);
+}
+
+#[test]
+fn key_of_session_new_survives_a_kill_and_is_free_after_a_refusal() {
+    let mut program = Program::builder().separate_runtime("runtime-token-0123456789").start();
+    let unknown = json!({"workspaceId": "ws", "installationId": "tenant-1", "agent": "nobody"});
+    open_with_key(&program, "key", &unknown).problem(422, "unknown_agent");
+    let first = open_with_key(&program, "key", &new_session("ws"));
+    assert_eq!((first.status, first.header("idempotent-replayed").as_str()), (201, ""), "a refusal uses up no key");
+    program.kill_supervisor();
+    program.start_supervisor_again();
+    let again = open_with_key(&program, "key", &new_session("ws"));
+    assert_eq!((again.header("idempotent-replayed").as_str(), &again.text), ("true", &first.text));
+    assert_eq!(sessions_of(&program), 1);
+}
+
+#[test]
+fn key_of_session_new_is_free_again_after_24_hours() {
+    on_both_databases(|program, database| {
+        let first = open_with_key(program, "key", &new_session("ws")).expect(201);
+        change(database, program, "UPDATE session_keys SET created_us = created_us - 86400000000");
+        let second = open_with_key(program, "key", &new_session("other")).expect(201);
+        assert_ne!(first["sessionId"], second["sessionId"]);
+        assert_eq!(open_with_key(program, "key", &new_session("other")).expect(201), second);
+    });
+}
+
+#[test]
+fn malformed_key_is_refused_and_names_the_header() {
+    let program = Program::start();
+    let session = program.api.open("ws");
+    let long = "k".repeat(10 * 1024);
+    for key in [long.as_str(), "a b", ""] {
+        for (path, body) in [
+            ("/acp/session/new", new_session("ws")),
+            ("/acp/session/prompt", json!({"sessionId": session.id, "prompt": "echo a"})),
+        ] {
+            let answer = program.api.call("POST", path).header("idempotency-key", key).json(&body).send();
+            let problem = answer.problem(400, "invalid_request");
+            assert!(problem["detail"].as_str().unwrap().starts_with("Idempotency-Key: "), "{problem}");
+        }
+    }
+    let call =
+        program.api.call("POST", "/acp/session/new").header("idempotency-key", "a").header("idempotency-key", "b");
+    call.json(&new_session("ws")).send().problem(400, "invalid_request");
+    assert_eq!((sessions_of(&program), session.conversation().len()), (1, 0));
+}
+
+#[test]
+fn repeat_of_a_prompt_is_marked_as_replayed() {
+    let program = Program::start();
+    let session = program.api.open("ws");
+    let marker = |answer: &Answer| answer.header("idempotent-replayed");
+    for (prompt, status) in [("echo a", 200), ("error -32603 boom", 502)] {
+        let (first, again) = (send(&session, prompt, prompt_key(prompt)), send(&session, prompt, prompt_key(prompt)));
+        assert_eq!((first.status, again.status), (status, status));
+        assert_eq!((marker(&first).as_str(), marker(&again).as_str()), ("", "true"), "{prompt}");
+    }
+    let call = || session.call("echo a").header("idempotency-key", "echo");
+    assert_eq!(marker(&call().header("prefer", "respond-async").send()), "true");
+}
+
+/// A key that a header can have.
+fn prompt_key(prompt: &str) -> &str {
+    prompt.split(' ').next().unwrap()
 }

@@ -145,3 +145,60 @@ fn drain_counts_no_outcome_although_agents_end_with_it() {
     let route = program.api.get("/acp/workspaces/ws/protocol").expect(200);
     assert_eq!(route["window"]["failures"], 0, "{route}");
 }
+
+/// The address of the separate runtime.
+fn runtime_address(program: &Program) -> std::net::SocketAddr {
+    program.runtime_url().trim_start_matches("ws://").trim_end_matches("/acp").parse().expect("an address")
+}
+
+#[test]
+fn runtime_has_probes_without_a_token_and_only_its_own_metrics() {
+    let program = Program::builder().separate_runtime("runtime-token-0123456789").start();
+    let session = program.api.open("ws");
+    let listen = runtime_address(&program);
+    for path in ["/livez", "/readyz"] {
+        for method in ["GET", "HEAD"] {
+            let answer = RawRequest::new(method, path).header("Host", "pod").send(listen);
+            assert_eq!(answer.status, 200, "{method} {path}: {answer:?}");
+            assert!(!answer.body.contains("token") && !answer.body.contains('/'), "{answer:?}");
+        }
+        let posted = RawRequest::new("POST", path).header("Host", "pod").send(listen);
+        assert_eq!((posted.status, posted.header("allow")), (405, Some("GET, HEAD")), "{path}");
+    }
+    for path in ["/metrics", "/status", "/livez/"] {
+        assert_eq!(RawRequest::new("GET", path).header("Host", "pod").send(listen).status, 401, "{path}");
+    }
+    let scrape = program.runtime_metrics();
+    let ours = scrape.types.keys().filter(|name| name.starts_with("lumilink_"));
+    let ours: Vec<_> = ours.map(String::as_str).collect();
+    assert_eq!(
+        ours,
+        [
+            "lumilink_agent_processes",
+            "lumilink_arbiter_lag_seconds",
+            "lumilink_arbiter_stalls_total",
+            "lumilink_build_info",
+            "lumilink_held_conversations"
+        ]
+    );
+    assert_eq!(scrape.sum("lumilink_agent_processes", &[]), 1.0);
+    session.post("close", json!({})).expect(200);
+}
+
+#[test]
+fn readiness_names_a_runtime_that_does_not_answer_without_any_session() {
+    let mut program = Program::builder().separate_runtime("runtime-token-0123456789").start();
+    let runtime = |program: &Program| program.api.get("/readyz").expect(200)["runtime"].clone();
+    assert!(runtime(&program).is_null());
+    program.kill_runtime();
+    eventually("readiness names the runtime", || runtime(&program) == "unavailable");
+    let health = program.api.get("/acp/health").expect(200);
+    assert_eq!((&health["status"], &health["runtime"]["status"]), (&json!("degraded"), &json!("unavailable")));
+    assert_eq!(program.metrics().sum("lumilink_runtime_available", &[]), 0.0);
+    assert!(program.log().contains("runtime does not answer"));
+    program.start_runtime_again();
+    eventually("readiness sees the runtime", || runtime(&program).is_null());
+    let with_wrong_token =
+        Program::builder().set("runtime.url", program.runtime_url()).set("runtime.token", "wrong").start();
+    eventually("a wrong token is visible too", || runtime(&with_wrong_token) == "unavailable");
+}

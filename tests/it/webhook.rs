@@ -153,6 +153,9 @@ fn alert_is_posted_and_retried(database: fn(Builder) -> Builder) {
     program.api.contract().check_component("WebhookEvent", &event);
     assert_eq!((&event["type"], &event["notification"]["trigger"]), (&json!("notification"), &json!("capacity")));
     assert_eq!(event["notification"]["body"], "Capacity nears its limit: 1 of 2 seats are taken.");
+    let figures = json!({"event": "capacity.raised", "kind": "raised", "level": "warning", "taken": 1, "limit": 2});
+    assert_eq!((&event["version"], &event["data"]), (&json!(1), &figures), "the figures are data too: {event}");
+    assert_eq!(event["timestamp"], event["notification"]["createdAt"]);
     let row = program.api.get("/acp/audit/notifications").expect(200)["items"][0].clone();
     assert!(after(&row, post) < PROMPT, "the commit wakes the poster: {row}");
     let delivery = deliveries_in(&program, "delivered", 1).remove(0);
