@@ -50,8 +50,8 @@ pub(crate) struct ProtocolHealth {
     /// Share of all turns that this protocol carried, 0 to 1; null before the first turn.
     pub share: Option<f64>,
     /// Share of successes among the outcomes that decide about a workspace's route, 0 to 1; null before the first one. It
-    /// differs from the share of completed turns: handshakes are outcomes too, and cancelled turns and errors that are not
-    /// the protocol's, such as those of a model provider, are none.
+    /// differs from the share of completed turns: handshakes count too; cancelled turns do not count, nor do errors that are
+    /// not the protocol's, such as those of a model provider.
     pub success_rate: Option<f64>,
 }
 

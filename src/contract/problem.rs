@@ -138,6 +138,18 @@ pub(crate) fn status_of(code: ErrorCode) -> u16 {
     }
 }
 
+/// The code of an error that the HTTP server or a static page answered with a status alone.
+pub(crate) fn code_of_status(status: u16) -> ErrorCode {
+    match status {
+        404 => ErrorCode::NotFound,
+        405 => ErrorCode::MethodNotAllowed,
+        413 => ErrorCode::PayloadTooLarge,
+        415 => ErrorCode::UnsupportedMediaType,
+        400..500 => ErrorCode::InvalidRequest,
+        _ => ErrorCode::Internal,
+    }
+}
+
 /// Seconds for the header `Retry-After`, for codes that have one.
 pub(crate) fn retry_after_s(code: ErrorCode) -> Option<u32> {
     match code {

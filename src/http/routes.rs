@@ -80,7 +80,7 @@ pub(super) async fn no_route(request: HttpRequest, state: Data<HttpState>) -> Re
     Err(ApiError::no_method(format!("{path} does not support {method}"), route.allow()))
 }
 
-/// What is at `/`: for people the documentation, for programs the addresses of everything else.
+/// Answers `/`: redirects people to the documentation, and gives programs the addresses of everything else.
 pub(super) async fn index(request: HttpRequest) -> HttpResponse {
     let accept = request.headers().get(ACCEPT).and_then(|accept| accept.to_str().ok());
     if accept.is_some_and(|accept| accept.contains("text/html")) {

@@ -13,7 +13,7 @@ use actix_web::{
     body::{BodySize, BoxBody, MessageBody},
     dev::{ServiceRequest, ServiceResponse},
     http::{
-        Method, StatusCode,
+        Method,
         header::{HeaderName, HeaderValue},
     },
     middleware::Next,
@@ -30,6 +30,7 @@ use super::{
     route_table::UNMATCHED,
 };
 use crate::{
+    contract::problem::code_of_status,
     domain::{redaction::Redacted, text::plain, turn::outcome::ErrorCode},
     telemetry::Metrics,
     transport::request_id::{REQUEST_ID, X_REQUEST_ID, usable},
@@ -146,14 +147,7 @@ fn as_problem(answer: ServiceResponse<BoxBody>) -> ServiceResponse<BoxBody> {
     if !is_error || answer.response().extensions().contains::<Refusal>() {
         return answer;
     }
-    let code = match status {
-        StatusCode::NOT_FOUND => ErrorCode::NotFound,
-        StatusCode::METHOD_NOT_ALLOWED => ErrorCode::MethodNotAllowed,
-        StatusCode::PAYLOAD_TOO_LARGE => ErrorCode::PayloadTooLarge,
-        StatusCode::UNSUPPORTED_MEDIA_TYPE => ErrorCode::UnsupportedMediaType,
-        _ if status.is_client_error() => ErrorCode::InvalidRequest,
-        _ => ErrorCode::Internal,
-    };
+    let code = code_of_status(status.as_u16());
     let reason = status.canonical_reason().unwrap_or("error").to_lowercase();
     answer.into_response(ApiError::new(code, reason).error_response())
 }

@@ -240,7 +240,7 @@ fn plan_outside_its_bounds_is_refused() {
 fn run_serialises_under_the_names_of_the_contract() {
     let plan = MigrationPlan { mode: MigrationMode::At { at: at(0) }, ..plan(2, 2, 0) };
     let kept = serde_json::to_value(run(plan)).unwrap();
-    assert_eq!(kept["mode"], serde_json::json!({"kind": "at", "at": "2027-01-15T08:00:00Z"}));
+    assert_eq!(kept["mode"], serde_json::json!({"kind": "at", "at": "2027-01-15T08:00:00.000000Z"}));
     assert_eq!(kept["workspaces"][0], serde_json::json!({"workspaceId": "ws-0", "state": "untouched"}));
     assert_eq!(kept["status"], "scheduled");
 }
