@@ -187,7 +187,7 @@ fn runtime_has_probes_without_a_token_and_only_its_own_metrics() {
 
 #[test]
 fn readiness_names_a_runtime_that_does_not_answer_without_any_session() {
-    let mut program = Program::builder().separate_runtime("runtime-token-0123456789").start();
+    let mut program = Program::builder().behind_proxy().start();
     let runtime = |program: &Program| program.api.get("/readyz").expect(200)["runtime"].clone();
     assert!(runtime(&program).is_null());
     program.kill_runtime();
