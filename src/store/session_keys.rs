@@ -3,7 +3,7 @@
 use diesel::{ExpressionMethods, OptionalExtension, QueryDsl, RunQueryDsl};
 
 use super::{
-    Idempotency, Store, StoreError,
+    Store, StoreError,
     engine::{columns::clean, writer::WriteTx},
     schema::session_keys,
 };
@@ -17,7 +17,9 @@ use crate::domain::{
 /// The key with which a session is opened, and the answer that a repeat gets.
 #[derive(Debug, Clone)]
 pub(crate) struct SessionKey {
-    pub idempotency: Idempotency,
+    pub key: String,
+    /// A digest of the request's body, as text.
+    pub body_hash: String,
     /// The answer to the first request, as JSON.
     pub answer: Redacted,
 }
@@ -26,8 +28,8 @@ pub(crate) struct SessionKey {
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(crate) struct OpenedBefore {
     pub session_id: String,
-    /// The key with the digest of the body that opened it.
-    pub idempotency: Idempotency,
+    /// The digest of the body that opened it.
+    pub body_hash: String,
     /// The answer of then, as JSON.
     pub answer: String,
 }
@@ -41,7 +43,7 @@ pub(super) fn bind(
     now: Timestamp,
 ) -> Result<(), StoreError> {
     let session_id = session_id.to_string();
-    let name = clean(key.idempotency.key.clone());
+    let name = clean(key.key.clone());
     if tx.in_doubt {
         // The commit of an earlier attempt reported an error and took effect nevertheless.
         let holder: Option<String> = session_keys::table
@@ -58,7 +60,7 @@ pub(super) fn bind(
     let record = (
         session_keys::installation_id.eq(tenant.as_str()),
         session_keys::idempotency_key.eq(name.as_str()),
-        session_keys::body_hash.eq(key.idempotency.body_hash.as_str()),
+        session_keys::body_hash.eq(key.body_hash.as_str()),
         session_keys::session_id.eq(session_id.as_str()),
         session_keys::answer.eq(clean(key.answer.as_str().to_owned())),
         session_keys::created_us.eq(now.0),
@@ -83,11 +85,7 @@ impl Store {
                 .select((session_keys::session_id, session_keys::body_hash, session_keys::answer))
                 .first(connection)
                 .optional()?;
-            Ok(found.map(|(session_id, body_hash, answer)| OpenedBefore {
-                session_id,
-                idempotency: Idempotency { key: key.clone(), body_hash },
-                answer,
-            }))
+            Ok(found.map(|(session_id, body_hash, answer)| OpenedBefore { session_id, body_hash, answer }))
         })
         .await
     }

@@ -186,7 +186,10 @@ impl Workspaces {
             now: services.clock.now(),
         };
         let deferred = self.live(session_id).and_then(|live| live.shared.take_deferred_notice());
-        let key = once.map(|once| SessionKey { idempotency: once.idempotency.clone(), answer: answer.clone() });
+        let key = once.map(|once| {
+            let Idempotency { key, body_hash } = once.idempotency.clone();
+            SessionKey { key, body_hash, answer: answer.clone() }
+        });
         if let Err(cause) = services.store.create_session_with(new, deferred, key).await {
             // A session without a row could not be loaded or recovered, so its agent must not survive.
             let _ = supervised.supervisor.send(CloseSession { session_id }).await;

@@ -20,7 +20,7 @@ pub(crate) struct AnsweredOnce {
 /// # Errors
 /// `idempotency_mismatch` if the request has another body.
 fn replay(before: OpenedBefore, idempotency: &Idempotency) -> Result<AnsweredOnce, Failure> {
-    if before.idempotency != *idempotency {
+    if before.body_hash != idempotency.body_hash {
         let detail = "this Idempotency-Key was used before with another body";
         return Err(Failure::new(ErrorCode::IdempotencyMismatch, detail));
     }
