@@ -7,9 +7,9 @@
 pub(crate) use agent_client_protocol_schema::v1::{AGENT_METHOD_NAMES, CLIENT_METHOD_NAMES};
 pub(crate) use agent_client_protocol_schema::v1::{
     AgentCapabilities, ContentBlock, CreateTerminalRequest, InitializeResponse, KillTerminalRequest,
-    PermissionOptionKind, ReadTextFileRequest, ReadTextFileResponse, ReleaseTerminalRequest,
-    RequestId, StopReason, TerminalExitStatus, TerminalOutputRequest,
-    TerminalOutputResponse, WaitForTerminalExitRequest, WriteTextFileRequest,
+    PermissionOptionKind, ReadTextFileRequest, ReadTextFileResponse, ReleaseTerminalRequest, RequestId, StopReason,
+    TerminalExitStatus, TerminalOutputRequest, TerminalOutputResponse, WaitForTerminalExitRequest,
+    WriteTextFileRequest,
 };
 
 /// The only protocol version that this crate offers and accepts. The protocol has integer versions since version 1.

@@ -17,8 +17,8 @@ use crate::domain::{
     ids::{PromptId, SessionId},
     session::{
         mcp,
-        permission::{AnsweredBy, OfferedOption, PermissionPolicy},
         pending_permissions::Resolution,
+        permission::{AnsweredBy, OfferedOption, PermissionPolicy},
     },
 };
 

@@ -145,7 +145,11 @@ fn repeat_of_an_answer_with_a_secret_or_a_word_like_one_equals_the_first_answer(
     let secret = "ghp_abcdefghijklmnopqrstuvwxyz0123456789";
     for (key, said, shown) in [
         ("1", format!("a {secret} b"), "a [redacted] b"),
-        ("2", "risk-adjusted-returns.py task-notification-center.md".to_owned(), "risk-adjusted-returns.py task-notification-center.md"),
+        (
+            "2",
+            "risk-adjusted-returns.py task-notification-center.md".to_owned(),
+            "risk-adjusted-returns.py task-notification-center.md",
+        ),
         ("3", "http://localhost:3000 by admin@example.com".to_owned(), "http://localhost:3000 by admin@example.com"),
     ] {
         let prompt = format!("echo {said}");

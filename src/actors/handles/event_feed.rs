@@ -68,7 +68,11 @@ pub(crate) struct Subscription {
 impl EventFeed {
     /// Starts a feed whose ids continue after `last_id`.
     pub(crate) fn new(session: SessionId, max_events: usize, max_bytes: usize, last_id: u64) -> Self {
-        let inner = Inner { buffer: ReplayBuffer::new(max_events, max_bytes, last_id), readers: Vec::new(), waiting: Vec::new() };
+        let inner = Inner {
+            buffer: ReplayBuffer::new(max_events, max_bytes, last_id),
+            readers: Vec::new(),
+            waiting: Vec::new(),
+        };
         Self { session, inner: Arc::new(Mutex::new(inner)) }
     }
 
@@ -177,7 +181,14 @@ mod tests {
         let null = RawValue::NULL.to_owned();
         let (since, deadline) = (Timestamp(0), Timestamp(1));
         let request_id = id.to_owned();
-        Arc::new(WaitingRequest { request_id, prompt_id: None, tool_call: null, options: Vec::new(), since, deadline })
+        Arc::new(WaitingRequest {
+            request_id,
+            prompt_id: None,
+            tool_call: null,
+            options: Vec::new(),
+            since,
+            deadline,
+        })
     }
 
     fn ids(events: &[SessionEvent]) -> Vec<u64> {

@@ -28,9 +28,7 @@ use crate::{
             success_window::Sample,
             turn_route::{TurnRoute, TurnStart},
         },
-        session::{
-            connection::ConnectionStatus, context::Missing, lifecycle::SessionState, permission::AnsweredBy,
-        },
+        session::{connection::ConnectionStatus, context::Missing, lifecycle::SessionState, permission::AnsweredBy},
         turn::{
             CancelCause, Severity, TurnInitiator, TurnOutcome, Usage,
             arrival::{Arrival, CANCEL_WAIT, Key, arrival},
@@ -197,7 +195,8 @@ impl Session {
             match is_present {
                 true => this.run(message, true, ctx),
                 false => {
-                    let failure = Failure::new(ErrorCode::TurnRunning, "the caller disconnected before the turn began");
+                    let failure =
+                        Failure::new(ErrorCode::TurnRunning, "the caller disconnected before the turn began");
                     Box::pin(actix::fut::ready(Err(failure.into())))
                 }
             }

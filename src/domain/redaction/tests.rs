@@ -129,6 +129,19 @@ fn member_with_the_name_of_a_credential_hides_its_text() {
 }
 
 #[test]
+fn known_value_is_redacted_wherever_it_occurs() {
+    let (plain, quoted) = ("no-shape-at-all", "with \"quotes\" and $1");
+    known::hide([plain, quoted, "short"].map(str::to_owned));
+    known::hide(["a later one".to_owned()]);
+    let text = format!("x{plain}y {quoted} a later one short");
+    let shown = "x[redacted]y [redacted] [redacted] short";
+    assert_eq!(Redacted::new(&text).as_str(), shown);
+    assert_eq!(redacted_json(&json!({"a": [text], plain: 1})), json!({"a": [shown], REDACTED: 1}));
+    assert!(known::is_credential("OPENAI_API_KEY") && known::is_credential("db_password"));
+    assert!(!known::is_credential("OPENAI_HOST") && !known::is_credential("TOKEN_PATH"));
+}
+
+#[test]
 fn identifier_that_continues_a_shape_is_no_secret() {
     for text in [
         "ghp_abcdefghijklmnopqrstuvwxyz_0123456789",

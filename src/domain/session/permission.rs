@@ -237,7 +237,9 @@ mod tests {
         assert_eq!((bare.name.as_str(), bare.kind), ("a", None));
         let long = read(json!({"optionId": "a", "name": "é".repeat(4000), "kind": "k".repeat(4000)})).unwrap();
         assert!(long.name.len() <= MAX_NAME_BYTES && long.kind.unwrap().len() <= MAX_KIND_BYTES);
-        for unusable in [json!({"name": "A"}), json!({"optionId": ""}), json!({"optionId": "x".repeat(2000)}), json!(1)] {
+        for unusable in
+            [json!({"name": "A"}), json!({"optionId": ""}), json!({"optionId": "x".repeat(2000)}), json!(1)]
+        {
             assert_eq!(read(unusable), None);
         }
     }

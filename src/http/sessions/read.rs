@@ -14,7 +14,12 @@ use crate::{
         runtime::WorkspaceDiff,
         session::{FailureInfo, Mode, SessionInfo, WaitingPermission},
     },
-    domain::{ids::SessionId, redaction::RedactedJson, session::{lifecycle::SessionMode, pending_permissions::WaitingRequest}, turn::outcome::ErrorCode},
+    domain::{
+        ids::SessionId,
+        redaction::RedactedJson,
+        session::{lifecycle::SessionMode, pending_permissions::WaitingRequest},
+        turn::outcome::ErrorCode,
+    },
     http::{
         HttpState,
         problem::ApiError,
