@@ -198,12 +198,11 @@ fn text_that_is_made_to_be_slow_takes_time_linear_in_its_length() {
         black_box(RedactedJson::of(&black_box(text)));
         begun.elapsed()
     };
-    for (small, large) in hostile(16 * 1024).into_iter().zip(hostile(16 * 16 * 1024)) {
+    for (small, large) in hostile(8 * 1024).into_iter().zip(hostile(8 * 8 * 1024)) {
         time(&small);
-        // The smallest of three, because other tests run at the same time. A quadratic shape takes 256 times as long.
-        let smallest = |text: &str| (0..3).map(|_| time(text)).min().unwrap();
-        let (short, long) = (smallest(&small).max(Duration::from_micros(200)), smallest(&large));
-        assert!(long < short * 100, "{:?}: {short:?}, then {long:?}", &small[..small.len().min(60)]);
+        // A quadratic shape takes 64 times as long in every try; a linear one only if other processes take the time.
+        let is_linear = || time(&large) < time(&small).max(Duration::from_micros(200)) * 32;
+        assert!((0..10).any(|_| is_linear()), "{:?}", &small[..small.len().min(60)]);
     }
 }
 
