@@ -245,7 +245,8 @@
 //!
 //! # What is not here
 //!
-//! No module named utils, no global state but the log, no prompt that is sent twice, no clock in `domain`.
+//! No module named utils, no global state but the log and the values that it must not show
+//! (`domain/redaction/known.rs`), no prompt that is sent twice, no clock in `domain`.
 #![allow(
     rustdoc::private_intra_doc_links,
     reason = "this page links to the modules that it describes; they are private"

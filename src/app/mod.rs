@@ -36,7 +36,7 @@ use self::{
 };
 use crate::{
     config::Loaded,
-    domain::turn::outcome::Failure,
+    domain::{redaction::known, turn::outcome::Failure},
     process::terminal::Terminal,
     runtime::{self as container, StartError},
     store::{BackupError, BadDatabaseUrl, RenewedEpoch, Store, StoreError},
@@ -105,6 +105,7 @@ pub(crate) struct ServeOptions {
 
 /// Serves until SIGTERM or Ctrl-C, then stops cleanly. A second signal ends the process at once.
 pub(crate) async fn serve(loaded: Loaded, options: ServeOptions) -> Result<(), AppError> {
+    known::hide(loaded.credentials());
     let terminal = Terminal::at_start();
     let service = Service::start(&loaded).await?;
     announce(options.announce.as_deref(), service.address())?;
@@ -120,6 +121,7 @@ pub(crate) async fn serve(loaded: Loaded, options: ServeOptions) -> Result<(), A
 
 /// Runs the container side alone until SIGTERM or Ctrl-C.
 pub(crate) async fn runtime(loaded: Loaded, options: ServeOptions) -> Result<(), AppError> {
+    known::hide(loaded.credentials());
     let terminal = Terminal::at_start();
     let metrics = Metrics::of_runtime(env!("CARGO_PKG_VERSION"), option_env!("LUMILINK_COMMIT"))?;
     let settings = &loaded.config.runtime;

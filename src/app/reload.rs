@@ -6,6 +6,7 @@ use secrecy::SecretString;
 
 use crate::{
     config::{self, Config, Loaded, Reloadable, Sources, changes::changes},
+    domain::redaction::known,
     telemetry::logging::LogFilter,
     webhook::{Poster, Signer},
 };
@@ -59,6 +60,7 @@ impl Reloader {
                 return;
             }
         };
+        known::hide(loaded.credentials());
         let mut reloaded = changes(&self.current, &loaded);
         reloaded.retain(|name| self.applies(name));
         for name in &reloaded {

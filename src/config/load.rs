@@ -15,6 +15,7 @@ use super::{
     sections::{Agent, DEFAULT_AGENT, sqlite_path},
     sources::Sources,
 };
+use crate::domain::redaction::known::is_credential;
 
 /// Switches GitHub automation off: `1` or `true`.
 const KILL_SWITCH_VARIABLE: &str = "GITHUB_AUTOMATION_DISABLED";
@@ -38,6 +39,17 @@ pub(crate) struct Loaded {
     /// Origins of values that are not defaults, by `section.key`.
     pub origins: BTreeMap<String, Origin>,
     pub data_dir_origin: Origin,
+}
+
+impl Loaded {
+    /// The values of the credentials: tokens, webhook secrets, and variables of agents with the name of a credential.
+    pub(crate) fn credentials(&self) -> impl Iterator<Item = String> {
+        let Config { server, runtime, webhook, .. } = &self.config;
+        let settings = [&server.token, &runtime.token, &webhook.secret, &webhook.previous_secret];
+        let of_agents = self.agent_environments.values().flatten();
+        let of_agents = of_agents.filter(|(name, _)| is_credential(name)).map(|(_, value)| value);
+        settings.into_iter().flatten().chain(of_agents).map(|value| value.expose_secret().to_owned())
+    }
 }
 
 /// Reads, merges and validates all sources.

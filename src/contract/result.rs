@@ -11,6 +11,7 @@ use crate::domain::{
     ids::{PromptId, SessionId},
     redaction::{Redacted, RedactedJson},
     routing::Route,
+    text,
     turn::{MAX_DIAGNOSTICS, Severity, TurnOutcome, TurnProgress, stop_reason_name},
 };
 
@@ -269,6 +270,11 @@ impl ACPSessionResult {
     /// before they are truncated: a half of a secret is not recognised.
     pub(crate) fn into_redacted_json(mut self) -> RedactedJson {
         if let Some(meta) = &mut self.meta {
+            if meta.message_truncated {
+                // The line that the cut interrupts may end with a half of a secret.
+                let kept = meta.message.len() - text::last_line(&meta.message).len();
+                meta.message.truncate(kept);
+            }
             meta.message = Redacted::new(&meta.message).into_string();
         }
         for diagnostic in &mut self.diagnostics {

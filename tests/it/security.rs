@@ -202,3 +202,17 @@ fn responses_carry_a_request_id_and_never_an_oversized_one_of_the_caller() {
     let long = program.api.call("GET", "/acp/sessions").header("x-request-id", &"x".repeat(5000)).send();
     assert!(long.header("x-request-id").len() < 200);
 }
+
+#[test]
+fn credential_of_an_agent_that_has_no_known_shape_is_redacted_wherever_it_is_said() {
+    let value = "no-shape-at-all-but-secret";
+    let config = format!("[agent.env]\nMY_SERVICE_KEY = \"{value}\"\nMY_PLACE = \"a-place-to-work\"\n");
+    let program = Program::builder().config(&config).start();
+    let session = program.api.open("ws");
+    let said = session.says("env MY_SERVICE_KEY ; echo  ; env MY_PLACE");
+    assert!(said.contains("[redacted]") && said.contains("a-place-to-work"), "{said}");
+    assert!(!session.transcript().iter().any(|entry| entry.to_string().contains(value)));
+    let failed = session.prompt(&format!("error -32603 refused-{value}"));
+    assert!(failed.text.contains("refused-[redacted]") && !failed.text.contains(value), "{}", failed.text);
+    assert!(!program.log().contains(value));
+}

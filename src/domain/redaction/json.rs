@@ -4,7 +4,7 @@ use std::{borrow::Cow, sync::LazyLock};
 
 use regex::Regex;
 
-use super::{REDACTED, names, shapes};
+use super::{REDACTED, known, names, shapes};
 
 /// Text of a document that may hold a secret: the literals of every shape, an escape that may hide one, and a member
 /// with the name of a credential. Documents without a match are not read further.
@@ -22,7 +22,7 @@ static CANDIDATE: LazyLock<Regex> = LazyLock::new(|| {
 
 /// Redacts valid JSON.
 pub(super) fn redact(json: &str) -> Cow<'_, str> {
-    if !CANDIDATE.is_match(json) {
+    if !CANDIDATE.is_match(json) && !known::are_in(json) {
         return Cow::Borrowed(json);
     }
     let (mut out, mut copied, mut at) = (String::new(), 0, 0);

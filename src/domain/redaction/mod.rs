@@ -9,9 +9,11 @@
 //! - A shape begins and ends at the edge of a word: `risk-adjusted` and `task-notification-center.md` stay whole.
 //! - A shape whose prefix is also English or a common identifier needs a random part (digits among letters).
 //! - In JSON, a string member with the name of a credential ([`names`]) is a secret whatever its value looks like.
+//! - The values of the process's own credentials ([`known`]) are secrets wherever they occur.
 //! - Redaction is idempotent and takes time linear in the length of the text.
 
 mod json;
+pub(crate) mod known;
 mod names;
 mod shapes;
 

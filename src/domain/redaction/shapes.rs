@@ -11,7 +11,7 @@ use std::{borrow::Cow, sync::LazyLock};
 
 use regex::{Captures, Regex};
 
-use super::REDACTED;
+use super::{REDACTED, known};
 
 /// Tokens that begin at the edge of a word. The class of characters at the end takes the whole token; `{end}` refuses
 /// an identifier that continues.
@@ -84,7 +84,7 @@ static PRIVATE_KEY: LazyLock<Regex> = LazyLock::new(|| {
 
 /// Replaces the secrets in a text.
 pub(super) fn redact(text: &str) -> Cow<'_, str> {
-    let mut text = replaced(Cow::Borrowed(text), &PLAIN, |found| match is_token(&found[0]) {
+    let mut text = replaced(known::redact(Cow::Borrowed(text)), &PLAIN, |found| match is_token(&found[0]) {
         true => REDACTED.to_owned(),
         false => found[0].to_owned(),
     });

@@ -129,6 +129,19 @@ fn member_with_the_name_of_a_credential_hides_its_text() {
 }
 
 #[test]
+fn known_value_is_redacted_wherever_it_occurs() {
+    let (plain, quoted) = ("no-shape-at-all", "with \"quotes\" and $1");
+    known::hide([plain, quoted, "short"].map(str::to_owned));
+    known::hide(["a later one".to_owned()]);
+    let text = format!("x{plain}y {quoted} a later one short");
+    let shown = "x[redacted]y [redacted] [redacted] short";
+    assert_eq!(Redacted::new(&text).as_str(), shown);
+    assert_eq!(redacted_json(&json!({"a": [text], plain: 1})), json!({"a": [shown], REDACTED: 1}));
+    assert!(known::is_credential("OPENAI_API_KEY") && known::is_credential("db_password"));
+    assert!(!known::is_credential("OPENAI_HOST") && !known::is_credential("TOKEN_PATH"));
+}
+
+#[test]
 fn identifier_that_continues_a_shape_is_no_secret() {
     for text in [
         "ghp_abcdefghijklmnopqrstuvwxyz_0123456789",
@@ -185,12 +198,11 @@ fn text_that_is_made_to_be_slow_takes_time_linear_in_its_length() {
         black_box(RedactedJson::of(&black_box(text)));
         begun.elapsed()
     };
-    for (small, large) in hostile(16 * 1024).into_iter().zip(hostile(16 * 16 * 1024)) {
+    for (small, large) in hostile(8 * 1024).into_iter().zip(hostile(8 * 8 * 1024)) {
         time(&small);
-        // The smallest of three, because other tests run at the same time. A quadratic shape takes 256 times as long.
-        let smallest = |text: &str| (0..3).map(|_| time(text)).min().unwrap();
-        let (short, long) = (smallest(&small).max(Duration::from_micros(200)), smallest(&large));
-        assert!(long < short * 100, "{:?}: {short:?}, then {long:?}", &small[..small.len().min(60)]);
+        // A quadratic shape takes 64 times as long in every try; a linear one only if other processes take the time.
+        let is_linear = || time(&large) < time(&small).max(Duration::from_micros(200)) * 32;
+        assert!((0..10).any(|_| is_linear()), "{:?}", &small[..small.len().min(60)]);
     }
 }
 

@@ -387,9 +387,6 @@ impl TurnProgress {
             self.message.push_str(chunk);
         } else {
             self.message.push_str(text::cut_bytes(chunk, room));
-            // The rest of the line may be the rest of a secret, of which a half is not recognised.
-            let kept = self.message.len() - text::last_line(&self.message).len();
-            self.message.truncate(kept);
             self.message_cut = true;
         }
     }

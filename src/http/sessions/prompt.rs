@@ -56,7 +56,9 @@ fn answer_form(request: &HttpRequest) -> AnswerForm {
 /// Answers with the result once the turn has ended. With `Accept: text/event-stream` it streams each update as an event
 /// with an id and ends with the event `result`. With `Prefer: respond-async` it answers at once with a `Location` to
 /// poll. An `Idempotency-Key` (per session, 24 h) makes a retry safe: a repeat joins the running turn or gets the same
-/// answer, with `Idempotent-Replayed: true`; while the turn's end is not on disk and the turn does not run here, it gets 202 and a `Location`. A caller that disconnects does not end the turn.
+/// answer, with `Idempotent-Replayed: true`; while the turn's end is not on disk and the turn does not run here, it gets 202
+/// and a `Location`. A caller that disconnects does not end the turn. A prompt right after a cancel waits up to 2 s for the
+/// end of the cancelled turn, then it is refused with 409.
 #[utoipa::path(
     tag = "turns",
     params(
