@@ -128,7 +128,7 @@ pub(crate) struct Usage {
     pub output_tokens: u64,
 }
 
-/// The end of a turn as the agent's answer to the prompt tells it.
+/// The end of a turn according to the agent's answer to the prompt.
 #[derive(Debug)]
 pub(crate) struct PromptEnd {
     pub outcome: TurnOutcome,
