@@ -486,7 +486,7 @@ mod tests {
     }
 
     #[test]
-    fn usage_that_cannot_be_read_is_left_out_with_a_diagnostic_and_the_turn_completes() {
+    fn unreadable_usage_is_omitted_with_a_diagnostic_and_the_turn_completes() {
         let known = |input, output| Some(Usage { input_tokens: input, output_tokens: output });
         for (given, usage, is_odd) in [
             (r#"{"inputTokens":3.0,"outputTokens":4.4}"#, known(3, 4), false),
