@@ -1,7 +1,7 @@
 //! The JSON-RPC 2.0 envelope: messages are read without copying and written without an intermediate tree.
 //!
-//! Written messages follow the specification. What is read may deviate from it: a text that is recognisably an answer or
-//! a request is one, and the members that cannot be read get the nearest value. Every other text is noise.
+//! Written messages follow the specification. Messages that are read may deviate from it: a text that is recognisably an
+//! answer or a request is one, and the members that cannot be read get the nearest value. Every other text is noise.
 //!
 //! `params`, `result` and `error.data` stay raw, so unknown fields, unknown updates and `_meta` pass through
 //! unchanged.

@@ -21,7 +21,8 @@ use crate::domain::{
 pub(crate) struct ACPSessionResult {
     /// Reason for which the turn ended.
     pub stop_reason: ResultStopReason,
-    /// Tokens; 0 with `meta.usageKnown: false` if the agent does not report them.
+    /// Tokens; 0 with `meta.usageKnown: false` if the agent does not report them, or not as numbers. Agents differ in
+    /// whether they count the turn or the whole conversation; the counts are those of the agent.
     pub usage: ResultUsage,
     /// Outcome of GitHub automation; absent for a session without a repository.
     #[serde(default, skip_serializing_if = "Option::is_none")]

@@ -129,7 +129,7 @@ pub(crate) struct Usage {
     pub output_tokens: u64,
 }
 
-/// The end of a turn as the agent's answer to the prompt tells it.
+/// The end of a turn according to the agent's answer to the prompt.
 #[derive(Debug)]
 pub(crate) struct PromptEnd {
     pub outcome: TurnOutcome,
@@ -487,7 +487,7 @@ mod tests {
     }
 
     #[test]
-    fn usage_that_cannot_be_read_is_left_out_with_a_diagnostic_and_the_turn_completes() {
+    fn unreadable_usage_is_omitted_with_a_diagnostic_and_the_turn_completes() {
         let known = |input, output| Some(Usage { input_tokens: input, output_tokens: output });
         for (given, usage, is_odd) in [
             (r#"{"inputTokens":3.0,"outputTokens":4.4}"#, known(3, 4), false),

@@ -123,7 +123,7 @@ impl Initialized {
             );
             return Err(Failure::new(ErrorCode::ProtocolVersion, detail));
         }
-        let raw = |name: &str| members.get(name).map(ToOwned::to_owned);
+        let raw = |name: &str| shown(&members, name, '{');
         let raw_capabilities = raw("agentCapabilities");
         let methods = members.get("authMethods").and_then(|list| serde_json::from_str(list.get()).ok());
         let methods: Vec<&RawValue> = methods.unwrap_or_default();
@@ -135,6 +135,20 @@ impl Initialized {
             auth_methods: methods.into_iter().filter_map(id).collect(),
         })
     }
+}
+
+/// Returns a member that this service shows to its own clients; one that does not begin as they expect is left out.
+fn shown(members: &Object<'_>, name: &str, begin: char) -> Option<Box<RawValue>> {
+    let given = members.get(name)?;
+    if !given.get().starts_with(begin) {
+        tracing::warn!(
+            marker = "[ACP]",
+            member = name,
+            "a part of the agent's answer cannot be read and is left out"
+        );
+        return None;
+    }
+    Some(given.to_owned())
 }
 
 /// Reads capabilities; those that cannot be read count as missing.
@@ -456,8 +470,12 @@ fn begun(answer: &RawValue, method: &str, previous: Option<String>) -> Result<Be
         let detail = format!("the agent's answer to `{method}` has no session id");
         return Err(Failure::new(ErrorCode::HandshakeFailed, detail));
     };
-    let raw = |name: &str| answer.get(name).map(ToOwned::to_owned);
-    Ok(Begun { agent_session_id, remembers, modes: raw("modes"), config_options: raw("configOptions") })
+    Ok(Begun {
+        agent_session_id,
+        remembers,
+        modes: shown(&answer, "modes", '{'),
+        config_options: shown(&answer, "configOptions", '['),
+    })
 }
 
 fn refusal_code(error: &RpcError) -> Option<ErrorCode> {
