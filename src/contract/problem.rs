@@ -106,6 +106,7 @@ pub(crate) fn status_of(code: ErrorCode) -> u16 {
         | ErrorCode::SessionFailed
         | ErrorCode::SessionNotLoaded
         | ErrorCode::PermissionNotPending
+        | ErrorCode::ModeUnavailable
         | ErrorCode::Fenced => 409,
         ErrorCode::PayloadTooLarge => 413,
         ErrorCode::UnsupportedMediaType => 415,

@@ -7,6 +7,7 @@ pub(crate) mod adoption;
 pub(crate) mod agent_events;
 pub(crate) mod automation;
 mod background;
+mod choices;
 pub(crate) mod closing;
 mod connect;
 pub(crate) mod connection_log;
@@ -25,6 +26,7 @@ use uuid::Uuid;
 
 use self::{
     background::{Outside, reason_of},
+    choices::{ChoiceWrites, Restoring},
     late_updates::LateUpdates,
     turn::Turn,
 };
@@ -42,6 +44,7 @@ use crate::{
         ids::SessionId,
         routing::Route,
         session::{
+            choices::Setting,
             connection::{ConnectionHealth, ConnectionStatus, LatencyWatch},
             context::Missing,
             event::EventKind,
@@ -91,6 +94,9 @@ pub(crate) struct Session {
     /// End of the previous turn; set once it is on disk.
     last_end: Option<watch::Receiver<Option<Arc<TurnEnded>>>>,
     permissions: PendingPermissions,
+    choice_writes: ChoiceWrites,
+    /// Choices that are to be set again in an agent that was found again.
+    restoring: Restoring,
     /// The part of the conversation that the agent lacks.
     missing: Missing,
     /// The agent's own conversation if it remembers turns: it knows the session up to the newest one that it completed.
@@ -118,8 +124,10 @@ pub(crate) struct Start {
 /// A call that is pending at the agent.
 enum Call {
     Prompt,
-    /// Sent for a caller that waits for the answer.
-    Asked(Later<Result<Box<RawValue>, Failure>>),
+    /// A setting, for a caller that waits for the answer.
+    Set(Setting, Later<Result<Box<RawValue>, Failure>>),
+    /// A kept choice, for an agent that was found again.
+    Restore(Setting),
     Close,
 }
 
@@ -175,6 +183,8 @@ impl Session {
             outside: Outside::default(),
             last_end: None,
             permissions: PendingPermissions::default(),
+            choice_writes: ChoiceWrites::default(),
+            restoring: Restoring::default(),
             missing: Missing::Nothing,
             remembered: None,
             replay: None,
@@ -208,6 +218,7 @@ impl Session {
             }
         }
         self.write_late_updates();
+        self.write_choices(usize::MAX);
         self.close_record(status, cause.name());
         self.ending = Some(cause.clone());
         // The supervisor learns of the end before the actor stops; the guard's drop then reports nothing.

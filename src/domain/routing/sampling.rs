@@ -57,7 +57,7 @@ fn sample_of_failure(code: ErrorCode) -> Option<Sample> {
         InvalidRequest | PayloadTooLarge | UnsupportedMediaType | NotFound | MethodNotAllowed
         | AmbiguousWorkspace | RouteChanged | MigrationState | Unauthorized | ForbiddenOrigin | TurnRunning
         | SessionClosed | SessionFailed | SessionNotLoaded | IdempotencyMismatch | PermissionNotPending
-        | NotSupportedByAgent | UnknownAgent | AgentRejected => None,
+        | ModeUnavailable | NotSupportedByAgent | UnknownAgent | AgentRejected => None,
         // The same on every route: folder and git, credentials, the model's provider.
         PathNotAllowed | WorkspaceUnavailable | AgentAuthRequired | Authentication | ModelProvider => None,
         // The runtime is stopped or cannot be reached: both routes need it.
@@ -90,7 +90,7 @@ mod tests {
         ErrorCode::FallbackUnavailable,
     ];
 
-    const NOT_COUNTED: [ErrorCode; 32] = [
+    const NOT_COUNTED: [ErrorCode; 33] = [
         ErrorCode::InvalidRequest,
         ErrorCode::PayloadTooLarge,
         ErrorCode::UnsupportedMediaType,
@@ -108,6 +108,7 @@ mod tests {
         ErrorCode::SessionNotLoaded,
         ErrorCode::IdempotencyMismatch,
         ErrorCode::PermissionNotPending,
+        ErrorCode::ModeUnavailable,
         ErrorCode::NotSupportedByAgent,
         ErrorCode::UnknownAgent,
         ErrorCode::WorkspaceUnavailable,

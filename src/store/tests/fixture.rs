@@ -313,6 +313,7 @@ pub(super) fn new_session(us: i64) -> NewSession {
         protocol: Route::Acp,
         protocol_version: Some(1),
         agent_facts: Some(Redacted::new(r#"{"agentInfo":{"name":"demo"}}"#)),
+        choices: Default::default(),
         connection: None,
         now: at(us),
     }

@@ -13,12 +13,15 @@ use crate::{
         schema::{AgentCapabilities, InitializeResponse, PROTOCOL_VERSION, agent_method},
     },
     contract::runtime::{InitializeMeta, META_KEY, RefusalMeta},
-    domain::turn::{
-        MAX_STRAY_LINES,
-        agent_error::classify_agent_error,
-        outcome::{ErrorCode, Failure},
-        prompt::Kinds,
-        update::view_update,
+    domain::{
+        session::choices::{Choices, Offers, Reapplied},
+        turn::{
+            MAX_STRAY_LINES,
+            agent_error::classify_agent_error,
+            outcome::{ErrorCode, Failure},
+            prompt::Kinds,
+            update::view_update,
+        },
     },
     transport::{
         AgentEvent, AgentFacts, CloseReason, Delivered, OpenRequest, OpenedSession,
@@ -76,8 +79,7 @@ struct RawInitialized {
 struct Begun {
     agent_session_id: String,
     remembers: bool,
-    modes: Option<Box<RawValue>>,
-    config_options: Option<Box<RawValue>>,
+    offers: Offers,
 }
 
 fn parse<'a, T: Deserialize<'a>>(answer: &'a RawValue, method: &str) -> Result<T, Failure> {
@@ -165,6 +167,14 @@ impl Handshake {
         }
         let begun = self.begin(request, &agent, auth_method).await?;
         let (takes, can_close) = abilities(&agent.agent_capabilities);
+        let mut offers = begun.offers;
+        if request.choices != Choices::default() {
+            // Later than the answer or earlier, they are the state of a fresh process and no choice.
+            self.early.events.retain(|event| match event {
+                AgentEvent::Update { update, .. } => !offers.on_update(update),
+                _ => true,
+            });
+        }
         Ok(OpenedSession {
             facts: AgentFacts {
                 connection_id: String::new(),
@@ -175,8 +185,8 @@ impl Handshake {
                 can_close,
                 info: raw.agent_info,
                 capabilities: raw.agent_capabilities,
-                modes: begun.modes,
-                config_options: begun.config_options,
+                offers,
+                reapplied: Reapplied::default(),
                 cookies: None,
             },
             link: Box::new(Link::new(self.to_agent, begun.agent_session_id, takes, self.delivered)),
@@ -333,22 +343,24 @@ impl Handshake {
 }
 
 fn begun(answer: &RawValue, method: &str, previous: Option<String>) -> Result<Begun, Failure> {
-    #[derive(Deserialize)]
+    #[derive(Default, Deserialize)]
     #[serde(rename_all = "camelCase")]
     struct Answer {
         session_id: Option<String>,
         modes: Option<Box<RawValue>>,
+        models: Option<Box<RawValue>>,
         config_options: Option<Box<RawValue>>,
     }
     // `session/load` may answer null.
     let answer: Option<Answer> = parse(answer, method)?;
-    let answer = answer.unwrap_or(Answer { session_id: None, modes: None, config_options: None });
+    let answer = answer.unwrap_or_default();
+    let offers = Offers::read(answer.modes.as_deref(), answer.models.as_deref(), answer.config_options.as_deref());
     let remembers = previous.is_some();
     let Some(agent_session_id) = previous.or(answer.session_id).filter(|id| !id.is_empty()) else {
         let detail = format!("the agent's answer to `{method}` has no session id");
         return Err(Failure::new(ErrorCode::HandshakeFailed, detail));
     };
-    Ok(Begun { agent_session_id, remembers, modes: answer.modes, config_options: answer.config_options })
+    Ok(Begun { agent_session_id, remembers, offers })
 }
 
 fn refusal_code(error: &RpcError) -> Option<ErrorCode> {
@@ -369,7 +381,7 @@ fn handshake_failure(error: &RpcError) -> Failure {
     }
 }
 
-fn closed_in_handshake(reason: &CloseReason) -> Failure {
+pub(super) fn closed_in_handshake(reason: &CloseReason) -> Failure {
     match reason {
         CloseReason::AgentExited(exited) if exited.code.is_none() => Failure::new(
             ErrorCode::AgentStartFailed,

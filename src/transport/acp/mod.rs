@@ -4,16 +4,18 @@ pub(crate) mod connection;
 #[cfg(test)]
 pub(crate) mod frame_fuzz;
 pub(crate) mod handshake;
+pub(crate) mod reapply;
 
 use std::{collections::BTreeMap, time::Duration};
 
 use futures_util::{FutureExt, future::BoxFuture};
 use serde::Deserialize;
-use serde_json::value::RawValue;
+use serde_json::{json, value::RawValue};
 
 use self::{
     connection::{Events, Link},
     handshake::{Handshake, Peer, abilities},
+    reapply::reapply,
 };
 use super::{
     AdoptRequest, AdoptedSession, AgentFacts, OpenRequest, OpenedSession, Transport,
@@ -22,9 +24,13 @@ use super::{
 };
 use crate::{
     acp::schema::PROTOCOL_VERSION,
-    domain::turn::{
-        outcome::{ErrorCode, Failure},
-        prompt::Kinds,
+    domain::{
+        redaction::Redacted,
+        session::choices::{Offers, Reapplied},
+        turn::{
+            outcome::{ErrorCode, Failure},
+            prompt::Kinds,
+        },
     },
 };
 
@@ -43,11 +49,13 @@ impl Transport for AcpTransport {
     fn open(&self, request: OpenRequest) -> BoxFuture<'static, Result<OpenedSession, Failure>> {
         let this = self.clone();
         async move {
-            let limit = this.handshake_timeout;
-            tokio::time::timeout(limit, this.connect_and_handshake(request)).await.unwrap_or_else(|_| {
+            let (limit, choices) = (this.handshake_timeout, request.choices.clone());
+            let opened = tokio::time::timeout(limit, this.connect_and_handshake(request)).await;
+            let opened = opened.unwrap_or_else(|_| {
                 let detail = format!("the agent did not finish its handshake within {} s", limit.as_secs_f32());
                 Err(Failure::new(ErrorCode::HandshakeTimeout, detail))
-            })
+            })?;
+            reapply(opened, choices, limit).await
         }
         .boxed()
     }
@@ -102,20 +110,17 @@ impl AcpTransport {
 
 impl AgentFacts {
     /// Restores the facts of an [adopted](Transport::adopt) conversation from the JSON object that was persisted with
-    /// its handshake: `agentInfo`, `agentCapabilities`, `modes` and `configOptions`, each of which may be missing or
-    /// null. Unreadable values count as missing: an agent may send anything there, and a session with fewer abilities
-    /// is better than none.
+    /// its handshake: `agentInfo`, `agentCapabilities`, `modes`, `models` and `configOptions`, each of
+    /// which may be missing or null. Unreadable values count as missing: an agent may send anything there, and a session
+    /// with fewer abilities is better than none.
     pub(crate) fn from_kept(kept: &str, request: &AdoptRequest) -> Self {
         #[derive(Default, Deserialize)]
         #[serde(rename_all = "camelCase")]
         struct Kept {
             agent_info: Option<Box<RawValue>>,
             agent_capabilities: Option<Box<RawValue>>,
-            modes: Option<Box<RawValue>>,
-            config_options: Option<Box<RawValue>>,
         }
-        let Kept { agent_info, agent_capabilities, modes, config_options } =
-            serde_json::from_str(kept).unwrap_or_default();
+        let Kept { agent_info, agent_capabilities } = serde_json::from_str(kept).unwrap_or_default();
         let parsed = agent_capabilities.as_ref().and_then(|raw| serde_json::from_str(raw.get()).ok());
         let (takes, can_close) = abilities(&parsed.unwrap_or_default());
         Self {
@@ -127,9 +132,21 @@ impl AgentFacts {
             can_close,
             info: agent_info,
             capabilities: agent_capabilities,
-            modes,
-            config_options,
+            offers: Offers::of_facts(kept),
+            reapplied: Reapplied::default(),
             cookies: request.cookies.clone(),
         }
+    }
+
+    /// Serialises the facts for the session's row, with what the agent offers now.
+    pub(crate) fn for_row(&self, offers: &Offers) -> Redacted {
+        let facts = json!({
+            "agentInfo": self.info,
+            "agentCapabilities": self.capabilities,
+            "modes": offers.modes,
+            "models": offers.models,
+            "configOptions": offers.options,
+        });
+        Redacted::new(&facts.to_string())
     }
 }
