@@ -74,6 +74,7 @@
 //! | an agent is killed | `process/watch.rs`; with a control group `process/cgroup.rs`; `process/orphans.rs` kills processes that left the group |
 //! | work of an agent outside a turn | `domain/session/background.rs` decides, `actors/session/background.rs` applies, `actors/session/woken.rs` records |
 //! | the agent of a killed supervisor is found again | `actors/session/adoption.rs`, called by `app/sessions.rs` (running turns, background) and `actors/workspaces/mod.rs` (loads) |
+//! | mode, model and options survive the agent | `domain/session/choices.rs` decides, `actors/session/choices.rs` keeps them, `transport/acp/reapply.rs` sets them in a fresh agent |
 //! | an idle session hibernates | `actors/session/mod.rs` stops it (`EndCause::Idle`), `actors/workspaces/supervisor.rs` writes `Hibernated` |
 //! | a notification subscriber is evicted | `actors/handles/subscriber.rs` (queue full, stalled), `http/notifications/socket.rs` (malformed frame, silent, expired) |
 //! | a peer is pinged and counts as dead | `domain/heartbeat.rs` |

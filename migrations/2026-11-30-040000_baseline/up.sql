@@ -73,6 +73,8 @@ CREATE TABLE sessions (
     protocol TEXT NOT NULL,
     protocol_version INTEGER,
     agent_facts TEXT,
+    -- The last confirmed mode, model and options of the agent, which a fresh agent gets before its first prompt.
+    choices TEXT,
     restarts INTEGER NOT NULL CHECK (restarts >= 0),
     last_event_id BIGINT NOT NULL CHECK (last_event_id >= 0),
     created_us BIGINT NOT NULL,

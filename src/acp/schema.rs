@@ -34,6 +34,8 @@ pub(crate) mod agent_method {
     pub(crate) const SESSION_SET_MODE: &str = "session/set_mode";
     /// Sets one of the options that the agent offers.
     pub(crate) const SESSION_SET_CONFIG_OPTION: &str = "session/set_config_option";
+    /// Selects one of the models that the agent offers; not part of the stable protocol.
+    pub(crate) const SESSION_SET_MODEL: &str = "session/set_model";
     /// Runs one turn.
     pub(crate) const SESSION_PROMPT: &str = "session/prompt";
     /// Notification: cancels the running turn.

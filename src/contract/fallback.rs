@@ -16,6 +16,7 @@ use super::result::{ResultDiagnostic, ResultWorkspace};
 use crate::domain::{
     ids::{PromptId, SessionId},
     session::{
+        choices::Choices,
         mcp,
         pending_permissions::Resolution,
         permission::{AnsweredBy, OfferedOption, PermissionPolicy},
@@ -71,6 +72,10 @@ pub(crate) struct ProcessPrompt {
     pub cancel_grace_ms: u64,
     /// Time limit for the handshake, in milliseconds.
     pub handshake_timeout_ms: u64,
+    /// The mode, model and options that the agent must have before the prompt. The turn fails with `mode_unavailable`,
+    /// and nothing is sent to the agent, if it cannot have a mode that a user set.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub choices: Option<Choices>,
     /// Automation of the turn, raw; accepted, but not used yet.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub automation: Option<Box<RawValue>>,

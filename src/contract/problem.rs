@@ -107,6 +107,7 @@ pub(crate) fn status_of(code: ErrorCode) -> u16 {
         | ErrorCode::SessionNotLoaded
         | ErrorCode::FolderMissing
         | ErrorCode::PermissionNotPending
+        | ErrorCode::ModeUnavailable
         | ErrorCode::Fenced => 409,
         ErrorCode::PayloadTooLarge => 413,
         ErrorCode::UnsupportedMediaType => 415,

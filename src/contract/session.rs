@@ -79,12 +79,16 @@ pub(crate) struct SessionReady {
     /// ACP `agentCapabilities` of the handshake, as the agent sent it.
     #[schema(value_type = Option<Object>)]
     pub agent_capabilities: Option<Box<RawValue>>,
-    /// ACP `modes` of the session.
+    /// ACP `modes` of the session, with the current one.
     #[schema(value_type = Option<Object>)]
-    pub modes: Option<Box<RawValue>>,
-    /// ACP `configOptions` of the session.
+    pub modes: Option<serde_json::Value>,
+    /// ACP `models` of the session (unstable in ACP), with the current one.
+    #[schema(value_type = Option<Object>)]
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub models: Option<serde_json::Value>,
+    /// ACP `configOptions` of the session, with their current values.
     #[schema(value_type = Option<Vec<Object>>)]
-    pub config_options: Option<Box<RawValue>>,
+    pub config_options: Option<serde_json::Value>,
     /// The workspace of the session.
     pub workspace: WorkspaceInfo,
 }
@@ -226,6 +230,16 @@ pub(crate) struct ModeBody {
     pub mode_id: String,
 }
 
+/// Body of `POST /acp/session/model`: the model to select.
+#[derive(Debug, Deserialize, ToSchema)]
+#[serde(rename_all = "camelCase", deny_unknown_fields)]
+pub(crate) struct ModelBody {
+    /// Id of the session.
+    pub session_id: String,
+    /// One of the session's `models`.
+    pub model_id: String,
+}
+
 /// Body of `POST /acp/session/config`: the option to change.
 #[derive(Debug, Deserialize, ToSchema)]
 #[serde(rename_all = "camelCase", deny_unknown_fields)]
@@ -302,10 +316,13 @@ pub(crate) struct SessionInfo {
     #[serde(skip_serializing_if = "Vec::is_empty")]
     #[schema(required = false, max_items = 32)]
     pub permission_requests: Vec<WaitingPermission>,
-    /// `agentInfo`, `agentCapabilities`, `modes` and `configOptions` of the last handshake.
+    /// `agentInfo` and `agentCapabilities` of the last handshake; `modes`, `models` and `configOptions` as they are now.
     #[schema(value_type = Option<Object>)]
     #[serde(skip_serializing_if = "Option::is_none")]
     pub agent_facts: Option<Box<RawValue>>,
+    /// The reason why the agent does not have the mode that a user set; prompts are refused meanwhile.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub mode_unavailable: Option<String>,
     /// Time of creation, RFC 3339 in UTC.
     pub created_at: String,
     /// Time of the last use, RFC 3339 in UTC.

@@ -28,6 +28,12 @@ pub(super) struct Flags {
     pub deny_cancel: bool,
     /// `--mute-modes`: the agent never answers `session/set_mode`.
     pub mute_modes: bool,
+    /// `--contradict-modes`: the agent confirms `session/set_mode` and then reports its first mode.
+    pub contradict_modes: bool,
+    /// `--refuse-modes FILE`: the agent refuses `session/set_mode` while this file exists.
+    refuse_modes: Option<PathBuf>,
+    /// `--models`: the agent offers models, and the option `fast`, which is a boolean.
+    pub models: bool,
     /// `--early-updates`: the agent announces its commands before it answers `session/new`.
     pub early_updates: bool,
     /// `--oneshot`: the agent runs the script on stdin and exits.
@@ -63,6 +69,9 @@ impl Flags {
             echo_prompts: false,
             deny_cancel: false,
             mute_modes: false,
+            contradict_modes: false,
+            refuse_modes: None,
+            models: false,
             early_updates: false,
             oneshot: false,
             persist: None,
@@ -87,6 +96,9 @@ impl Flags {
                 "--echo-prompts" => flags.echo_prompts = true,
                 "--deny-cancel" => flags.deny_cancel = true,
                 "--mute-modes" => flags.mute_modes = true,
+                "--contradict-modes" => flags.contradict_modes = true,
+                "--refuse-modes" => flags.refuse_modes = Some(value()?.into()),
+                "--models" => flags.models = true,
                 "--early-updates" => flags.early_updates = true,
                 "--oneshot" => flags.oneshot = true,
                 "--persist" => flags.persist = Some(value()?.into()),
@@ -121,6 +133,10 @@ impl Flags {
             lines.wait(self.start_delay)?;
         }
         Ok(())
+    }
+
+    pub(crate) fn refuses_modes(&self) -> bool {
+        self.refuse_modes.as_ref().is_some_and(|file| file.exists())
     }
 
     fn path(&self, id: &str) -> Option<PathBuf> {

@@ -22,7 +22,8 @@
 //! | `ask-huge BYTES N` | asks with a title of that size and N options that allow |
 //! | `ask-twice` | sends one permission request twice, with the same id |
 //! | `withdraw` | withdraws a request that it never sent, then its own permission request |
-//! | `mode NAME` | switches its own mode |
+//! | `mode NAME` | switches its own mode; in the mode `plan`, `write` writes nothing |
+//! | `settings` | says its mode, tone, model and speed |
 //! | `crash` | says something, writes to stderr, exits with 42 |
 //! | `segv` | says something, kills itself with signal 11 |
 //! | `hang` | falls silent; reads no cancel |
@@ -98,8 +99,24 @@ struct Conversation {
     cwd: PathBuf,
     mode: String,
     tone: String,
+    /// Value of the option `fast`, which is offered with `--models`.
+    fast: bool,
+    model: String,
     /// The turns so far: the user's script and the agent's text.
     said: Vec<(String, String)>,
+}
+
+impl Conversation {
+    fn new(params: &Value, said: Vec<(String, String)>) -> Self {
+        Self {
+            cwd: PathBuf::from(params["cwd"].as_str().unwrap_or(".")),
+            mode: MODES[0].0.to_owned(),
+            tone: TONES[0].0.to_owned(),
+            fast: false,
+            model: MODELS[0].0.to_owned(),
+            said,
+        }
+    }
 }
 
 struct Agent {
@@ -119,7 +136,8 @@ struct Agent {
     turns_of_its_own: u32,
 }
 
-const MODES: [(&str, &str); 2] = [("code", "Code"), ("ask", "Ask")];
+const MODES: [(&str, &str); 3] = [("code", "Code"), ("ask", "Ask"), ("plan", "Plan")];
+const MODELS: [(&str, &str); 2] = [("small", "Small"), ("large", "Large")];
 const TONES: [(&str, &str); 2] = [("plain", "Plain"), ("loud", "Loud")];
 
 impl Agent {
@@ -179,6 +197,10 @@ impl Agent {
         }
         let result = self.answer(method, params)?;
         self.respond(&id, result)?;
+        if method == "session/set_mode" && self.flags.contradict_modes {
+            let session = params["sessionId"].as_str().unwrap_or_default().to_owned();
+            return self.switch_mode(&session, MODES[0].0);
+        }
         if method == "session/load" && self.flags.late_replay {
             let half = self.late.len() / 2;
             self.replay_late(half)?;
@@ -236,7 +258,9 @@ impl Agent {
                 true => Ok(json!({})),
                 false => unknown_session(),
             },
+            "session/set_mode" if self.flags.refuses_modes() => Err((-32603, "modes cannot be changed now".into())),
             "session/set_mode" => self.set_mode(&id, params["modeId"].as_str().unwrap_or_default()),
+            "session/set_model" => self.set_model(&id, params["modelId"].as_str().unwrap_or_default()),
             "session/set_config_option" => self.set_tone(&id, params),
             other => Err((-32601, format!("no method {other}"))),
         })
@@ -270,12 +294,7 @@ impl Agent {
     fn begin(&mut self, params: &Value) -> Value {
         // Unique across processes, so that one process can restore a conversation of another.
         let id = format!("demo-{}", uuid::Uuid::now_v7());
-        let conversation = Conversation {
-            cwd: PathBuf::from(params["cwd"].as_str().unwrap_or(".")),
-            mode: MODES[0].0.to_owned(),
-            tone: TONES[0].0.to_owned(),
-            said: Vec::new(),
-        };
+        let conversation = Conversation::new(params, Vec::new());
         self.conversations.insert(id.clone(), conversation);
         self.keep(&id);
         let mut answer = self.offers(&id);
@@ -286,10 +305,51 @@ impl Agent {
     fn offers(&self, id: &str) -> Value {
         let Some(conversation) = self.conversations.get(id) else { return json!({}) };
         let named = |(id, name): &(&str, &str)| json!({"id": id, "name": name});
-        json!({
+        let mut offers = json!({
             "modes": {"currentModeId": conversation.mode, "availableModes": MODES.iter().map(named).collect::<Vec<_>>()},
-            "configOptions": tone_options(&conversation.tone),
-        })
+            "configOptions": self.options(conversation),
+        });
+        if self.flags.models {
+            let named = |(id, name): &(&str, &str)| json!({"modelId": id, "name": name});
+            let models = MODELS.iter().map(named).collect::<Vec<_>>();
+            offers["models"] = json!({"currentModelId": conversation.model, "availableModels": models});
+        }
+        offers
+    }
+
+    fn options(&self, conversation: &Conversation) -> Value {
+        let mut options = tone_options(&conversation.tone);
+        if let Some(options) = options.as_array_mut().filter(|_| self.flags.models) {
+            options.push(json!({"id": "fast", "name": "Fast", "type": "boolean", "currentValue": conversation.fast}));
+        }
+        options
+    }
+
+    /// Switches the mode and reports it.
+    fn switch_mode(&mut self, session: &str, mode: &str) -> io::Result<()> {
+        if let Some(conversation) = self.conversations.get_mut(session) {
+            conversation.mode = mode.to_owned();
+        }
+        self.update(session, &json!({"sessionUpdate": "current_mode_update", "currentModeId": mode}))
+    }
+
+    /// Selects a model, which resets the tone.
+    fn set_model(&mut self, id: &str, model: &str) -> Result<Value, (i64, String)> {
+        let known = self.flags.models && MODELS.iter().any(|(known, _)| *known == model);
+        match self.conversations.get_mut(id) {
+            Some(conversation) if known => {
+                (conversation.model, conversation.tone) = (model.to_owned(), TONES[0].0.to_owned());
+                Ok(json!({}))
+            }
+            Some(_) => Err((-32602, format!("no model {model:?}"))),
+            None => Err((-32002, "no such session".into())),
+        }
+    }
+
+    /// The mode, tone, model and speed of a conversation, as text.
+    fn settings(&self, id: &str) -> String {
+        let Some(it) = self.conversations.get(id) else { return String::new() };
+        format!("mode={} tone={} model={} fast={}", it.mode, it.tone, it.model, it.fast)
     }
 
     fn set_mode(&mut self, id: &str, mode: &str) -> Result<Value, (i64, String)> {
@@ -305,16 +365,25 @@ impl Agent {
     }
 
     fn set_tone(&mut self, id: &str, params: &Value) -> Result<Value, (i64, String)> {
-        let tone = params["value"].as_str().unwrap_or_default();
+        let (value, has_fast) = (&params["value"], self.flags.models);
+        let tone = value.as_str().unwrap_or_default();
         let known = params["configId"] == "tone" && TONES.iter().any(|(known, _)| *known == tone);
         match self.conversations.get_mut(id) {
             Some(conversation) if known => {
                 conversation.tone = tone.to_owned();
-                Ok(json!({"configOptions": tone_options(tone)}))
+                Ok(self.options_of(id))
+            }
+            Some(conversation) if has_fast && params["configId"] == "fast" && value.is_boolean() => {
+                conversation.fast = *value == json!(true);
+                Ok(self.options_of(id))
             }
             Some(_) => Err((-32602, "no such option or value".into())),
             None => Err((-32002, "no such session".into())),
         }
+    }
+
+    fn options_of(&self, id: &str) -> Value {
+        json!({"configOptions": self.conversations.get(id).map(|conversation| self.options(conversation))})
     }
 
     /// Restores the conversation from this process or from the file of another one. Returns false if it is unknown.
@@ -322,13 +391,7 @@ impl Agent {
         if !self.conversations.contains_key(id)
             && let Some(said) = self.flags.kept(id)
         {
-            let conversation = Conversation {
-                cwd: PathBuf::from(params["cwd"].as_str().unwrap_or(".")),
-                mode: MODES[0].0.to_owned(),
-                tone: TONES[0].0.to_owned(),
-                said,
-            };
-            self.conversations.insert(id.to_owned(), conversation);
+            self.conversations.insert(id.to_owned(), Conversation::new(params, said));
         }
         self.conversations.contains_key(id)
     }

@@ -126,7 +126,12 @@ impl Agent {
     pub(super) fn perform(&mut self, command: &Command, turn: &mut Turn) -> io::Result<()> {
         match command.word.as_str() {
             "echo" => self.say_in_chunks(turn, &command.rest),
+            "write" if self.settings(&turn.session).starts_with("mode=plan ") => self.say(turn, "may only plan"),
             "write" => self.write_file(command, turn),
+            "settings" => {
+                let settings = self.settings(&turn.session);
+                self.say(turn, &settings)
+            }
             "read" => self.read_file(command, turn),
             "run" => self.run_command(command, turn),
             "sleep" => self.work(turn, Duration::from_secs_f64(command.rest.parse().unwrap_or(1.0))),
@@ -159,10 +164,7 @@ impl Agent {
             "mode" => {
                 let answer = self.set_mode(&turn.session, &command.rest);
                 match answer {
-                    Ok(_) => {
-                        let update = json!({"sessionUpdate": "current_mode_update", "currentModeId": command.rest});
-                        self.update(&turn.session, &update)
-                    }
+                    Ok(_) => self.switch_mode(&turn.session, &command.rest),
                     Err((_, message)) => self.say(turn, &message),
                 }
             }

@@ -18,6 +18,7 @@ pub(super) fn routes(table: &mut ServiceConfig<'_>) {
         .service(sessions::cancel_turn)
         .service(sessions::answer_permission)
         .service(sessions::set_mode)
+        .service(sessions::set_model)
         .service(sessions::set_config)
         .service(sessions::load_session)
         .service(sessions::close_session)
@@ -104,7 +105,7 @@ mod tests {
     #[test]
     fn document_has_every_route_and_schema() {
         let document = document();
-        assert_eq!(document.paths.paths.len(), 45);
+        assert_eq!(document.paths.paths.len(), 46);
         let components = document.components.unwrap();
         for name in ["ACPSessionResult", "GithubAutomation", "Toast", "TranscriptNote", "Problem"] {
             assert!(components.schemas.contains_key(name), "{name}");

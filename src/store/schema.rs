@@ -278,6 +278,7 @@ diesel::table! {
         protocol -> Text,
         protocol_version -> Nullable<Integer>,
         agent_facts -> Nullable<Text>,
+        choices -> Nullable<Text>,
         restarts -> Integer,
         last_event_id -> BigInt,
         created_us -> BigInt,

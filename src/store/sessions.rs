@@ -7,7 +7,7 @@ use super::{
     engine::{
         columns::{self, Cursor, Page, clean, clean_option, page_of},
         connection::AnyConnection,
-        writer::WriteTx,
+        writer::{Job, Outage, WriteTx},
     },
     schema::{prompts, sessions},
     workspaces::{self, NewWorkspace},
@@ -17,7 +17,10 @@ use crate::domain::{
     ids::{InstallationId, SessionId, UserId, WorkspaceId, WorkspaceKey},
     redaction::RedactedJson,
     routing::Route,
-    session::lifecycle::{SessionMode, SessionState},
+    session::{
+        choices::Choices,
+        lifecycle::{SessionMode, SessionState},
+    },
     turn::{TurnInitiator, TurnPhase, outcome::Failure},
 };
 
@@ -47,6 +50,8 @@ pub(crate) struct NewSession {
     pub protocol_version: Option<u16>,
     /// The agent's description of itself, as a JSON object.
     pub agent_facts: Option<RedactedJson>,
+    /// The mode, model and options of the agent. Stored unchanged: a value that looks like a secret is never kept.
+    pub choices: Choices,
     /// The connection to the agent.
     pub connection: Option<KeptConnection>,
     pub now: Timestamp,
@@ -85,6 +90,8 @@ pub(crate) struct SessionRow {
     pub protocol_version: Option<u16>,
     /// The agent's description of itself, as a JSON object.
     pub agent_facts: Option<String>,
+    /// The last confirmed mode, model and options of the agent.
+    pub choices: Choices,
     /// Number of restarts of the agent.
     pub restarts: u32,
     /// The last event that the session's readers got, as of the last time it was written. Outdated while the state is
@@ -133,6 +140,8 @@ pub(crate) struct SessionChange {
     pub protocol_version: Option<u16>,
     /// The agent's description of itself, as a JSON object.
     pub agent_facts: Option<RedactedJson>,
+    /// The last confirmed mode, model and options of the agent.
+    pub choices: Option<Choices>,
     /// Number of restarts of the agent.
     pub restarts: Option<u32>,
     /// A new connection to the agent.
@@ -153,6 +162,7 @@ impl SessionChange {
             protocol: None,
             protocol_version: None,
             agent_facts: None,
+            choices: None,
             restarts: None,
             connection: None,
             last_event_id: None,
@@ -179,6 +189,7 @@ pub(super) struct Record {
     protocol: String,
     protocol_version: Option<i32>,
     agent_facts: Option<String>,
+    choices: Option<String>,
     restarts: i32,
     last_event_id: i64,
     created_us: i64,
@@ -207,6 +218,7 @@ impl Record {
             protocol: new.protocol.as_str().to_owned(),
             protocol_version: new.protocol_version.map(i32::from),
             agent_facts: clean_option(new.agent_facts.map(RedactedJson::into_string)),
+            choices: clean_option(Some(new.choices.as_json())),
             restarts: 0,
             last_event_id: 0,
             created_us: new.now.0,
@@ -232,6 +244,7 @@ impl Record {
             protocol: Route::tolerant(&self.protocol),
             protocol_version: self.protocol_version.and_then(|version| u16::try_from(version).ok()),
             agent_facts: self.agent_facts,
+            choices: Choices::of_row(self.choices.as_deref()),
             restarts: u32::try_from(self.restarts).unwrap_or(0),
             last_event_id: columns::unsigned(self.last_event_id),
             connection: self.connection_id.map(|id| KeptConnection { id, cookies: self.connection_cookies }),
@@ -253,6 +266,7 @@ struct Changes {
     protocol: Option<&'static str>,
     protocol_version: Option<i32>,
     agent_facts: Option<String>,
+    choices: Option<String>,
     restarts: Option<i32>,
     last_event_id: Option<i64>,
     last_used_us: Option<i64>,
@@ -282,6 +296,7 @@ pub(super) fn change(change: SessionChange) -> impl FnMut(&mut WriteTx<'_>) -> R
         protocol: change.protocol.map(Route::as_str),
         protocol_version: change.protocol_version.map(i32::from),
         agent_facts: clean_option(change.agent_facts.map(RedactedJson::into_string)),
+        choices: clean_option(change.choices.map(|choices| choices.as_json())),
         restarts: change.restarts.map(|restarts| i32::try_from(restarts).unwrap_or(i32::MAX)),
         last_event_id: change.last_event_id.map(columns::signed),
         last_used_us: change.last_used.map(|at| at.0),
@@ -381,6 +396,20 @@ impl Store {
     /// commit, as [`Store::append`] does.
     pub(crate) async fn settle_session(&self, changed: SessionChange) -> Result<(), StoreError> {
         self.write_when_there_is_room(change(changed)).await.map(drop)
+    }
+
+    /// [`Store::update_session`] of the past, without waiting: queued behind the writes before it and ahead of those after
+    /// it. `done` is called by the writer's thread after the commit.
+    ///
+    /// # Errors
+    /// The queue is full or closed; `done` is not called.
+    pub(crate) fn try_update_session(
+        &self,
+        changed: SessionChange,
+        done: impl FnOnce(Result<bool, StoreError>) + Send + 'static,
+    ) -> Result<(), StoreError> {
+        self.place()?.send(Job::new(Outage::Keep, change(changed), done));
+        Ok(())
     }
 
     /// Reads one session. Cancel-safe.

@@ -22,7 +22,10 @@ use crate::{
     contract::runtime::ResumedPrompt,
     domain::{
         ids::SessionId,
-        session::mcp,
+        session::{
+            choices::{Choices, Offers, Reapplied},
+            mcp,
+        },
         turn::{
             outcome::{ErrorCode, Failure},
             prompt::Kinds,
@@ -107,8 +110,8 @@ impl Transport for FakeTransport {
                     can_close: false,
                     info: None,
                     capabilities: None,
-                    modes: None,
-                    config_options: None,
+                    offers: Offers::default(),
+                    reapplied: Reapplied::default(),
                     cookies: None,
                 },
             })
@@ -132,6 +135,7 @@ impl Transport for FakeTransport {
                 mcp_servers: mcp::none(),
                 previous,
                 cookies: None,
+                choices: Choices::default(),
             };
             let (agent, link, events) = pair(request, panics);
             started.send(agent).await.expect("the test plays the agent");
@@ -185,6 +189,10 @@ impl AgentSession for FakeLink {
     }
 
     fn set_config_option(&mut self, _: u64, _: &str, _: &serde_json::Value) -> Result<(), SendError> {
+        Err(SendError::Full)
+    }
+
+    fn set_model(&mut self, _: u64, _: &str) -> Result<(), SendError> {
         Err(SendError::Full)
     }
 

@@ -31,7 +31,11 @@ use crate::{
     contract::runtime::ResumedPrompt,
     domain::{
         ids::{PromptId, SessionId},
-        session::{pending_permissions::Resolution, permission::PermissionPolicy},
+        session::{
+            choices::{Choices, Offers, Reapplied, Setting},
+            pending_permissions::Resolution,
+            permission::PermissionPolicy,
+        },
         turn::{
             Severity,
             outcome::Failure,
@@ -45,7 +49,7 @@ pub(crate) use self::pipe::{CloseReason, SendError};
 /// Opens conversations with agents.
 pub(crate) trait Transport: Send + Sync {
     /// Starts an agent and a conversation with it, or resumes an earlier conversation. Takes at most the handshake
-    /// timeout.
+    /// timeout, and as long again for setting [`OpenRequest::choices`].
     ///
     /// # Errors
     /// A failure has no lasting side effect, so a retry is safe.
@@ -123,6 +127,8 @@ pub(crate) struct OpenRequest {
     /// Cookies that the runtime set for this session earlier; a load balancer uses them to keep a session on its
     /// replica.
     pub cookies: Option<String>,
+    /// The mode, model and options that the agent must have before its first prompt.
+    pub choices: Choices,
 }
 
 /// A conversation that has started.
@@ -157,10 +163,10 @@ pub(crate) struct AgentFacts {
     pub info: Option<Box<RawValue>>,
     /// `agentCapabilities`, raw.
     pub capabilities: Option<Box<RawValue>>,
-    /// `modes` of the session, raw.
-    pub modes: Option<Box<RawValue>>,
-    /// `configOptions` of the session, raw.
-    pub config_options: Option<Box<RawValue>>,
+    /// `modes`, `models` and `configOptions` of the session, after [`OpenRequest::choices`] were set.
+    pub offers: Offers,
+    /// The result of setting [`OpenRequest::choices`].
+    pub reapplied: Reapplied,
     /// Cookies to send on the next connection of this session.
     pub cookies: Option<String>,
 }
@@ -177,6 +183,8 @@ pub(crate) struct TurnRequest<'a> {
     /// Decides permission requests if the carrier of the turn answers them itself, so that they do not arrive as
     /// [`AgentEvent::Request`].
     pub policy: PermissionPolicy,
+    /// The mode, model and options that the agent must have, if the turn has its own agent.
+    pub choices: &'a Choices,
 }
 
 /// The sending half of a conversation. Every method queues a message or fails; none waits.
@@ -199,6 +207,16 @@ pub(crate) trait AgentSession: Send {
     fn set_mode(&mut self, call: u64, mode_id: &str) -> Result<(), SendError>;
     /// Sets an option (`session/set_config_option`). `value` is a string or a boolean.
     fn set_config_option(&mut self, call: u64, config_id: &str, value: &serde_json::Value) -> Result<(), SendError>;
+    /// Selects a model (`session/set_model`, unstable).
+    fn set_model(&mut self, call: u64, model_id: &str) -> Result<(), SendError>;
+    /// Sends the call of a setting.
+    fn set(&mut self, call: u64, setting: &Setting) -> Result<(), SendError> {
+        match setting {
+            Setting::Mode(id) => self.set_mode(call, id),
+            Setting::Model(id) => self.set_model(call, id),
+            Setting::Option { id, value } => self.set_config_option(call, id, value),
+        }
+    }
     /// Ends the conversation (`session/close`); only for agents that offer it.
     fn close(&mut self, call: u64) -> Result<(), SendError>;
     /// Sends the answer to a request of the agent.

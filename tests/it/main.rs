@@ -31,6 +31,7 @@ mod left_agents;
 mod memory;
 mod metrics;
 mod migrations;
+mod modes;
 mod newer;
 mod notification_faults;
 mod notifications;

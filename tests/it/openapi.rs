@@ -151,6 +151,7 @@ fn every_documented_operation_is_exercised() {
     let option = &session.opened["configOptions"][0];
     assert!(option["id"].is_string(), "the demo agent offers options: {}", session.opened);
     session.post("config", json!({"configId": option["id"], "value": option["currentValue"]})).expect(200);
+    session.post("model", json!({"modelId": "none"})).problem(422, "agent_rejected");
     session.post("load", json!({})).expect(200);
     session.post("close", json!({})).expect(200);
     switch_routes(api);
@@ -224,6 +225,7 @@ fn every_required_route_is_documented() {
         ("POST", "/acp/session/permission"),
         ("POST", "/acp/session/mode"),
         ("POST", "/acp/session/config"),
+        ("POST", "/acp/session/model"),
         ("POST", "/acp/session/load"),
         ("POST", "/acp/session/close"),
         ("GET", "/acp/sessions"),

@@ -346,6 +346,31 @@ fn asked(side: &Side<'_>) -> Value {
     json!({"result": result_of(&session.api, &end), "trace": trace(&session, &id, after)})
 }
 
+/// The choices of a session reach the agent of each route before its prompt.
+fn chosen(side: &Side<'_>) -> Value {
+    let session = side.session();
+    let pin = |route: &str| {
+        let pin = json!({"pin": {"protocol": route}, "actor": "parity", "reason": "to set the mode"});
+        side.program.api.call("PUT", &format!("/acp/workspaces/{}/protocol", side.workspace())).json(&pin).send()
+    };
+    // A mode is set in an agent over ACP; then the route of this side is used again.
+    pin("acp").expect(200);
+    session.completes("silent");
+    session.post("mode", json!({"modeId": "plan"})).expect(200);
+    session.post("model", json!({"modelId": "large"})).expect(200);
+    session.post("config", json!({"configId": "tone", "value": "loud"})).expect(200);
+    session.post("config", json!({"configId": "fast", "value": true})).expect(200);
+    pin(side.route).expect(200);
+    let said = session.says("settings");
+    assert_eq!(said, "mode=plan tone=loud model=large fast=true", "over {}", side.route);
+    let own = session.says("mode ask ; settings");
+    assert_eq!(own, "mode=ask tone=loud model=large fast=true", "over {}", side.route);
+    let facts = session.state()["agentFacts"].clone();
+    let next = session.says("settings");
+    session.post("close", json!({})).expect(200);
+    json!({"said": said, "own": own, "next": next, "facts": facts})
+}
+
 fn signed_in(side: &Side<'_>) -> Value {
     turn(&side.open(json!({"agent": "signed-in"})), "echo signed in")
 }
@@ -502,6 +527,9 @@ fn fr_002_turn_is_identical_over_both_routes_except_listed_differences() {
             ("cancel that is not confirmed", |side| cancelled(side, "echo a ; ignore-cancel")),
         ],
     );
+    // In a program of its own: the scenario has turns over both routes, which the figures count.
+    let with_models = Program::builder().demo_agent(&["--models"]).start();
+    report += &compare(&with_models, &[("chosen", chosen)]);
     let obsolete =
         ALLOWED.iter().enumerate().filter(|(place, _)| OCCURRED.with_borrow(|occurred| !occurred.contains(place)));
     for (_, row) in obsolete {

@@ -7,7 +7,7 @@ use parking_lot::RwLock;
 use tokio::sync::watch;
 
 use super::{
-    messages::{AnswerPermission, CancelTurn, CloseSession, EndSession, Probe, RunPrompt, SetConfigOption, SetMode},
+    messages::{AnswerPermission, CancelTurn, ChangeSetting, CloseSession, EndSession, Probe, RunPrompt},
     session::SessionShared,
 };
 use crate::domain::ids::{SessionId, WorkspaceKey};
@@ -18,8 +18,7 @@ pub(crate) struct Mailbox {
     pub run_prompt: Recipient<RunPrompt>,
     pub cancel_turn: Recipient<CancelTurn>,
     pub answer_permission: Recipient<AnswerPermission>,
-    pub set_mode: Recipient<SetMode>,
-    pub set_config_option: Recipient<SetConfigOption>,
+    pub change_setting: Recipient<ChangeSetting>,
     pub end: Recipient<EndSession>,
     pub probe: Recipient<Probe>,
 }

@@ -21,6 +21,7 @@ use crate::{
         ids::{PromptId, SessionId},
         notify::notification::{Scope, Stream},
         routing::{Attribution, Route, Routing, success_window::WindowFigures, turn_route::TurnReport},
+        session::choices::{Chosen, Setting},
         turn::{CancelCause, TurnState, outcome::Failure, prompt::Prompt, transcript::KeptEntry},
     },
     store::{EndSlot, Idempotency, PromptRow},
@@ -116,23 +117,10 @@ pub(crate) struct AnswerPermission {
     pub option_id: Option<String>,
 }
 
-/// http → session: selects a mode. Replies with the agent's answer.
+/// http → session: changes the mode, the model or an option. Replies with the agent's answer once the choice is on disk.
 #[derive(Message)]
 #[rtype(result = "Result<Box<RawValue>, Failure>")]
-pub(crate) struct SetMode {
-    /// One of the session's modes.
-    pub mode_id: String,
-}
-
-/// http → session: sets an option. Replies with the agent's answer.
-#[derive(Message)]
-#[rtype(result = "Result<Box<RawValue>, Failure>")]
-pub(crate) struct SetConfigOption {
-    /// One of the session's options.
-    pub config_id: String,
-    /// A string or a boolean.
-    pub value: serde_json::Value,
-}
+pub(crate) struct ChangeSetting(pub Setting);
 
 /// supervisor → session: ends the session, after cancelling a running turn. [`SessionEnded`] reports the end.
 #[derive(Message)]
@@ -237,6 +225,10 @@ pub(crate) struct Past {
     /// The newest event id that clients have seen.
     pub last_event_id: u64,
     pub restarts: u32,
+    /// The kept mode, model and options, for a session that is not live yet.
+    pub chosen: Chosen,
+    /// True if the session has a row.
+    pub is_stored: bool,
 }
 
 /// workspaces → supervisor: closes a session, also one that is starting or ending. Replies when its agent is released

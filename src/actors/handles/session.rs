@@ -23,6 +23,7 @@ use crate::{
         routing::Route,
         session::{
             background::Activity,
+            choices::Chosen,
             connection::ConnectionStatus,
             eta::{PlanProgress, Progress},
             event::EventKind,
@@ -115,6 +116,8 @@ pub(crate) struct SessionView {
     pub restarts: u32,
     /// Facts from the last handshake.
     pub facts: Option<Arc<AgentFacts>>,
+    /// Its mode, model and options: what is kept, and what the agent has.
+    pub chosen: Chosen,
     /// Id under which its agent knows the conversation over ACP.
     pub agent_session_id: Option<String>,
     /// Current carrier of its turns.
@@ -136,6 +139,7 @@ impl SessionView {
             last_used: now,
             restarts,
             facts: None,
+            chosen: Chosen::default(),
             agent_session_id: None,
             carrier: Route::Acp,
             is_slow: false,

@@ -41,7 +41,7 @@ use crate::{
             success_window::{Sample, WindowRules},
             turn_route::TurnReport,
         },
-        session::{event::EventKind, mcp},
+        session::{choices::Choices, event::EventKind, mcp},
         share::FULL_BP,
         turn::{
             outcome::{ErrorCode, Failure},
@@ -429,6 +429,7 @@ pub(crate) async fn perform_handshake(services: &Services, key: &WorkspaceKey) -
         mcp_servers: mcp::none(),
         previous: None,
         cookies: None,
+        choices: Choices::default(),
     };
     let begun = services.clock.steady();
     let limit = services.settings.recovery.probe_timeout;

@@ -9,18 +9,19 @@ use serde_json::{json, value::RawValue};
 use tokio::sync::oneshot;
 use uuid::Uuid;
 
-use super::{Call, Session, connection_log, notices, turn::Turn, woken::completed};
+use super::{Call, Session, choices::MAX_WRITES, connection_log, notices, turn::Turn, woken::completed};
 use crate::{
     acp::{
         jsonrpc::{self, RpcError},
         schema::{CANCEL_REQUEST, RequestId, client_method},
     },
-    actors::handles::messages::{AnswerPermission, CancelTurn, EndCause, SetConfigOption, SetMode},
+    actors::handles::messages::{AnswerPermission, CancelTurn, EndCause},
     contract::fallback::LineNotification,
     domain::{
         redaction::{Redacted, RedactedJson},
         session::{
             background::{Mark, mark_of_notification},
+            choices::Setting,
             connection::ConnectionStatus,
             event::EventKind,
             pending_permissions::{Answer, Received, ReceivedRequest, Resolution},
@@ -37,7 +38,7 @@ use crate::{
     },
     store::{StoreError, TranscriptAppend},
     telemetry::labels::PermissionAnswer,
-    transport::{AgentEvent, AgentSession, SendError, acp::connection::closed_in_turn},
+    transport::{AgentEvent, acp::connection::closed_in_turn},
 };
 
 /// Time that the answer to a cancel waits for its write.
@@ -111,7 +112,10 @@ impl StreamHandler<AgentEvent> for Session {
             (true, true) => self.save_entries(ctx),
             // The event that ended the turn is settled when the end is on disk.
             (true, false) => {}
-            (false, _) => self.settle_outside(),
+            (false, _) => {
+                self.write_choices(MAX_WRITES);
+                self.settle_outside();
+            }
         }
         self.outside.work.hear(now);
         if self.turn.is_none() && self.link.is_some() {
@@ -149,6 +153,7 @@ impl Session {
     fn on_update(&mut self, update: &RawValue, meta: Option<&RawValue>, ctx: &mut Context<Self>) {
         let now = self.services.clock.now();
         let view = view_update(update);
+        self.on_choice_update(view.as_ref(), update);
         let Some(is_echo) = self.origin_of(view.as_ref(), update) else { return };
         let mark = self.note_work(view.as_ref(), update, meta);
         if is_echo {
@@ -205,6 +210,10 @@ impl Session {
             || (handled > turn.settled_seq && turn.unsettled_bytes >= settings.settle_bytes);
         let (at_least, bytes) = if is_much { (0, 0) } else { (ENTRIES_PER_WRITE, BYTES_PER_WRITE) };
         let Some(entries) = ticket.take_entries(at_least, bytes) else { return };
+        // Ahead of the entries, which let the runtime discard the messages.
+        self.write_choices(usize::MAX);
+        let Some(turn) = &mut self.turn else { return };
+        let Some(ticket) = &mut turn.ticket else { return };
         let spec = &self.shared.spec;
         let append = TranscriptAppend {
             session_id: spec.session_id,
@@ -280,7 +289,7 @@ impl Session {
     /// the previous turn is on disk. The runtime is notified once enough messages have accumulated.
     fn settle_outside(&self) {
         // As in a turn, a restarted supervisor receives a pending permission request again.
-        if self.permissions.is_waiting() || self.has_unwritten_updates() {
+        if self.permissions.is_waiting() || self.has_unwritten_updates() || self.choice_writes.is_pending() {
             return;
         }
         if self.last_end.as_ref().is_some_and(|end| end.borrow().is_none()) {
@@ -394,9 +403,13 @@ impl Session {
                 let cause = self.ending.clone().unwrap_or(EndCause::Closed);
                 self.stop(cause, ctx);
             }
-            Some(Call::Asked(later)) => {
+            Some(Call::Set(setting, later)) => match result {
+                Ok(answer) => self.on_setting_confirmed(&setting, answer, later),
                 // Fails only if the caller has stopped waiting.
-                let _ = later.send(result.map_err(|error| classify_agent_error(&error)));
+                Err(error) => drop(later.send(Err(classify_agent_error(&error)))),
+            },
+            Some(Call::Restore(setting)) => {
+                self.on_restored(&setting, result.as_deref().map_err(|error| error.message.clone()), ctx);
             }
             None => self.remark(Severity::Warn, UNKNOWN_ANSWER),
         }
@@ -433,7 +446,8 @@ impl Session {
                 let cancelled = self.turn.as_ref().is_some_and(|turn| turn.is_cancelled());
                 self.end_turn(TurnOutcome::of_failure(failure, cancelled), None, ctx);
             }
-            Some(Call::Asked(later)) => drop(later.send(Err(failure))),
+            Some(Call::Set(_, later)) => drop(later.send(Err(failure))),
+            Some(Call::Restore(setting)) => self.on_restored(&setting, Err(failure.detail), ctx),
             Some(Call::Close) => {
                 let cause = self.ending.clone().unwrap_or(EndCause::Closed);
                 self.stop(cause, ctx);
@@ -442,19 +456,17 @@ impl Session {
         }
     }
 
-    /// Sends a call to the agent and returns its answer; fails after the inactivity timeout.
+    /// Sends a setting to the agent and returns its answer; fails after the inactivity timeout.
     ///
     /// # Errors
     /// `TurnRunning` if too many calls are pending, `SessionClosed` while the session is closing, else the failure
     /// of the connection, the timeout or the agent's error.
-    pub(crate) fn call(
-        &mut self,
-        send: impl FnOnce(&mut dyn AgentSession, u64) -> Result<(), SendError>,
-    ) -> ResponseActFuture<Self, Result<Box<RawValue>, Failure>> {
+    pub(crate) fn call(&mut self, setting: Setting) -> ResponseActFuture<Self, Result<Box<RawValue>, Failure>> {
         let (later, answer) = oneshot::channel();
         let sent = match (&mut self.link, &self.ending) {
-            (Some(link), None) => match self.calls.open(Call::Asked(later)) {
-                Ok(call) => send(link.as_mut(), call)
+            (Some(link), None) => match self.calls.open(Call::Set(setting.clone(), later)) {
+                Ok(call) => link
+                    .set(call, &setting)
                     .inspect_err(|_| drop(self.calls.take(call)))
                     .map(|()| call)
                     .map_err(|cause| Failure::new(ErrorCode::ConnectionLost, cause.to_string())),
@@ -518,24 +530,6 @@ impl Handler<AnswerPermission> for Session {
         let answer = self.permissions.answer(&message.request_id, message.option_id.as_deref())?;
         self.answer_permission(answer, ctx);
         Ok(())
-    }
-}
-
-impl Handler<SetMode> for Session {
-    type Result = ResponseActFuture<Self, Result<Box<RawValue>, Failure>>;
-
-    fn handle(&mut self, message: SetMode, _: &mut Self::Context) -> Self::Result {
-        let mode_id = message.mode_id;
-        self.call(|link, call| link.set_mode(call, &mode_id))
-    }
-}
-
-impl Handler<SetConfigOption> for Session {
-    type Result = ResponseActFuture<Self, Result<Box<RawValue>, Failure>>;
-
-    fn handle(&mut self, message: SetConfigOption, _: &mut Self::Context) -> Self::Result {
-        let SetConfigOption { config_id, value } = message;
-        self.call(|link, call| link.set_config_option(call, &config_id, &value))
     }
 }
 

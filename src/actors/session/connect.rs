@@ -108,6 +108,7 @@ impl Session {
             mcp_servers: spec.mcp_servers.clone(),
             previous: self.agent_session_id.clone(),
             cookies,
+            choices: self.shared.view().chosen.choices().clone(),
         };
         // A caller that waits for the first start gets its failure; a live session waits for runtime and database.
         let waits = ready.is_none();
@@ -146,7 +147,7 @@ impl Session {
                 Ok(opened) => {
                     (this.missing, this.replay) = memory;
                     this.remembered = remembered(&opened.facts);
-                    this.connected(route, opened, ctx);
+                    this.connected(route, opened, false, ctx);
                     match (ready, this.facts.clone()) {
                         (Some(ready), Some(facts)) => drop(ready.send(Ok(facts))),
                         (None, Some(facts)) => this.record_connection(&facts, ctx),
@@ -287,6 +288,7 @@ impl Session {
     fn record_connection(&self, facts: &AgentFacts, ctx: &mut Context<Self>) {
         let change = SessionChange {
             agent_session_id: self.agent_session_id.clone(),
+            protocol_version: facts.protocol_version,
             connection: Some(kept_connection(facts)),
             ..SessionChange::new(self.shared.spec.session_id)
         };
@@ -308,7 +310,7 @@ impl Session {
         (self.missing, self.remembered) = (Missing::Unread, remembered(&facts));
         let opened = |link| OpenedSession { link, events, next_call, facts };
         let Some(AdoptedTurn { prompt, call, slot, said, kept }) = turn else {
-            self.connected(Route::Acp, opened(link), ctx);
+            self.connected(Route::Acp, opened(link), true, ctx);
             self.outside.resume(in_background, self.services.clock.now());
             // An agent that is found again replays nothing: what it says is new.
             self.late.takes_updates = true;
@@ -322,7 +324,7 @@ impl Session {
         if let Some(turn) = &mut self.turn {
             turn.settled_seq = known;
         }
-        self.connected(Route::Acp, opened(link), ctx);
+        self.connected(Route::Acp, opened(link), true, ctx);
         self.watch_inactivity(self.services.settings.inactivity_timeout, ctx);
         if prompt.cancel_asked {
             // The earlier process may not have delivered the cancel.
@@ -330,7 +332,7 @@ impl Session {
         }
     }
 
-    fn connected(&mut self, route: Route, opened: OpenedSession, ctx: &mut Context<Self>) {
+    fn connected(&mut self, route: Route, opened: OpenedSession, is_adopted: bool, ctx: &mut Context<Self>) {
         self.calls.start_at(opened.next_call);
         self.link = Some(opened.link);
         (self.connection_route, self.was_on_fallback) = (route, route == Route::Http);
@@ -347,6 +349,7 @@ impl Session {
             view.carrier = route;
             view.last_heard = Some(self.services.clock.now());
         }
+        self.take_offers(route, &facts, is_adopted);
         self.write_late_updates();
         self.outside.work.begin(self.services.clock.now());
         self.late.begin(!facts.remembers || self.turn.as_ref().is_some_and(Turn::is_sent));

@@ -7,6 +7,7 @@ pub(crate) mod adoption;
 pub(crate) mod agent_events;
 pub(crate) mod automation;
 mod background;
+mod choices;
 pub(crate) mod closing;
 mod connect;
 pub(crate) mod connection_log;
@@ -25,6 +26,7 @@ use uuid::Uuid;
 
 use self::{
     background::{Outside, reason_of},
+    choices::{ChoiceWrites, Restoring},
     late_updates::LateUpdates,
     turn::Turn,
 };
@@ -42,6 +44,7 @@ use crate::{
         ids::SessionId,
         routing::Route,
         session::{
+            choices::Setting,
             connection::{ConnectionHealth, ConnectionStatus, LatencyWatch},
             context::Missing,
             event::EventKind,
@@ -94,6 +97,9 @@ pub(crate) struct Session {
     permissions: PendingPermissions,
     /// Prompts that wait for the end of a cancelled turn; at most [`MAX_WAITING`](crate::domain::turn::arrival).
     prompts_waiting: usize,
+    choice_writes: ChoiceWrites,
+    /// Choices that are to be set again in an agent that was found again.
+    restoring: Restoring,
     /// The part of the conversation that the agent lacks.
     missing: Missing,
     /// The agent's own conversation if it remembers turns: it knows the session up to the newest one that it completed.
@@ -123,8 +129,10 @@ pub(crate) struct Start {
 /// A call that is pending at the agent.
 enum Call {
     Prompt,
-    /// Sent for a caller that waits for the answer.
-    Asked(Later<Result<Box<RawValue>, Failure>>),
+    /// A setting, for a caller that waits for the answer.
+    Set(Setting, Later<Result<Box<RawValue>, Failure>>),
+    /// A kept choice, for an agent that was found again.
+    Restore(Setting),
     Close,
 }
 
@@ -181,6 +189,8 @@ impl Session {
             last_end: None,
             permissions: PendingPermissions::default(),
             prompts_waiting: 0,
+            choice_writes: ChoiceWrites::default(),
+            restoring: Restoring::default(),
             missing: Missing::Nothing,
             remembered: None,
             replay: None,
@@ -216,6 +226,7 @@ impl Session {
             }
         }
         self.write_late_updates();
+        self.write_choices(usize::MAX);
         self.close_record(status, cause.name());
         self.ending = Some(cause.clone());
         // The supervisor learns of the end before the actor stops; the guard's drop then reports nothing.

@@ -254,6 +254,10 @@ impl Session {
             tracing::info_span!(parent: &span, "session.turn", session_id = %self.shared.spec.session_id, %prompt_id);
         let route = self.shared.spec.gate.next_turn();
         let carrier = self.carrier_of(route.route, self.services.clock.steady());
+        if let Some(failure) = self.refusal_of_mode(carrier) {
+            self.arm_idle_timer(ctx);
+            return Begin::Answer(Err(failure.into()));
+        }
         let start = TurnStart { prompt_id, route, carrier, accepted_at: now };
         // The ticket exists before the write: if the actor dies during the write, the drop of the ticket ends the
         // turn.
@@ -379,9 +383,13 @@ impl Session {
         if self.missing == Missing::Unread {
             return self.read_conversation(ctx);
         }
+        if self.restores(ctx) || self.ends_without_mode(ctx) {
+            return;
+        }
         if self.outside.woken.as_ref().is_some_and(|woken| !woken.is_marked) {
             self.end_woken(&completed(), Some("the end of the turn is assumed: a prompt followed"));
         }
+        let choices = self.choices_for_prompt();
         let (Some(link), Some(facts), Some(turn)) = (&mut self.link, &self.facts, &mut self.turn) else { return };
         let Some(ticket) = &mut turn.ticket else { return };
         let Some(prompt) = turn.prompt.take() else { return };
@@ -396,6 +404,7 @@ impl Session {
             prompt: &prompt,
             context,
             policy: self.shared.spec.policy.get(),
+            choices: &choices,
         };
         // In the span of the request, whose id the runtime logs too.
         let call = self.calls.open_reserved(Call::Prompt);
@@ -534,6 +543,8 @@ impl Session {
         }
         match turn.ticket {
             Some(ticket) => {
+                // Ahead of the end, which lets the runtime discard the messages.
+                self.write_choices(usize::MAX);
                 // Messages that arrive from now on are settled only after this end is on disk, see `settle_outside`.
                 self.last_end = Some(turn.handle.ended);
                 let delivered = self.link.as_ref().map(|link| link.delivered());

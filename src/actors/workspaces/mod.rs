@@ -43,7 +43,11 @@ use crate::{
         migration::FleetHealth,
         redaction::RedactedJson,
         routing::{Route, turn_route::RouteState},
-        session::{lifecycle::SessionState, mcp},
+        session::{
+            choices::{Chosen, Offers},
+            lifecycle::SessionState,
+            mcp,
+        },
         turn::{
             CancelCause,
             outcome::{ErrorCode, Failure},
@@ -92,6 +96,8 @@ pub(crate) struct ReadySession {
     pub is_ephemeral: bool,
     /// Facts from the agent's handshake.
     pub facts: Arc<AgentFacts>,
+    /// Modes, models and options as they are now.
+    pub offers: Offers,
     pub protocol: Route,
 }
 
@@ -164,7 +170,8 @@ impl Workspaces {
         let (supervised, spec) = self.place(&row, &prepared, placing).await?;
         let facts = start(&supervised, spec, Past::default(), seat, None).await?;
         let protocol = self.carrier_of(session_id);
-        let opened = ready(session_id, request.workspace.clone(), prepared, facts.clone(), protocol);
+        let chosen = self.chosen(session_id);
+        let opened = self.ready(session_id, request.workspace.clone(), prepared, facts.clone(), protocol);
         let answer = once.map(|once| (once.answer_of)(&opened));
         let new = NewSession {
             session_id,
@@ -179,7 +186,8 @@ impl Workspaces {
             mcp_servers: mcp,
             protocol,
             protocol_version: facts.protocol_version,
-            agent_facts: Some(agent_facts(&facts)),
+            agent_facts: Some(facts.for_row(chosen.offers())),
+            choices: chosen.choices().clone(),
             connection: (protocol == Route::Acp).then(|| kept_connection(&facts)),
             now: services.clock.now(),
         };
@@ -194,6 +202,13 @@ impl Workspaces {
             return Err(store::failure(&cause));
         }
         self.mark_stored(session_id);
+        let now_chosen = self.chosen(session_id);
+        if now_chosen.choices() != chosen.choices() {
+            // Changed by the agent while the row was written.
+            let choices = Some(now_chosen.choices().clone());
+            let change = SessionChange { choices, ..SessionChange::new(session_id) };
+            services.store.update_session(change).await.map_err(|cause| store::failure(&cause))?;
+        }
         Ok((opened, answer))
     }
 
@@ -213,7 +228,7 @@ impl Workspaces {
                 let (path, is_ephemeral) = (spec.cwd.clone(), spec.is_ephemeral);
                 let prepared = PreparedWorkspace { path, is_ephemeral, has_oneshot: spec.has_oneshot };
                 let protocol = live.shared.view().carrier;
-                return Ok(ready(row.session_id, row.key.clone(), prepared, facts, protocol));
+                return Ok(self.ready(row.session_id, row.key.clone(), prepared, facts, protocol));
             }
         }
         let services = &self.0.services;
@@ -243,6 +258,8 @@ impl Workspaces {
             agent_session_id: row.agent_session_id.clone(),
             last_event_id: row.next_event_after(),
             restarts: row.restarts,
+            chosen: Chosen::of_row(row.choices.clone(), row.agent_facts.as_deref()),
+            is_stored: true,
         };
         let facts = start(&supervised, spec, past, seat, adopted).await?;
         self.mark_stored(row.session_id);
@@ -251,7 +268,6 @@ impl Workspaces {
             state: Some(SessionState::Idle),
             agent_session_id: kept_session(&facts, protocol),
             protocol_version: facts.protocol_version,
-            agent_facts: (protocol == Route::Acp).then(|| agent_facts(&facts)),
             // The row of an adopted agent names its connection, and what was received over it.
             connection: (protocol == Route::Acp && !is_adopted).then(|| kept_connection(&facts)),
             last_used: Some(services.clock.now()),
@@ -262,7 +278,7 @@ impl Workspaces {
             let _ = supervised.supervisor.send(CloseSession { session_id: row.session_id }).await;
             return Err(Failure::new(ErrorCode::SessionClosed, "the session was closed while it was being loaded"));
         }
-        Ok(ready(row.session_id, row.key.clone(), prepared, facts, protocol))
+        Ok(self.ready(row.session_id, row.key.clone(), prepared, facts, protocol))
     }
 
     /// Resumes a turn whose agent was adopted. A failure leaves the turn open and ends its agent.
@@ -281,6 +297,8 @@ impl Workspaces {
             agent_session_id: session.agent_session_id.clone(),
             last_event_id: session.next_event_after(),
             restarts: session.restarts,
+            chosen: Chosen::of_row(session.choices.clone(), session.agent_facts.as_deref()),
+            is_stored: true,
         };
         start(&supervised, spec, past, seat, Some(Box::new(adopted))).await?;
         self.mark_stored(session.session_id);
@@ -356,6 +374,24 @@ impl Workspaces {
         if let Some(live) = self.live(id) {
             live.shared.mark_stored();
         }
+    }
+
+    /// Returns the mode, model and options of a live session.
+    fn chosen(&self, id: SessionId) -> Chosen {
+        self.live(id).map(|live| live.shared.view().chosen.clone()).unwrap_or_default()
+    }
+
+    fn ready(
+        &self,
+        session_id: SessionId,
+        workspace: WorkspaceKey,
+        prepared: PreparedWorkspace,
+        facts: Arc<AgentFacts>,
+        protocol: Route,
+    ) -> ReadySession {
+        let PreparedWorkspace { path, is_ephemeral, .. } = prepared;
+        let offers = self.chosen(session_id).offers().clone();
+        ReadySession { session_id, workspace, path, is_ephemeral, facts, offers, protocol }
     }
 
     /// Returns the carrier of a session that has just started.
@@ -445,31 +481,9 @@ async fn start(
     supervised.supervisor.send(StartSession { spec, past, seat, adopted, span }).await.map_err(gone)?
 }
 
-fn ready(
-    session_id: SessionId,
-    workspace: WorkspaceKey,
-    prepared: PreparedWorkspace,
-    facts: Arc<AgentFacts>,
-    protocol: Route,
-) -> ReadySession {
-    let PreparedWorkspace { path, is_ephemeral, .. } = prepared;
-    ReadySession { session_id, workspace, path, is_ephemeral, facts, protocol }
-}
-
 /// Returns the agent's id of the conversation; `None` over the fallback.
 fn kept_session(facts: &AgentFacts, protocol: Route) -> Option<String> {
     (protocol == Route::Acp).then(|| facts.agent_session_id.clone())
-}
-
-/// Serialises the facts of an agent's handshake for its row.
-fn agent_facts(facts: &AgentFacts) -> RedactedJson {
-    let facts = serde_json::json!({
-        "agentInfo": facts.info,
-        "agentCapabilities": facts.capabilities,
-        "modes": facts.modes,
-        "configOptions": facts.config_options,
-    });
-    RedactedJson::of(&facts)
 }
 
 /// Time for sessions to be persisted at shutdown, added to the cancel grace.

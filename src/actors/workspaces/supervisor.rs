@@ -125,9 +125,13 @@ impl WorkspaceSupervisor {
         let StartSession { spec, past, seat, adopted, span } = message;
         let settings = &self.services.settings;
         let feed = EventFeed::new(spec.session_id, settings.replay_events, settings.replay_bytes, past.last_event_id);
-        let view = SessionView::starting(past.restarts, self.services.clock.now());
+        let mut view = SessionView::starting(past.restarts, self.services.clock.now());
+        view.chosen = past.chosen.clone();
         let id = spec.session_id;
         let shared = Arc::new(SessionShared::new(spec, feed, view));
+        if past.is_stored {
+            shared.mark_stored();
+        }
         // An adopted agent has already started; its end may be among the events that it sent meanwhile, and then
         // arrives before the start can be recorded as successful.
         let proven = adopted.is_some();
@@ -221,7 +225,7 @@ impl WorkspaceSupervisor {
                 self.services.telemetry.publish(&shared, now);
                 // The feed in `shared` outlives the restart and continues its numbers, so the last event id is not
                 // needed.
-                let past = Past { agent_session_id, last_event_id: 0, restarts };
+                let past = Past { agent_session_id, restarts, ..Past::default() };
                 let generation = child.generation;
                 let start = Start { delay, past, cookies, ready: None, adopted: None, span: tracing::Span::none() };
                 let (mailbox, actor) = self.spawn(&shared, generation, start, ctx);
@@ -498,8 +502,7 @@ fn mailbox(actor: &Addr<Session>) -> Mailbox {
         run_prompt: actor.clone().recipient(),
         cancel_turn: actor.clone().recipient(),
         answer_permission: actor.clone().recipient(),
-        set_mode: actor.clone().recipient(),
-        set_config_option: actor.clone().recipient(),
+        change_setting: actor.clone().recipient(),
         end: actor.clone().recipient(),
         probe: actor.clone().recipient(),
     }

@@ -130,6 +130,7 @@ async fn stage_with(
         protocol: Route::Acp,
         protocol_version: Some(1),
         agent_facts: None,
+        choices: Default::default(),
         connection: Some(KeptConnection { id: "c".into(), cookies: None }),
         now,
     };
@@ -637,7 +638,7 @@ async fn turn_continues_under_a_restarted_supervisor() {
     let routing = WorkspaceRouting::start(key.clone(), &services).await.unwrap();
     let supervisor = WorkspaceSupervisor::new(key.clone(), services.clone(), routing).start();
     let spec = stage.live.shared.spec.clone();
-    let past = Past { agent_session_id: None, last_event_id: found.session.next_event_after(), restarts: 0 };
+    let past = Past { agent_session_id: None, last_event_id: found.session.next_event_after(), ..Past::default() };
     let seat = guard(1).admit(&tenant("acme")).unwrap();
     let start =
         StartSession { spec, past, seat, adopted: Some(Box::new(found.adopted)), span: tracing::Span::none() };

@@ -18,6 +18,8 @@ words! {
         PermissionRequest = "permission_request",
         /// A permission request was answered: by a caller, by a policy, or by its time limit.
         PermissionResolved = "permission_resolved",
+        /// The mode, the model or an option was set, or was set again in a fresh agent, or could not be.
+        Settings = "settings",
         /// The session's state or connection changed.
         Status = "status",
         /// A fault was tolerated, or output was dropped.

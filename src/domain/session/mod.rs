@@ -1,6 +1,7 @@
 //! A session: its states, its connection, its events, and the permissions its agent asks for.
 
 pub(crate) mod background;
+pub(crate) mod choices;
 pub(crate) mod connection;
 pub(crate) mod context;
 pub(crate) mod eta;

@@ -116,6 +116,10 @@ error_codes! {
     PermissionNotPending = "permission_not_pending", Application, false,
         "Check `requestId` and `optionId`: it was answered or timed out, or the option was not offered."
         | "It was answered or timed out, or the option was not offered.";
+    /// The mode that a user set cannot be set in the agent that would run the turn.
+    ModeUnavailable = "mode_unavailable", Application, false,
+        "Set a mode that the agent offers with `POST /acp/session/mode`, or wait until turns use ACP again."
+        | "Set a mode that the agent offers, or wait until turns use ACP again.";
     /// The agent does not support the request.
     NotSupportedByAgent = "not_supported_by_agent", Application, false,
         "Look at `agentCapabilities`, `modes` and `configOptions` of the session."

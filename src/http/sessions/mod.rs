@@ -12,6 +12,7 @@ use actix_web::{
     http::header::{HeaderName, LOCATION},
     post, web,
 };
+use serde_json::value::RawValue;
 
 use super::{
     HttpState,
@@ -23,21 +24,22 @@ use crate::{
         handles::{
             closing::ClosingTurn,
             index::LiveSession,
-            messages::{AnswerPermission, CancelTurn, SetConfigOption, SetMode},
+            messages::{AnswerPermission, CancelTurn, ChangeSetting},
         },
         workspaces::{OpenOnce, ReadySession, once::AnsweredOnce, open::OpenSession},
     },
     contract::{
         runtime::Checkout,
         session::{
-            AgentAnswer, CancelBody, Cancelled, Closed, ConfigBody, LoadBody, Mode, ModeBody, NewSessionBody,
-            PermissionAnswered, PermissionBody, SessionBody, SessionReady, WorkspaceInfo,
+            AgentAnswer, CancelBody, Cancelled, Closed, ConfigBody, LoadBody, Mode, ModeBody, ModelBody,
+            NewSessionBody, PermissionAnswered, PermissionBody, SessionBody, SessionReady, WorkspaceInfo,
         },
     },
     domain::{
         ids::{PromptId, SessionId, WorkspaceKey},
         redaction::RedactedJson,
         session::{
+            choices::Setting,
             lifecycle::{SessionMode, SessionState},
             mcp,
         },
@@ -126,8 +128,9 @@ fn ready(session: ReadySession) -> SessionReady {
         connection_id: facts.connection_id.clone(),
         agent_info: facts.info.clone(),
         agent_capabilities: facts.capabilities.clone(),
-        modes: facts.modes.clone(),
-        config_options: facts.config_options.clone(),
+        modes: session.offers.modes,
+        models: session.offers.models,
+        config_options: session.offers.options,
         workspace: WorkspaceInfo {
             workspace_id: session.workspace.workspace_id,
             installation_id: session.workspace.installation_id,
@@ -259,7 +262,13 @@ pub(crate) async fn answer_permission(
     Ok(web::Json(PermissionAnswered { request_id: body.request_id }))
 }
 
-/// Sets the mode of the agent to one that it offers.
+async fn change(state: &HttpState, live: &LiveSession, setting: Setting) -> Result<Box<RawValue>, ApiError> {
+    let make = |_| ChangeSetting(setting.clone());
+    Ok(state.workspaces.ask(live, |it| it.change_setting.clone(), make).await.ok_or_else(session_lost)??)
+}
+
+/// Sets the mode of the agent to one that it offers. The session keeps it: a restarted agent, and the agents of the
+/// fallback, get it before their first prompt.
 #[utoipa::path(
     tag = "sessions",
     request_body = ModeBody,
@@ -271,12 +280,27 @@ pub(crate) async fn answer_permission(
 pub(crate) async fn set_mode(state: web::Data<HttpState>, body: Body) -> Result<web::Json<AgentAnswer>, ApiError> {
     let body: ModeBody = parse_body(&body)?;
     let live = live(&state, &body.session_id).await?;
-    let make = |_| SetMode { mode_id: body.mode_id.clone() };
-    let answer = state.workspaces.ask(&live, |it| it.set_mode.clone(), make).await.ok_or_else(session_lost)??;
+    let answer = change(&state, &live, Setting::Mode(body.mode_id)).await?;
     Ok(web::Json(AgentAnswer { answer }))
 }
 
-/// Sets an option that the agent offers.
+/// Sets the model of the agent to one that it offers in `models`. The session keeps it as it keeps the mode.
+#[utoipa::path(
+    tag = "sessions",
+    request_body = ModelBody,
+    responses(
+        (status = 200, description = "Answer of the agent", body = AgentAnswer),
+    )
+)]
+#[post("/acp/session/model")]
+pub(crate) async fn set_model(state: web::Data<HttpState>, body: Body) -> Result<web::Json<AgentAnswer>, ApiError> {
+    let body: ModelBody = parse_body(&body)?;
+    let live = live(&state, &body.session_id).await?;
+    let answer = change(&state, &live, Setting::Model(body.model_id)).await?;
+    Ok(web::Json(AgentAnswer { answer }))
+}
+
+/// Sets an option that the agent offers. The session keeps it as it keeps the mode.
 #[utoipa::path(
     tag = "sessions",
     request_body = ConfigBody,
@@ -291,8 +315,6 @@ pub(crate) async fn set_config(state: web::Data<HttpState>, body: Body) -> Resul
         return Err(ApiError::new(ErrorCode::InvalidRequest, "value: must be a string or a boolean"));
     }
     let live = live(&state, &body.session_id).await?;
-    let make = |_| SetConfigOption { config_id: body.config_id.clone(), value: body.value.clone() };
-    let answer =
-        state.workspaces.ask(&live, |it| it.set_config_option.clone(), make).await.ok_or_else(session_lost)??;
+    let answer = change(&state, &live, Setting::Option { id: body.config_id, value: body.value }).await?;
     Ok(web::Json(AgentAnswer { answer }))
 }

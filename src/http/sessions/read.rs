@@ -17,7 +17,11 @@ use crate::{
     domain::{
         ids::SessionId,
         redaction::RedactedJson,
-        session::{lifecycle::SessionMode, pending_permissions::WaitingRequest},
+        session::{
+            choices::{Chosen, Offers},
+            lifecycle::SessionMode,
+            pending_permissions::WaitingRequest,
+        },
         turn::outcome::ErrorCode,
     },
     http::{
@@ -72,6 +76,11 @@ fn info(state: &HttpState, row: SessionRow, whole: bool) -> SessionInfo {
     let live = state.workspaces.live(row.session_id);
     let view = live.as_ref().map(|live| live.shared.view().clone());
     let current = view.as_ref().map_or_else(|| state_of(state, &row), |view| view.state);
+    let agent_facts = row.agent_facts.as_deref().filter(|_| whole);
+    let agent_facts = agent_facts.and_then(|facts| match &view {
+        Some(view) => facts_with(facts, view.chosen.offers()),
+        None => facts_with(facts, Chosen::of_row(row.choices.clone(), Some(facts)).offers()),
+    });
     SessionInfo {
         session_id: row.session_id,
         installation_id: row.key.installation_id,
@@ -93,10 +102,22 @@ fn info(state: &HttpState, row: SessionRow, whole: bool) -> SessionInfo {
         last_event_id: live.map_or(row.last_event_id, |live| live.shared.feed.last_id()),
         workspace_path: None,
         permission_requests: Vec::new(),
-        agent_facts: row.agent_facts.filter(|_| whole).and_then(|facts| RawValue::from_string(facts).ok()),
+        agent_facts,
+        mode_unavailable: view.as_ref().and_then(|view| view.chosen.mode_unavailable()).map(str::to_owned),
         created_at: row.created.to_string(),
         last_used_at: view.map_or(row.last_used, |view| view.last_used).to_string(),
     }
+}
+
+/// The facts of an agent's handshake with modes, models and options as they are now.
+fn facts_with(facts: &str, offers: &Offers) -> Option<Box<RawValue>> {
+    let mut facts: serde_json::Value = serde_json::from_str(facts).ok()?;
+    for (member, now) in [("modes", &offers.modes), ("models", &offers.models), ("configOptions", &offers.options)] {
+        if let (Some(facts), Some(now)) = (facts.as_object_mut(), now) {
+            facts.insert(member.to_owned(), now.clone());
+        }
+    }
+    serde_json::value::to_raw_value(&facts).ok()
 }
 
 /// Persisted entries of the conversation, oldest first, or in the order of their newest change (`changedAfter`).

@@ -19,9 +19,12 @@ use tokio::{
 
 use crate::{
     acp::{jsonrpc::RpcError, schema::RequestId},
-    domain::turn::{
-        outcome::{ErrorCode, Failure},
-        prompt::Kinds,
+    domain::{
+        session::choices::{Offers, Reapplied},
+        turn::{
+            outcome::{ErrorCode, Failure},
+            prompt::Kinds,
+        },
     },
     process::{
         AgentProcess,
@@ -66,8 +69,8 @@ pub(crate) fn open(process: AgentProcess, max_bytes: usize) -> OpenedSession {
         can_close: false,
         info: None,
         capabilities: None,
-        modes: None,
-        config_options: None,
+        offers: Offers::default(),
+        reapplied: Reapplied::default(),
         cookies: None,
     };
     OpenedSession { link: Box::new(link), events: Box::pin(events), next_call: CALL, facts }
@@ -99,6 +102,10 @@ impl AgentSession for OneshotLink {
     }
 
     fn set_config_option(&mut self, _: u64, _: &str, _: &serde_json::Value) -> Result<(), SendError> {
+        Err(SendError::Full)
+    }
+
+    fn set_model(&mut self, _: u64, _: &str) -> Result<(), SendError> {
         Err(SendError::Full)
     }
 

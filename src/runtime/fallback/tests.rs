@@ -21,7 +21,7 @@ use uuid::Uuid;
 use crate::{
     domain::{
         ids::{PromptId, SessionId},
-        session::{mcp, permission::PermissionPolicy},
+        session::{choices::Choices, mcp, permission::PermissionPolicy},
         turn::{
             outcome::{ErrorCode, Failure},
             prompt::Prompt,
@@ -131,6 +131,7 @@ impl Side {
             prompt: &prompt,
             context: None,
             policy: PermissionPolicy::default(),
+            choices: &Choices::default(),
         };
         self.session.link.prompt(1, turn).unwrap();
     }
@@ -184,6 +185,7 @@ async fn open_with(address: SocketAddr, cwd: String, grace: Duration, frame_byte
         mcp_servers: mcp::none(),
         previous: None,
         cookies: None,
+        choices: Choices::default(),
     };
     fallback.open(request).await.unwrap()
 }

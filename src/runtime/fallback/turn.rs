@@ -30,6 +30,7 @@ use crate::{
         clock::Clock,
         routing::Route,
         session::{
+            choices::{Choices, Offers, not_set, refusal_of_headless},
             pending_permissions::{Answer, PendingPermissions, Received, ReceivedRequest},
             permission::{AnsweredBy, PermissionPolicy},
         },
@@ -49,6 +50,7 @@ use crate::{
         acp::{
             connection::closed_in_turn,
             handshake::{HandshakeLimit, Peer, perform_handshake},
+            reapply::reapply,
         },
     },
 };
@@ -125,8 +127,15 @@ impl Run {
     async fn open(&self, agents: &Agents, place: Place<'_>) -> Result<OpenedSession, Failure> {
         // A headless command is preferred: it does not depend on the ACP handshake, whose failure may have led here.
         if place.has_oneshot() {
+            if let Some(failure) = self.request.choices.as_ref().and_then(refusal_of_headless) {
+                return Err(failure);
+            }
             let process = agents.start_oneshot_in(place).await?;
-            return Ok(oneshot::open(process, agents.frame_bytes()));
+            let mut opened = oneshot::open(process, agents.frame_bytes());
+            let lost = self.request.choices.as_ref().map(|choices| choices.changed_settings(&Offers::default()));
+            let because = |setting| (setting, "a headless command has no modes and options".to_owned());
+            opened.facts.reapplied.failed = lost.into_iter().flatten().map(because).collect();
+            return Ok(opened);
         }
         let request = &self.request;
         let limit = HandshakeLimit::start(Duration::from_millis(request.handshake_timeout_ms));
@@ -140,11 +149,19 @@ impl Run {
                 mcp_servers: request.mcp_servers.clone(),
                 previous: None,
                 cookies: None,
+                choices: request.choices.clone().unwrap_or_default(),
             };
             let peer = Peer::Agent { capabilities: started.serves.capabilities() };
             perform_handshake(started.pipe, &opening, peer, request.auth_method.as_deref(), limit).await
         };
-        handshake.await.map_err(|failure| match failure.code.class() {
+        let opened = match handshake.await {
+            Ok(opened) => {
+                let limit = Duration::from_millis(request.handshake_timeout_ms);
+                reapply(opened, request.choices.clone().unwrap_or_default(), limit).await
+            }
+            Err(failure) => Err(failure),
+        };
+        opened.map_err(|failure| match failure.code.class() {
             ErrorClass::Connection | ErrorClass::Protocol => {
                 let detail = format!(
                     "the agent cannot be used over HTTP either, and has no headless command ({}): {}",
@@ -192,11 +209,18 @@ impl<'a> RunningTurn<'a> {
         if let Err(failure) = run.prompt.check_taken_by(facts.takes) {
             return (TurnOutcome::Failed(failure), None);
         }
+        if let Some(detail) = facts.reapplied.mode_unavailable {
+            return (failed(ErrorCode::ModeUnavailable, detail), None);
+        }
+        facts.reapplied.failed.iter().for_each(|(setting, cause)| {
+            self.remark(Severity::Warn, &not_set(setting, cause));
+        });
         let turn = TurnRequest {
             prompt_id: request.prompt_id,
             prompt: &run.prompt,
             context: request.conversation.as_deref(),
             policy: request.permission_policy,
+            choices: &Choices::default(),
         };
         if let Err(cause) = link.prompt(call, turn) {
             let detail = format!("the prompt could not be sent to the agent: {cause}");

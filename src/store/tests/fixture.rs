@@ -314,6 +314,7 @@ pub(super) fn new_session(us: i64) -> NewSession {
         protocol: Route::Acp,
         protocol_version: Some(1),
         agent_facts: Some(RedactedJson::of(&json!({"agentInfo": {"name": "demo"}}))),
+        choices: Default::default(),
         connection: None,
         now: at(us),
     }

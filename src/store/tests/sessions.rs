@@ -10,6 +10,7 @@ use crate::{
         redaction::RedactedJson,
         routing::Route,
         session::{
+            choices::Choices,
             lifecycle::{SessionMode, SessionState},
             permission::PermissionPolicy,
         },
@@ -106,6 +107,21 @@ both_databases! {
         assert_eq!(store.session(id).await.unwrap().unwrap().state, SessionState::Closed);
         let unknown = SessionChange { restarts: Some(1), ..SessionChange::new(new_session(0).session_id) };
         store.update_session(unknown).await.unwrap();
+    }
+
+    async fn mode_of_a_user_survives_changes_of_other_fields(database: TestDatabase) {
+        let store = database.open();
+        let choices = Choices::of_row(Some(r#"{"mode":{"value":"plan","by":"user"}}"#));
+        let new = NewSession { choices: choices.clone(), ..new_session(0) };
+        let id = new.session_id;
+        store.create_session(new).await.unwrap();
+        store.update_session(SessionChange { restarts: Some(1), ..SessionChange::new(id) }).await.unwrap();
+        assert_eq!(store.session(id).await.unwrap().unwrap().choices, choices);
+        let (done, written) = tokio::sync::oneshot::channel();
+        let change = SessionChange { choices: Some(Choices::default()), ..SessionChange::new(id) };
+        store.try_update_session(change, move |outcome| done.send(outcome.is_ok()).unwrap()).unwrap();
+        assert!(written.await.unwrap());
+        assert_eq!(store.session(id).await.unwrap().unwrap().choices, Choices::default());
     }
 
     async fn workspace_is_created_once_and_existing_fields_are_kept(database: TestDatabase) {

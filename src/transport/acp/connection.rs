@@ -220,6 +220,11 @@ impl AgentSession for Link {
         self.to_agent.try_send(jsonrpc::request(call, agent_method::SESSION_SET_CONFIG_OPTION, params))
     }
 
+    fn set_model(&mut self, call: u64, model_id: &str) -> Result<(), SendError> {
+        let params = json!({"sessionId": self.session_id, "modelId": model_id});
+        self.to_agent.try_send(jsonrpc::request(call, agent_method::SESSION_SET_MODEL, params))
+    }
+
     fn close(&mut self, call: u64) -> Result<(), SendError> {
         let params = json!({"sessionId": self.session_id});
         self.to_agent.try_send(jsonrpc::request(call, agent_method::SESSION_CLOSE, params))

@@ -17,7 +17,10 @@ use crate::{
     },
     contract::runtime::{InitializeMeta, META_KEY, RefusalMeta},
     domain::{
-        session::mcp::{self, RemoteTransports},
+        session::{
+            choices::{Choices, Offers, Reapplied},
+            mcp::{self, RemoteTransports},
+        },
         text,
         turn::{
             MAX_STRAY_LINES,
@@ -162,8 +165,7 @@ pub(crate) fn read_capabilities(raw: &RawValue) -> AgentCapabilities {
 struct Begun {
     agent_session_id: String,
     remembers: bool,
-    modes: Option<Box<RawValue>>,
-    config_options: Option<Box<RawValue>>,
+    offers: Offers,
 }
 
 fn malformed(method: &str, answer: &RawValue) -> Failure {
@@ -293,6 +295,14 @@ impl Handshake {
         let agent = Initialized::read(&self.initialize(request).await?)?;
         let begun = self.begin(request, &agent, auth_method).await?;
         let (takes, can_close) = abilities(&agent.agent_capabilities);
+        let mut offers = begun.offers;
+        if request.choices != Choices::default() {
+            // Later than the answer or earlier, they are the state of a fresh process and no choice.
+            self.early.events.retain(|event| match event {
+                AgentEvent::Update { update, .. } => !offers.on_update(update),
+                _ => true,
+            });
+        }
         Ok(OpenedSession {
             facts: AgentFacts {
                 connection_id: String::new(),
@@ -303,8 +313,8 @@ impl Handshake {
                 can_close,
                 info: agent.agent_info,
                 capabilities: agent.raw_capabilities,
-                modes: begun.modes,
-                config_options: begun.config_options,
+                offers,
+                reapplied: Reapplied::default(),
                 cookies: None,
             },
             link: Box::new(Link::new(self.to_agent, begun.agent_session_id, takes, self.delivered)),
@@ -464,18 +474,16 @@ impl Handshake {
 fn begun(answer: &RawValue, method: &str, previous: Option<String>) -> Result<Begun, Failure> {
     // `session/load` may answer null.
     let answer = Object::read(answer).unwrap_or_default();
+    let part = |name, begin| shown(&answer, name, begin);
+    let (modes, models, options) = (part("modes", '{'), part("models", '{'), part("configOptions", '['));
+    let offers = Offers::read(modes.as_deref(), models.as_deref(), options.as_deref());
     let remembers = previous.is_some();
     let given = || answer.text("sessionId").map(Cow::into_owned);
     let Some(agent_session_id) = previous.or_else(given).filter(|id| !id.is_empty()) else {
         let detail = format!("the agent's answer to `{method}` has no session id");
         return Err(Failure::new(ErrorCode::HandshakeFailed, detail));
     };
-    Ok(Begun {
-        agent_session_id,
-        remembers,
-        modes: shown(&answer, "modes", '{'),
-        config_options: shown(&answer, "configOptions", '['),
-    })
+    Ok(Begun { agent_session_id, remembers, offers })
 }
 
 fn refusal_code(error: &RpcError) -> Option<ErrorCode> {
@@ -499,7 +507,7 @@ fn handshake_failure(error: &RpcError) -> Failure {
     }
 }
 
-fn closed_in_handshake(reason: &CloseReason) -> Failure {
+pub(super) fn closed_in_handshake(reason: &CloseReason) -> Failure {
     match reason {
         CloseReason::AgentExited(exited) if exited.code.is_none() => Failure::new(
             ErrorCode::AgentStartFailed,

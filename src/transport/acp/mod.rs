@@ -4,16 +4,18 @@ pub(crate) mod connection;
 #[cfg(test)]
 pub(crate) mod frame_fuzz;
 pub(crate) mod handshake;
+pub(crate) mod reapply;
 
 use std::{collections::BTreeMap, time::Duration};
 
 use futures_util::{FutureExt, future::BoxFuture};
 use serde::Deserialize;
-use serde_json::value::RawValue;
+use serde_json::{json, value::RawValue};
 
 use self::{
     connection::{Events, Link},
     handshake::{Handshake, HandshakeLimit, Peer, abilities, read_capabilities},
+    reapply::reapply,
 };
 use super::{
     AdoptRequest, AdoptedSession, AgentFacts, HandshakeTimeouts, OpenRequest, OpenedSession, Transport,
@@ -22,9 +24,13 @@ use super::{
 };
 use crate::{
     acp::schema::PROTOCOL_VERSION,
-    domain::turn::{
-        outcome::{ErrorCode, Failure},
-        prompt::Kinds,
+    domain::{
+        redaction::RedactedJson,
+        session::choices::{Offers, Reapplied},
+        turn::{
+            outcome::{ErrorCode, Failure},
+            prompt::Kinds,
+        },
     },
 };
 
@@ -42,8 +48,13 @@ pub(crate) struct AcpTransport {
 impl Transport for AcpTransport {
     fn open(&self, request: OpenRequest) -> BoxFuture<'static, Result<OpenedSession, Failure>> {
         let this = self.clone();
-        let limit = self.handshake_timeouts.of(request.agent.as_deref());
-        this.connect_and_handshake(request, limit).boxed()
+        async move {
+            let limit = this.handshake_timeouts.of(request.agent.as_deref());
+            let choices = request.choices.clone();
+            let opened = this.connect_and_handshake(request, limit).await?;
+            reapply(opened, choices, limit).await
+        }
+        .boxed()
     }
 
     fn adopt(&self, request: AdoptRequest) -> BoxFuture<'static, Result<AdoptedSession, Failure>> {
@@ -97,20 +108,17 @@ impl AcpTransport {
 
 impl AgentFacts {
     /// Restores the facts of an [adopted](Transport::adopt) conversation from the JSON object that was persisted with
-    /// its handshake: `agentInfo`, `agentCapabilities`, `modes` and `configOptions`, each of which may be missing or
-    /// null. Unreadable values count as missing: an agent may send anything there, and a session with fewer abilities
-    /// is better than none.
+    /// its handshake: `agentInfo`, `agentCapabilities`, `modes`, `models` and `configOptions`, each of
+    /// which may be missing or null. Unreadable values count as missing: an agent may send anything there, and a session
+    /// with fewer abilities is better than none.
     pub(crate) fn from_kept(kept: &str, request: &AdoptRequest) -> Self {
         #[derive(Default, Deserialize)]
         #[serde(rename_all = "camelCase")]
         struct Kept {
             agent_info: Option<Box<RawValue>>,
             agent_capabilities: Option<Box<RawValue>>,
-            modes: Option<Box<RawValue>>,
-            config_options: Option<Box<RawValue>>,
         }
-        let Kept { agent_info, agent_capabilities, modes, config_options } =
-            serde_json::from_str(kept).unwrap_or_default();
+        let Kept { agent_info, agent_capabilities } = serde_json::from_str(kept).unwrap_or_default();
         let parsed = agent_capabilities.as_deref().map(read_capabilities).unwrap_or_default();
         let (takes, can_close) = abilities(&parsed);
         Self {
@@ -122,9 +130,30 @@ impl AgentFacts {
             can_close,
             info: agent_info,
             capabilities: agent_capabilities,
-            modes,
-            config_options,
+            offers: Offers::of_facts(kept),
+            reapplied: Reapplied::default(),
             cookies: request.cookies.clone(),
         }
+    }
+
+    /// Serialises the facts for the session's row, with what the agent offers now.
+    pub(crate) fn for_row(&self, offers: &Offers) -> RedactedJson {
+        /// Not a tree, which cannot hold every JSON text.
+        #[derive(Serialize)]
+        #[serde(rename_all = "camelCase")]
+        struct Facts<'a> {
+            agent_info: Option<&'a RawValue>,
+            agent_capabilities: Option<&'a RawValue>,
+            modes: &'a Option<Box<RawValue>>,
+            models: &'a Option<Box<RawValue>>,
+            config_options: &'a Option<Box<RawValue>>,
+        }
+        RedactedJson::of(&Facts {
+            agent_info: self.info.as_deref(),
+            agent_capabilities: self.capabilities.as_deref(),
+            modes: &offers.modes,
+            models: &offers.models,
+            config_options: &offers.options,
+        })
     }
 }

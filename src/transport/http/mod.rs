@@ -29,6 +29,7 @@ use crate::{
     contract::{fallback::ProcessPrompt, result::ResultWorkspace},
     domain::{
         ids::PromptId,
+        session::choices::{Offers, Reapplied},
         turn::{
             outcome::{ErrorCode, Failure},
             prompt::Kinds,
@@ -94,8 +95,8 @@ impl Transport for HttpFallback {
             can_close: false,
             info: None,
             capabilities: None,
-            modes: None,
-            config_options: None,
+            offers: Offers::default(),
+            reapplied: Reapplied::default(),
             cookies: request.cookies.clone(),
         };
         let client = self.client.clone().with_cookies(request.cookies.clone());
@@ -178,6 +179,7 @@ impl AgentSession for Link {
             inactivity_timeout_ms: milliseconds(limits.inactivity_timeout),
             cancel_grace_ms: milliseconds(limits.cancel_grace),
             handshake_timeout_ms: milliseconds(limits.handshake_timeouts.of(request.agent.as_deref())),
+            choices: Some(turn.choices).filter(|choices| !choices.are_initial()).cloned(),
             automation: None,
         };
         let requested = RequestedTurn::new(
@@ -211,6 +213,10 @@ impl AgentSession for Link {
 
     fn set_config_option(&mut self, call: u64, _: &str, _: &serde_json::Value) -> Result<(), SendError> {
         self.refuse(call, "an option")
+    }
+
+    fn set_model(&mut self, call: u64, _: &str) -> Result<(), SendError> {
+        self.refuse(call, "the model")
     }
 
     fn close(&mut self, call: u64) -> Result<(), SendError> {

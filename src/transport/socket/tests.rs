@@ -27,7 +27,7 @@ use super::{
 use crate::{
     acp::numbered::{self, Numbers},
     contract::runtime::{ACKNOWLEDGED, CONNECTION_ID_HEADER, RECEIVED_HEADER, RESUMED, Resumed, close_code},
-    domain::{heartbeat::Heartbeat, turn::outcome::ErrorCode},
+    domain::{heartbeat::Heartbeat, session::choices::Choices, turn::outcome::ErrorCode},
     transport::{
         acp::AcpTransport,
         pipe::{ConnectionState, FrameReceiver, Incoming, PipeLimits},
@@ -611,6 +611,7 @@ async fn handshake_asks_for_numbers_and_settles_itself() {
         mcp_servers: RawValue::from_string("[]".into()).unwrap(),
         previous: None,
         cookies: None,
+        choices: Choices::default(),
     };
     let playing = async {
         let mut socket = runtime.accept().await;
@@ -634,7 +635,13 @@ async fn handshake_asks_for_numbers_and_settles_itself() {
     assert_eq!((delivered.handled(), delivered.settled()), (3, 3));
     let prompt = Prompt::of_text("hello");
     let policy = PermissionPolicy::default();
-    let turn = TurnRequest { prompt_id: PromptId(Uuid::nil()), prompt: &prompt, context: None, policy };
+    let turn = TurnRequest {
+        prompt_id: PromptId(Uuid::nil()),
+        prompt: &prompt,
+        context: None,
+        policy,
+        choices: &Choices::default(),
+    };
     link.prompt(next_call, turn).unwrap();
     assert_eq!(socket.receive().await.0, Some(Numbers { seq: 2, ack: 3 }));
     socket.send(4, 2, update(1)).await;
@@ -712,7 +719,7 @@ fn the_facts_come_back_from_what_was_kept_of_them() {
     });
     let facts = AgentFacts::from_kept(&kept.to_string(), &adopt_request(0));
     assert_eq!(facts.takes, Kinds { image: true, ..Kinds::default() });
-    assert!(facts.can_close && facts.remembers && facts.modes.is_none());
+    assert!(facts.can_close && facts.remembers && facts.offers.modes.is_none());
     assert_eq!(facts.info.unwrap().get(), r#"{"name":"a"}"#);
     assert_eq!((facts.connection_id.as_str(), facts.agent_session_id.as_str()), ("c1", "s"));
     for broken in ["", "null", "[]", r#"{"agentCapabilities": 3}"#] {

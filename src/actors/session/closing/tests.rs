@@ -161,6 +161,7 @@ async fn new_session(services: &Services) -> SessionId {
         protocol: Route::Acp,
         protocol_version: Some(1),
         agent_facts: None,
+        choices: Default::default(),
         connection: None,
         now,
     };
