@@ -9,8 +9,8 @@ pub(crate) mod reapply;
 use std::{collections::BTreeMap, time::Duration};
 
 use futures_util::{FutureExt, future::BoxFuture};
-use serde::Deserialize;
-use serde_json::{json, value::RawValue};
+use serde::{Deserialize, Serialize};
+use serde_json::{Value, value::RawValue};
 
 use self::{
     connection::{Events, Link},
@@ -144,9 +144,9 @@ impl AgentFacts {
         struct Facts<'a> {
             agent_info: Option<&'a RawValue>,
             agent_capabilities: Option<&'a RawValue>,
-            modes: &'a Option<Box<RawValue>>,
-            models: &'a Option<Box<RawValue>>,
-            config_options: &'a Option<Box<RawValue>>,
+            modes: &'a Option<Value>,
+            models: &'a Option<Value>,
+            config_options: &'a Option<Value>,
         }
         RedactedJson::of(&Facts {
             agent_info: self.info.as_deref(),
