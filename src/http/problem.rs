@@ -38,17 +38,26 @@ pub(crate) fn request_id() -> String {
 #[derive(Debug)]
 pub(crate) struct ApiError {
     failure: Failure,
-    request_id: String,
+    request_id: Box<str>,
     prompt_id: Option<PromptId>,
     result: Option<Box<RawValue>>,
     /// True if the error ended a turn, which counted it.
     is_of_turn: bool,
     /// True if the answer repeats an earlier one.
     is_replay: bool,
-    /// The methods that the path supports.
-    allow: Option<String>,
-    /// Replaces the advice of the code.
-    advice: Option<&'static str>,
+    unrouted: Option<Unrouted>,
+}
+
+/// Reason why a request has no handler.
+#[derive(Debug)]
+enum Unrouted {
+    /// No route has the path.
+    Path,
+    /// The route does not support the method.
+    Method {
+        /// The methods that it supports, as in the header `Allow`.
+        allow: String,
+    },
 }
 
 /// Advice for an unknown path, whose error code is that of an unknown id.
@@ -78,12 +87,12 @@ impl ApiError {
 
     /// A path that no route has.
     pub(crate) fn no_route(path: &str) -> Self {
-        Self { advice: Some(SEE_ROUTES), ..Self::new(ErrorCode::NotFound, format!("no route {path}")) }
+        Self { unrouted: Some(Unrouted::Path), ..Self::new(ErrorCode::NotFound, format!("no route {path}")) }
     }
 
     /// A method that a path does not support; `allow` has those that it supports.
     pub(crate) fn no_method(detail: String, allow: String) -> Self {
-        Self { allow: Some(allow), ..Self::new(ErrorCode::MethodNotAllowed, detail) }
+        Self { unrouted: Some(Unrouted::Method { allow }), ..Self::new(ErrorCode::MethodNotAllowed, detail) }
     }
 
     /// Marks the answer as the repetition of an earlier one.
@@ -104,9 +113,11 @@ impl ApiError {
     }
 
     pub(crate) fn problem(&self) -> Problem {
-        let mut problem = Problem::new(&self.failure, self.request_id.clone());
-        if let (Some(advice), Some(detail)) = (self.advice, problem.detail.strip_suffix(self.failure.code.advice())) {
-            problem.detail = format!("{detail}{advice}");
+        let mut problem = Problem::new(&self.failure, &*self.request_id);
+        if let (Some(Unrouted::Path), Some(detail)) =
+            (&self.unrouted, problem.detail.strip_suffix(self.failure.code.advice()))
+        {
+            problem.detail = format!("{detail}{SEE_ROUTES}");
         }
         problem.detail = Redacted::new(&problem.detail).into_string();
         problem.prompt_id = self.prompt_id.map(|id| id.to_string());
@@ -122,13 +133,12 @@ impl From<Failure> for ApiError {
         }
         Self {
             failure,
-            request_id: request_id(),
+            request_id: request_id().into(),
             prompt_id: None,
             result: None,
             is_of_turn: false,
             is_replay: false,
-            allow: None,
-            advice: None,
+            unrouted: None,
         }
     }
 }
@@ -161,9 +171,9 @@ impl ResponseError for ApiError {
             answer.insert_header(("WWW-Authenticate", "Bearer"));
         }
         if !self.request_id.is_empty() {
-            answer.insert_header((request_id::X_REQUEST_ID, self.request_id.as_str()));
+            answer.insert_header((request_id::X_REQUEST_ID, &*self.request_id));
         }
-        if let Some(allow) = &self.allow {
+        if let Some(Unrouted::Method { allow }) = &self.unrouted {
             answer.insert_header((ALLOW, allow.as_str()));
         }
         if self.is_replay {

@@ -111,7 +111,7 @@ fn log_line_with_an_id_and_an_answer_to_nothing_are_noise() {
     });
     let program = Program::start();
     let session = program.api.open("ws");
-    let noise = vec![r#"print {"id":"evt_1","msg":"x"}"#; 11].join(" ; ");
+    let noise = [r#"print {"id":"evt_1","msg":"x"}"#; 11].join(" ; ");
     session.prompt(&noise).problem(502, "protocol_violation");
     session.completes("echo usable again");
 }
