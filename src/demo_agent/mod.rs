@@ -186,7 +186,7 @@ impl Agent {
             return Ok(());
         };
         if let Some(template) = self.flags.answers.get(method) {
-            let answer = odd::filled(template, &id.to_string());
+            let answer = script::filled(template, &id.to_string());
             return self.lines.write_raw(&answer);
         }
         if method == "session/prompt" {

@@ -1,4 +1,4 @@
-//! Messages of the demo agent in the odd forms of real agents: raw text with placeholders.
+//! Requests of the demo agent with the odd ids of real agents.
 
 use std::io;
 
@@ -6,14 +6,6 @@ use serde::Deserialize;
 use serde_json::value::RawValue;
 
 use super::{Agent, lines::Read, script::Command, turn::Turn};
-
-/// Fills in a template: `$ID` is the id of the request, `$ESC`, `$BEL`, `$NUL` and `$BOM` are characters, and `$DEEP` is
-/// an array that contains 200 others, one in the other.
-pub(super) fn filled(template: &str, id: &str) -> String {
-    let deep = format!("{}{}", "[".repeat(200), "]".repeat(200));
-    let characters = [("$ESC", "\u{1b}"), ("$BEL", "\u{7}"), ("$NUL", "\0"), ("$BOM", "\u{feff}"), ("$DEEP", &deep)];
-    characters.iter().fold(template.replace("$ID", id), |text, (name, value)| text.replace(name, value))
-}
 
 impl Agent {
     /// Sends a request whose id is the given JSON, and says the id of the answer as it was received.

@@ -49,6 +49,14 @@ pub(super) fn chunks(text: &str) -> Vec<&str> {
     chunks
 }
 
+/// Fills in a template: `$ID` is the id of the request, `$ESC`, `$BEL`, `$NUL` and `$BOM` are characters, and `$DEEP` is
+/// an array that contains 200 others, one in the other.
+pub(super) fn filled(template: &str, id: &str) -> String {
+    let deep = format!("{}{}", "[".repeat(200), "]".repeat(200));
+    let characters = [("$ESC", "\u{1b}"), ("$BEL", "\u{7}"), ("$NUL", "\0"), ("$BOM", "\u{feff}"), ("$DEEP", &deep)];
+    characters.iter().fold(template.replace("$ID", id), |text, (name, value)| text.replace(name, value))
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;

@@ -11,8 +11,7 @@ use serde_json::{Value, json};
 use super::{
     Agent, chunk,
     lines::Read,
-    odd::filled,
-    script::{Command, chunks, commands},
+    script::{Command, chunks, commands, filled},
 };
 use crate::config::environment::{Environment, current_folder};
 

@@ -13,7 +13,8 @@ fn open_over(program: &Program, route: &str) -> Session {
 /// Runs a check on a session over each route. The agent of ACP must survive it.
 fn over_both_routes(check: impl Fn(&Session)) {
     // Failures of these turns must not move the workspaces.
-    let program = Program::builder().set("window.min_samples", 100).start();
+    let mut program = Program::builder().set("window.min_samples", 100).start();
+    program.expect_error("fallback fails as well");
     for route in ["acp", "http"] {
         let session = open_over(&program, route);
         let agent = (route == "acp").then(|| session.says("pid"));
@@ -136,6 +137,7 @@ fn message_that_no_tree_of_values_can_hold_is_passed_on_and_harms_nothing() {
         let path = format!("/acp/session/{}/events", session.id);
         let mut events = session.api.call("GET", &path).header("last-event-id", "0").stream();
         let of_turn = |data: &Value| data["promptId"] == result["meta"]["promptId"];
+        // Their data is JSON, although this test cannot hold all of it in a tree.
         let all = events.until("the result", |event| event.name == "result" && of_turn(&event.data));
         assert_eq!(all.iter().filter(|event| event.name == "notification").count(), 5, "{all:?}");
         let odd = r#"ask-as session/request_permission "p""#;

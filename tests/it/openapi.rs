@@ -111,7 +111,7 @@ fn documentation_is_served_without_external_assets() {
 #[test]
 fn every_documented_operation_is_exercised() {
     let receiver = Receiver::start([]);
-    let program = webhook::posting(&receiver.url()).set("permission.policy", "ask").start();
+    let program = webhook::posting(&receiver.url()).demo_agent(&["--models"]).set("permission.policy", "ask").start();
     let api = &program.api;
     for path in ["/livez", "/readyz", "/metrics", "/openapi.json", "/acp/health", "/acp/agents", "/acp/workspaces"] {
         api.get(path).expect(200);
@@ -152,6 +152,9 @@ fn every_documented_operation_is_exercised() {
     assert!(option["id"].is_string(), "the demo agent offers options: {}", session.opened);
     session.post("config", json!({"configId": option["id"], "value": option["currentValue"]})).expect(200);
     session.post("model", json!({"modelId": "none"})).problem(422, "agent_rejected");
+    let model = &session.opened["models"]["availableModels"][0]["modelId"];
+    assert!(model.is_string(), "the demo agent offers models: {}", session.opened);
+    session.post("model", json!({"modelId": model})).expect(200);
     session.post("load", json!({})).expect(200);
     session.post("close", json!({})).expect(200);
     switch_routes(api);

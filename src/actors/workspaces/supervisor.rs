@@ -173,13 +173,10 @@ impl WorkspaceSupervisor {
             Remedy::Restart => child.restarts.on_end(now),
             Remedy::Wait => {
                 child.free_restarts += 1;
-                let is_runtime = failure.code == ErrorCode::RuntimeUnavailable;
                 // The fresh session waits for the runtime itself.
-                Verdict::Restart(if is_runtime {
-                    Duration::ZERO
-                } else {
-                    runtime_delay(child.free_restarts - 1, 0.5)
-                })
+                let waits_itself = failure.code == ErrorCode::RuntimeUnavailable;
+                let delay = runtime_delay(child.free_restarts - 1, 0.5);
+                Verdict::Restart(if waits_itself { Duration::ZERO } else { delay })
             }
         };
         match verdict {

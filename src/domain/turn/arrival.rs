@@ -21,11 +21,11 @@ pub(crate) enum Key {
 /// The handling of the prompt.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) enum Arrival {
-    /// A repeat: it gets the result of the running turn.
+    /// The prompt is a repeat and gets the result of the running turn.
     Join,
     /// The key was used with another body.
     Mismatch,
-    /// It waits for the end of the running turn, at most [`CANCEL_WAIT`], and then begins.
+    /// The prompt waits for the end of the running turn, at most [`CANCEL_WAIT`], and then begins.
     Wait,
     /// Another turn runs.
     Refuse,

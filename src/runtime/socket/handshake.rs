@@ -155,7 +155,10 @@ pub(crate) fn prompt_of(message: &Message<'_>) -> Option<(PromptId, u64)> {
 /// Converts a failure to the error response of `initialize`, with the failure's code in `data`.
 pub(crate) fn refusal(failure: &Failure) -> RpcError {
     let code = match failure.code {
-        ErrorCode::UnknownAgent | ErrorCode::PathNotAllowed | ErrorCode::InvalidRequest => jsonrpc::INVALID_PARAMS,
+        ErrorCode::UnknownAgent
+        | ErrorCode::PathNotAllowed
+        | ErrorCode::FolderMissing
+        | ErrorCode::InvalidRequest => jsonrpc::INVALID_PARAMS,
         _ => jsonrpc::INTERNAL_ERROR,
     };
     let data = raw(&json!({META_KEY: RefusalMeta { code: failure.code.as_str().to_owned() }}));

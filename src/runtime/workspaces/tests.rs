@@ -103,7 +103,7 @@ async fn empty_workspace_is_created_once_and_lists_its_files_as_added() {
     std::fs::write(Path::new(&path).join("new"), "x\n").unwrap();
     assert_eq!(place.prepare(id, None).await.unwrap(), path);
     assert_eq!(place.changes(id, None).await.unwrap(), [("new".to_owned(), ChangeStatus::Added)]);
-    assert_eq!(place.changes(Uuid::now_v7(), None).await.unwrap_err().code, ErrorCode::NotFound);
+    assert_eq!(place.changes(Uuid::now_v7(), None).await.unwrap_err().code, ErrorCode::FolderMissing);
 }
 
 #[actix_web::test]

@@ -188,7 +188,7 @@ both_databases! {
         }
         let turn = store.prompt(left_id).await.unwrap().unwrap();
         assert_eq!((turn.state, turn.ended), (TurnState::Interrupted, Some(at(50))));
-        assert_eq!(turn.result.as_deref(), Some("{1}"));
+        assert_eq!(turn.result.as_deref(), Some("[1]"));
         assert_eq!(turn.error.map(|error| error.code), Some(ErrorCode::Interrupted));
         assert_eq!(store.prompt(ended_id).await.unwrap().unwrap().state, TurnState::Completed);
         assert_eq!(store.recover(at(51), &[], Vec::new()).await.unwrap(), Recovered::default());

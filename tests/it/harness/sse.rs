@@ -3,6 +3,7 @@
 use std::time::Duration;
 
 use futures_util::{StreamExt, stream::BoxStream};
+use serde_json::value::RawValue;
 
 use super::{DEADLINE, Value, block_on};
 
@@ -100,7 +101,12 @@ fn parse(block: &str) -> Option<Event> {
         return None;
     }
     let text = data.join("\n");
-    let data = serde_json::from_str(&text).unwrap_or_else(|cause| panic!("event data is not JSON: {cause}: {text}"));
+    let data = serde_json::from_str(&text).unwrap_or_else(|cause| {
+        // A tree of values has limits that JSON does not have: of depth, of numbers, of halves of characters.
+        let raw: Result<&RawValue, _> = serde_json::from_str(&text);
+        raw.unwrap_or_else(|_| panic!("event data is not JSON: {cause}: {text}"));
+        Value::String(text.clone())
+    });
     Some(Event { id, name, data })
 }
 

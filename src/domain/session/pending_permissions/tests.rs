@@ -155,7 +155,7 @@ fn waiting_request_of_any_size_is_kept_within_bounds() {
 }
 
 #[test]
-fn request_without_a_list_of_options_is_malformed_and_one_without_an_option_can_be_cancelled() {
+fn request_needs_a_list_of_options_and_one_without_an_option_can_be_cancelled() {
     let mut pending = PendingPermissions::default();
     for malformed in [json!({}), json!([]), json!({"options": 1})] {
         assert!(matches!(receive(&mut pending, PermissionPolicy::Ask, 1, &malformed), Received::Malformed(_)));
