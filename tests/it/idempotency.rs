@@ -284,3 +284,16 @@ fn repeat_of_an_answer_with_a_secret_or_a_word_like_one_equals_the_first_answer(
     }
     assert!(!session.transcript().iter().any(|entry| entry.to_string().contains("ghp_")));
 }
+
+#[test]
+fn repeat_of_an_ended_turn_is_replayed_while_another_turn_runs() {
+    let program = Program::start();
+    let session = program.api.open("ws");
+    let first = send(&session, "echo a", "a").expect(200);
+    let running = session.starts("sleep 600");
+    assert_eq!(send(&session, "echo a", "a").expect(200), first);
+    send(&session, "echo b", "a").problem(422, "idempotency_mismatch");
+    send(&session, "echo b", "b").problem(409, "turn_running");
+    session.post("cancel", json!({})).expect(200);
+    session.ends(&running);
+}

@@ -133,11 +133,14 @@ fn turn_is_refused_while_the_agent_does_not_take_the_mode_of_the_user() {
     let program = refusing_while(&marker).start();
     let session = program.api.open("ws");
     session.post("mode", json!({"modeId": "plan"})).expect(200);
+    let keyed = || session.call("settings").header("idempotency-key", "key").send().expect(200);
+    let before = keyed();
     fs::write(&marker, "").expect("a file");
     session.prompt("crash").problem(502, "agent_crashed");
     wait_for(DEADLINE, "the refusal is shown", || session.state()["modeUnavailable"].as_str().map(str::to_owned));
     session.prompt("write a.txt content").problem(409, "mode_unavailable");
     assert!(!session.path().join("a.txt").exists());
+    assert_eq!(keyed(), before, "a repeat needs no agent");
     assert_eq!(session.state()["agentFacts"]["modes"]["currentModeId"], "code", "the agent's own mode is shown");
     fs::remove_file(&marker).expect("a file");
     session.post("mode", json!({"modeId": "plan"})).expect(200);

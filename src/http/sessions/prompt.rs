@@ -138,23 +138,19 @@ async fn begin(
                 caller: caller.clone(),
             };
             if let Some(begun) = workspaces.ask(&live, |it| it.run_prompt.clone(), make).await {
-                return begun.map_err(refused);
+                return match begun {
+                    Ok(begun) => Ok(begun),
+                    // The refusal is of a new turn, and a repeat needs none.
+                    Err(refusal) => match stored(state, session_id, idempotency.as_ref()).await? {
+                        Some(before) => Ok(before),
+                        None => Err(refused(refusal)),
+                    },
+                };
             }
         }
         let row = find_session(state, session_id).await?;
-        let services = workspaces.services();
-        if let Some(key) = &idempotency
-            && let Some(before) =
-                services.store.prompt_with_key(session_id, key.key.clone(), services.clock.now()).await?
-        {
-            return if before.idempotency.as_ref() == Some(key) {
-                Ok(TurnBegun::Stored(Box::new(before)))
-            } else {
-                Err(ApiError::new(
-                    ErrorCode::IdempotencyMismatch,
-                    "this Idempotency-Key was used before with another body",
-                ))
-            };
+        if let Some(before) = stored(state, session_id, idempotency.as_ref()).await? {
+            return Ok(before);
         }
         let current = state_of(state, &row);
         current.admits_prompt().map_err(|code| {
@@ -165,6 +161,27 @@ async fn begin(
         run_to_completion(async move { loading.load(&row, None).await }).await?;
     }
     Err(ApiError::new(ErrorCode::ConnectionLost, "the session could not be loaded; try again"))
+}
+
+/// Finds the turn on disk that has the key of a request.
+///
+/// # Errors
+/// `idempotency_mismatch` if the turn had another body.
+async fn stored(
+    state: &HttpState,
+    session_id: SessionId,
+    idempotency: Option<&Idempotency>,
+) -> Result<Option<TurnBegun>, ApiError> {
+    let Some(key) = idempotency else { return Ok(None) };
+    let services = state.workspaces.services();
+    let before = services.store.prompt_with_key(session_id, key.key.clone(), services.clock.now()).await?;
+    match before {
+        Some(before) if before.idempotency.as_ref() != Some(key) => Err(ApiError::new(
+            ErrorCode::IdempotencyMismatch,
+            "this Idempotency-Key was used before with another body",
+        )),
+        before => Ok(before.map(|before| TurnBegun::Stored(Box::new(before)))),
+    }
 }
 
 fn refused(refused: PromptRefused) -> ApiError {
