@@ -213,9 +213,10 @@ fn flip(item: MigrationItem, rollbacks: &[RollbackEventItem]) -> TimelineEntry {
 }
 
 fn note(row: TranscriptRow) -> TimelineEntry {
+    // A tree cannot hold every JSON text: null stands for halves of characters, for example.
+    let payload: Option<Value> = row.entry.payload.and_then(|payload| serde_json::from_str(payload.as_str()).ok());
     let details = json!({
-        "seq": row.seq, "promptId": row.prompt_id, "eventType": row.entry.event_type,
-        "payload": row.entry.payload.as_ref().map(|payload| payload.as_raw()),
+        "seq": row.seq, "promptId": row.prompt_id, "eventType": row.entry.event_type, "payload": payload,
     });
     entry(row.created, EntryKind::Note, row.entry.text.into_string(), details)
 }
@@ -228,4 +229,24 @@ fn run(item: AutomationRunItem) -> TimelineEntry {
 
 fn notification(item: NotificationItem) -> TimelineEntry {
     entry(item.created_at, EntryKind::Notification, format!("Notified: {}", item.body), record(&item))
+}
+
+#[cfg(test)]
+mod tests {
+    use serde_json::value::RawValue;
+
+    use super::*;
+    use crate::domain::{clock::Timestamp, redaction::RedactedJson, turn::transcript::TranscriptEntry};
+
+    #[test]
+    fn note_whose_payload_no_tree_can_hold_is_explained_without_it() {
+        let deep = format!("{}{}", "[".repeat(200), "]".repeat(200));
+        for payload in [r#"{"title":"\ud800"}"#, "1e400", &deep] {
+            let raw = RawValue::from_string(payload.to_owned()).unwrap();
+            let entry = TranscriptEntry::with_payload("info", "a note", RedactedJson::new(&raw));
+            let created = Timestamp(1);
+            let row = TranscriptRow { seq: 1, revision: 1, changed: 1, prompt_id: None, entry, created };
+            assert_eq!(note(row).details["payload"], Value::Null, "{payload:.20}");
+        }
+    }
 }
