@@ -141,8 +141,8 @@
 //!    the webhook poster.
 //! 5. A turn has exactly one outcome: a dropped `TurnTicket` ends the turn with a failure
 //!    ([`actors::session::turn_ticket`]).
-//! 6. Text reaches disk, notification or log only as [`Redacted`](domain::redaction::Redacted); a secret has a type
-//!    that cannot be printed.
+//! 6. Text reaches disk, notification or log only as [`Redacted`](domain::redaction::Redacted), and JSON only as
+//!    [`RedactedJson`](domain::redaction::RedactedJson); a secret has a type that cannot be printed.
 //! 7. Every queue is bounded; its doc comment says why that number and what happens when it is full.
 //! 8. A child process never outlives its session. It runs in its own process group, and in a control group if one can
 //!    be created; `process/watch.rs` kills the whole group and reaps it.

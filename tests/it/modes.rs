@@ -46,6 +46,13 @@ fn roll(session: &Session, to: &str) {
     session.api.post(&format!("/acp/workspaces/ws/{to}"), why).expect(200);
 }
 
+/// The command of an agent that starts with the flag while the file exists.
+fn agent_with(flag: &str, marker: &Path) -> [String; 3] {
+    let (program, marker) = (lumilink(), marker.display());
+    let script = format!("if [ -e {marker} ]; then exec {program} demo-agent {flag}; fi; exec {program} demo-agent");
+    ["sh".into(), "-c".into(), script]
+}
+
 /// An agent that refuses `session/set_mode` while the file exists.
 fn refusing_while(file: &Path) -> Builder {
     Program::builder().demo_agent(&["--refuse-modes", &file.display().to_string()])
@@ -181,12 +188,7 @@ fn headless_command_gets_no_turn_of_a_session_with_a_mode_of_its_user() {
 fn agent_that_confirms_a_mode_and_reports_another_gets_no_prompt_after_its_restart() {
     let folder = tempfile::tempdir().expect("a folder");
     let marker = folder.path().join("contradicts");
-    let program = lumilink();
-    let script = format!(
-        "if [ -e {} ]; then exec {program} demo-agent --contradict-modes; fi; exec {program} demo-agent",
-        marker.display()
-    );
-    let program = Program::builder().set("agent.command", json!(["sh", "-c", script])).start();
+    let program = Program::builder().set("agent.command", json!(agent_with("--contradict-modes", &marker))).start();
     let session = program.api.open("ws");
     session.post("mode", json!({"modeId": "plan"})).expect(200);
     fs::write(&marker, "").expect("a file");
@@ -200,13 +202,8 @@ fn agent_that_confirms_a_mode_and_reports_another_gets_no_prompt_after_its_resta
 fn agent_that_never_answers_set_mode_after_its_restart_gets_no_prompt() {
     let folder = tempfile::tempdir().expect("a folder");
     let marker = folder.path().join("mute");
-    let program = lumilink();
-    let script = format!(
-        "if [ -e {} ]; then exec {program} demo-agent --mute-modes; fi; exec {program} demo-agent",
-        marker.display()
-    );
     let program = Program::builder()
-        .set("agent.command", json!(["sh", "-c", script]))
+        .set("agent.command", json!(agent_with("--mute-modes", &marker)))
         .set("runtime.handshake_timeout_s", 2)
         .start();
     let session = program.api.open("ws");

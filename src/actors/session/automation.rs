@@ -7,7 +7,6 @@ use crate::{
         automation::skip::{Asked, Automation, Credential, SkipReason, WantedMode},
         routing::Route,
         session::lifecycle::SessionMode,
-        turn::outcome::{ErrorCode, Failure},
     },
     store::{Acceptance, NewTurn, StoreError},
 };
@@ -71,9 +70,4 @@ pub(crate) async fn accept(
         Err(cause) => return (Err(cause), ticket),
     }
     (services.store.accept_turn(new_turn).await, ticket)
-}
-
-/// Failure of a reused `Idempotency-Key` whose body differs.
-pub(crate) fn mismatch() -> Failure {
-    Failure::new(ErrorCode::IdempotencyMismatch, "this Idempotency-Key was already used with a different body")
 }

@@ -8,7 +8,7 @@ use tokio::sync::watch;
 
 use super::{
     Call, Session,
-    automation::{accept, mismatch},
+    automation::accept,
     turn_ticket::{TurnTicket, WhenDropped},
     woken::completed,
 };
@@ -211,7 +211,7 @@ impl Session {
         let is_ending = is_cancelled && self.ending.is_none();
         match arrival(key, is_ending, waited, self.prompts_waiting) {
             Arrival::Join => Begin::Answer(Ok(TurnBegun::Joined(handle))),
-            Arrival::Mismatch => Begin::Answer(Err(mismatch().into())),
+            Arrival::Mismatch => Begin::Answer(Err(Failure::idempotency_mismatch().into())),
             Arrival::Wait => Begin::Wait(Box::new(message), handle.ended),
             Arrival::Refuse => Begin::Answer(Err(PromptRefused {
                 failure: Failure::new(ErrorCode::TurnRunning, "another turn of the session is still running"),
@@ -355,7 +355,7 @@ impl Session {
                 return Ok(begun);
             }
             Ok(Acceptance::Existing(row)) => Ok(TurnBegun::Stored(Box::new(row))),
-            Ok(Acceptance::Mismatch(_)) => Err(mismatch().into()),
+            Ok(Acceptance::Mismatch(_)) => Err(Failure::idempotency_mismatch().into()),
             Err(cause) => Err(PromptRefused::from(store::failure(&cause))),
         };
         // The turn has no row, so it has no outcome and no place in the metrics.

@@ -2,10 +2,7 @@
 
 use super::{OpenOnce, Workspaces, open::OpenSession};
 use crate::{
-    domain::{
-        redaction::RedactedJson,
-        turn::outcome::{ErrorCode, Failure},
-    },
+    domain::{redaction::RedactedJson, turn::outcome::Failure},
     store::{self, Idempotency, OpenedBefore},
 };
 
@@ -24,8 +21,7 @@ pub(crate) struct AnsweredOnce {
 /// `idempotency_mismatch` if the request has another body.
 fn replay(before: OpenedBefore, idempotency: &Idempotency) -> Result<AnsweredOnce, Failure> {
     if before.body_hash != idempotency.body_hash {
-        let detail = "this Idempotency-Key was used before with another body";
-        return Err(Failure::new(ErrorCode::IdempotencyMismatch, detail));
+        return Err(Failure::idempotency_mismatch());
     }
     Ok(AnsweredOnce { session_id: before.session_id, answer: before.answer, is_replay: true })
 }

@@ -228,6 +228,11 @@ impl Failure {
     pub(crate) fn new(code: ErrorCode, detail: impl Into<String>) -> Self {
         Self { code, detail: detail.into(), seats: None }
     }
+
+    /// The refusal of an `Idempotency-Key` that was used before with another body.
+    pub(crate) fn idempotency_mismatch() -> Self {
+        Self::new(ErrorCode::IdempotencyMismatch, "this Idempotency-Key was used before with another body")
+    }
 }
 
 #[cfg(test)]

@@ -176,10 +176,7 @@ async fn stored(
     let services = state.workspaces.services();
     let before = services.store.prompt_with_key(session_id, key.key.clone(), services.clock.now()).await?;
     match before {
-        Some(before) if before.idempotency.as_ref() != Some(key) => Err(ApiError::new(
-            ErrorCode::IdempotencyMismatch,
-            "this Idempotency-Key was used before with another body",
-        )),
+        Some(before) if before.idempotency.as_ref() != Some(key) => Err(Failure::idempotency_mismatch().into()),
         before => Ok(before.map(|before| TurnBegun::Stored(Box::new(before)))),
     }
 }
