@@ -45,6 +45,11 @@ const CORS_HEADERS: &str = "authorization, content-type, idempotency-key, last-e
 /// Response headers that such a page may read.
 const CORS_EXPOSED: &str = "location, retry-after, x-request-id";
 
+/// True for a path that needs no token.
+pub(super) fn is_open(path: &str) -> bool {
+    OPEN.iter().any(|open| path == *open || (open.ends_with('/') && path.starts_with(open)))
+}
+
 impl Guard {
     pub(crate) fn new(server: &Server, token: Reloadable<Option<SecretString>>) -> Self {
         let lower = |names: &[String]| names.iter().map(|name| name.to_lowercase()).collect();
@@ -64,9 +69,7 @@ impl Guard {
         if request.method() == Method::OPTIONS {
             return Ok(origin);
         }
-        let open = OPEN
-            .iter()
-            .any(|path| request.path() == *path || (path.ends_with('/') && request.path().starts_with(path)));
+        let open = is_open(request.path());
         // The route redeems the ticket, because it knows what the ticket allows.
         let has_ticket = request.path() == SOCKET_PATH && ticket(request.request()).is_some();
         if !open && !has_ticket {

@@ -10,6 +10,7 @@ mod health;
 pub(crate) mod notifications;
 mod openapi;
 pub(crate) mod problem;
+pub(crate) mod refusals;
 mod request;
 mod routes;
 pub(crate) mod routing;

@@ -12,6 +12,7 @@ use actix_web::{HttpResponse, post, web};
 use super::{
     HttpState,
     problem::ApiError,
+    refusals::{OfAgent, OfBody, OfPermission, OfRuntime, OfSession, OfStart, Problems},
     request::{Body, find_session, parse_body, path_id, run_to_completion},
 };
 use crate::{
@@ -47,6 +48,7 @@ use crate::{
     request_body = NewSessionBody,
     responses(
         (status = 201, description = "The session is ready for prompts", body = SessionReady),
+        Problems<(OfAgent, OfStart)>,
     )
 )]
 #[post("/acp/session/new")]
@@ -107,13 +109,14 @@ pub(crate) fn state_of(state: &HttpState, row: &SessionRow) -> SessionState {
     row.state.at_age(now.since(row.last_used), Duration::from_secs(state.config.session.max_age_s))
 }
 
-/// Brings back a session that is not live, with the agent's own memory or with the conversation as context. Does not
+/// Brings back a session that is not live. The agent has its own memory of it, or gets the conversation as context. Does not
 /// change a live session. Never refused for lack of seats.
 #[utoipa::path(
     tag = "sessions",
     request_body = LoadBody,
     responses(
         (status = 200, description = "The session is ready for prompts", body = SessionReady),
+        Problems<(OfAgent, OfStart, OfSession, OfBody)>,
     )
 )]
 #[post("/acp/session/load")]
@@ -138,6 +141,7 @@ pub(crate) async fn load_session(
     request_body = SessionBody,
     responses(
         (status = 200, description = "The session is closed", body = Closed),
+        Problems<(OfSession, OfRuntime, OfBody)>,
     )
 )]
 #[post("/acp/session/close")]
@@ -158,6 +162,7 @@ pub(crate) async fn close_session(state: web::Data<HttpState>, body: Body) -> Re
     request_body = CancelBody,
     responses(
         (status = 200, description = "Whether a turn was running", body = Cancelled),
+        Problems<OfBody>,
     )
 )]
 #[post("/acp/session/cancel")]
@@ -204,6 +209,7 @@ fn session_lost() -> ApiError {
     request_body = PermissionBody,
     responses(
         (status = 200, description = "The answer was sent to the agent", body = PermissionAnswered),
+        Problems<(OfPermission, OfAgent, OfSession, OfBody)>,
     )
 )]
 #[post("/acp/session/permission")]
@@ -229,6 +235,7 @@ pub(crate) async fn answer_permission(
     request_body = ModeBody,
     responses(
         (status = 200, description = "Answer of the agent", body = AgentAnswer),
+        Problems<(OfAgent, OfSession, OfBody)>,
     )
 )]
 #[post("/acp/session/mode")]
@@ -246,6 +253,7 @@ pub(crate) async fn set_mode(state: web::Data<HttpState>, body: Body) -> Result<
     request_body = ConfigBody,
     responses(
         (status = 200, description = "Answer of the agent", body = AgentAnswer),
+        Problems<(OfAgent, OfSession, OfBody)>,
     )
 )]
 #[post("/acp/session/config")]
