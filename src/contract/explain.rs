@@ -22,22 +22,16 @@ pub(crate) struct Explanation {
     /// Which protocol carries the turns now and why, in a sentence.
     pub answer: String,
     /// Id of the session.
-    #[schema(value_type = String)]
     pub session_id: SessionId,
     /// Name of the tenant.
-    #[schema(value_type = String)]
     pub installation_id: InstallationId,
     /// Name of the workspace, unique within its tenant.
-    #[schema(value_type = String)]
     pub workspace_id: WorkspaceId,
     /// State of the session: starting, idle, running, hibernated, expired, interrupted, failed or closed.
-    #[schema(value_type = String)]
     pub state: SessionState,
     /// Protocol that carries turns now, or carried the last one: `acp` or `http`.
-    #[schema(value_type = String)]
     pub protocol: Route,
     /// The route of the workspace: `acp` or `http`.
-    #[schema(value_type = String)]
     pub route: Route,
     /// Number of flips of the workspace.
     pub epoch: u64,
@@ -52,12 +46,10 @@ pub(crate) struct Explanation {
 #[serde(rename_all = "camelCase")]
 pub(crate) struct TimelineEntry {
     /// Time, RFC 3339 in UTC.
-    #[schema(value_type = String, format = DateTime)]
     pub at: Timestamp,
     /// `session`, `connection` (a handshake), `transition` (of a connection), `turn`, `flip` (of the workspace's route),
     /// `note`, `automation` or `notification`.
     #[serde(serialize_with = "name")]
-    #[schema(value_type = String)]
     pub kind: EntryKind,
     /// One line about the entry.
     pub summary: String,

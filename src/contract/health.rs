@@ -3,7 +3,7 @@
 use serde::Serialize;
 use utoipa::ToSchema;
 
-use crate::domain::clock::Timestamp;
+use crate::domain::{clock::Timestamp, ids::InstallationId};
 
 /// Answer to `GET /acp/health`: the state of the service and of its parts.
 #[derive(Debug, Serialize, ToSchema)]
@@ -93,9 +93,9 @@ pub(crate) struct CapacityHealth {
 #[serde(rename_all = "camelCase")]
 pub(crate) struct CapacityAlertHealth {
     /// Id of the alert in the audit.
+    #[schema(value_type = uuid::Uuid)]
     pub alert_id: String,
     /// Time at which it was raised, RFC 3339 in UTC.
-    #[schema(value_type = String, format = DateTime)]
     pub since: Timestamp,
 }
 
@@ -104,6 +104,7 @@ pub(crate) struct CapacityAlertHealth {
 #[serde(rename_all = "camelCase")]
 pub(crate) struct TenantSeats {
     /// Name of the tenant.
+    #[schema(value_type = InstallationId)]
     pub installation_id: String,
     /// Taken seats of the tenant.
     pub taken: usize,

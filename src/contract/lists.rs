@@ -4,10 +4,19 @@ use serde::{Deserialize, Serialize};
 use serde_json::value::RawValue;
 use utoipa::{IntoParams, ToSchema};
 
+use super::inputs::TranscriptEventType;
+
 use crate::domain::{
+    clock::Timestamp,
     ids::{InstallationId, PromptId, UserId, WorkspaceId},
     session::{lifecycle::SessionState, permission::PermissionPolicy},
 };
+
+/// Body of a request that needs none: an empty object.
+#[derive(Debug, Deserialize, ToSchema)]
+#[schema(examples(json!({})))]
+#[serde(deny_unknown_fields)]
+pub(crate) struct NoMembers {}
 
 /// One page of a list.
 #[derive(Debug, Serialize, ToSchema)]
@@ -43,10 +52,10 @@ pub(crate) struct TranscriptItem {
     /// Number of the newest change, for `changedAfter`; the same as `seq` while `revision` is 1.
     pub changed: i64,
     /// Id of the turn, if the entry belongs to one.
-    #[schema(value_type = Option<String>)]
     #[serde(skip_serializing_if = "Option::is_none")]
     pub prompt_id: Option<PromptId>,
-    /// `user_message`, `agent_message`, `agent_thought`, `tool_call`, `plan`, `permission`, `info`, ….
+    /// Kind of the entry.
+    #[schema(value_type = TranscriptEventType)]
     pub event_type: String,
     /// The text of the entry.
     pub text: String,
@@ -59,6 +68,7 @@ pub(crate) struct TranscriptItem {
     #[serde(skip_serializing_if = "Option::is_none")]
     pub payload: Option<Box<RawValue>>,
     /// Time, RFC 3339 in UTC.
+    #[schema(value_type = Timestamp)]
     pub created_at: String,
 }
 
@@ -67,10 +77,8 @@ pub(crate) struct TranscriptItem {
 #[serde(rename_all = "camelCase")]
 pub(crate) struct WorkspaceItem {
     /// Name of the tenant.
-    #[schema(value_type = String)]
     pub installation_id: InstallationId,
     /// Name of the workspace, unique within its tenant.
-    #[schema(value_type = String)]
     pub workspace_id: WorkspaceId,
     /// The repository that was cloned.
     #[serde(skip_serializing_if = "Option::is_none")]
@@ -79,12 +87,13 @@ pub(crate) struct WorkspaceItem {
     #[serde(skip_serializing_if = "Option::is_none")]
     pub path: Option<String>,
     /// Permission policy of the workspace; absent if it uses the configured one.
-    #[schema(value_type = Option<String>)]
     #[serde(skip_serializing_if = "Option::is_none")]
     pub permission_policy: Option<PermissionPolicy>,
     /// Time of its first session, RFC 3339 in UTC.
+    #[schema(value_type = Timestamp)]
     pub created_at: String,
     /// Time of its last use, RFC 3339 in UTC.
+    #[schema(value_type = Timestamp)]
     pub last_used_at: String,
 }
 
@@ -103,20 +112,18 @@ pub(crate) struct AgentItem {
 #[into_params(parameter_in = Query)]
 pub(crate) struct SessionQuery {
     /// Only entries of this tenant.
-    #[param(value_type = Option<String>)]
     pub installation_id: Option<InstallationId>,
     /// Only entries of this workspace.
-    #[param(value_type = Option<String>)]
     pub workspace_id: Option<WorkspaceId>,
     /// Only entries of this user.
-    #[param(value_type = Option<String>)]
     pub user_id: Option<UserId>,
     /// Only entries in this state.
-    #[param(value_type = Option<String>)]
     pub state: Option<SessionState>,
     /// Most entries on the page, 1 to `limits.page_entries`; 50 by default.
+    #[param(minimum = 1, maximum = 1000)]
     pub limit: Option<usize>,
     /// `nextCursor` of the previous page.
+    #[param(pattern = r"^-?[0-9]{1,18}~[!-~]{0,300}$")]
     pub cursor: Option<String>,
 }
 
@@ -126,14 +133,14 @@ pub(crate) struct SessionQuery {
 #[into_params(parameter_in = Query)]
 pub(crate) struct WorkspaceQuery {
     /// Only entries of this tenant.
-    #[param(value_type = Option<String>)]
     pub installation_id: Option<InstallationId>,
     /// Only workspaces of this name.
-    #[param(value_type = Option<String>)]
     pub workspace_id: Option<WorkspaceId>,
     /// Most entries on the page, 1 to `limits.page_entries`; 50 by default.
+    #[param(minimum = 1, maximum = 1000)]
     pub limit: Option<usize>,
     /// `nextCursor` of the previous page.
+    #[param(pattern = r"^-?[0-9]{1,18}~[!-~]{0,300}$")]
     pub cursor: Option<String>,
 }
 
@@ -143,12 +150,15 @@ pub(crate) struct WorkspaceQuery {
 #[into_params(parameter_in = Query)]
 pub(crate) struct TranscriptQuery {
     /// Most entries on the page, 1 to `limits.page_entries`; 50 by default.
+    #[param(minimum = 1, maximum = 1000)]
     pub limit: Option<usize>,
     /// `nextCursor` of the previous page. Excludes `changedAfter`.
+    #[param(pattern = r"^[0-9]{1,18}$")]
     pub cursor: Option<String>,
     /// Reads entries in the order of their newest change, those with `changed` above this number: 0 reads all. Pass the
     /// largest `changed` that was read to get what was added or changed since. An entry that changes while pages are read
     /// is read again; none is missed.
+    #[param(format = "uint64", maximum = 18446744073709551615u64)]
     pub changed_after: Option<u64>,
 }
 
@@ -158,12 +168,13 @@ pub(crate) struct TranscriptQuery {
 #[into_params(parameter_in = Query)]
 pub(crate) struct EventsQuery {
     /// `live` starts with the next event; without it the stream starts with the oldest event in memory.
-    #[param(value_type = Option<String>)]
+    #[param(inline)]
     pub from: Option<From>,
 }
 
 /// Start of an event stream.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Deserialize)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Deserialize, ToSchema)]
+#[schema(as = EventsFrom)]
 #[serde(rename_all = "lowercase")]
 pub(crate) enum From {
     /// Only events that follow the request.

@@ -6,9 +6,11 @@
 pub(crate) mod audit;
 pub(crate) mod authorization;
 pub(crate) mod automation;
+pub(crate) mod events;
 pub(crate) mod explain;
 pub(crate) mod fallback;
 pub(crate) mod health;
+pub(crate) mod inputs;
 pub(crate) mod keep_alive;
 pub(crate) mod lists;
 pub(crate) mod notifications;

@@ -5,7 +5,8 @@ use serde_json::value::RawValue;
 
 use crate::domain::{
     capacity::SeatFigures,
-    turn::outcome::{ErrorCode, Failure},
+    ids::PromptId,
+    turn::outcome::{ErrorClass, ErrorCode, Failure},
 };
 
 /// The media type of [`Problem`].
@@ -25,9 +26,10 @@ pub(crate) struct Problem {
     /// Description of the failure, and what to do about it.
     pub detail: String,
     /// The stable error code, for programs to branch on.
+    #[schema(value_type = ErrorCode)]
     pub code: String,
     /// `connection`, `protocol`, `application` or `system`.
-    #[schema(value_type = String)]
+    #[schema(value_type = ErrorClass)]
     pub class: String,
     /// True if the same request can succeed later without a change.
     pub retryable: bool,
@@ -35,6 +37,7 @@ pub(crate) struct Problem {
     pub request_id: String,
     /// Id of the turn that runs or failed.
     #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[schema(value_type = Option<PromptId>)]
     pub prompt_id: Option<String>,
     /// The result of a turn that started and failed.
     #[serde(default, skip_serializing_if = "Option::is_none")]

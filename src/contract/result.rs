@@ -10,9 +10,9 @@ use crate::domain::{
     clock::Timestamp,
     ids::{PromptId, SessionId},
     redaction::{Redacted, RedactedJson},
-    routing::Route,
+    routing::{FlipTrigger, Route},
     text,
-    turn::{MAX_DIAGNOSTICS, Severity, TurnOutcome, TurnProgress, stop_reason_name},
+    turn::{MAX_DIAGNOSTICS, Severity, TurnOutcome, TurnProgress, outcome::ErrorCode, stop_reason_name},
 };
 
 /// The result of a turn, under 32 KB as JSON.
@@ -63,12 +63,16 @@ pub(crate) struct ResultUsage {
 #[serde(rename_all = "camelCase")]
 pub(crate) struct ResultMeta {
     /// Id of the session.
+    #[schema(value_type = SessionId)]
     pub session_id: String,
     /// Id of the turn.
+    #[schema(value_type = PromptId)]
     pub prompt_id: String,
     /// Protocol that carried the turn: `acp` or `http`.
+    #[schema(value_type = Route)]
     pub protocol: String,
     /// Route of the workspace at the start of the turn: `acp` or `http`.
+    #[schema(value_type = Route)]
     pub route: String,
     /// The negotiated ACP version.
     #[serde(default, skip_serializing_if = "Option::is_none")]
@@ -89,6 +93,7 @@ pub(crate) struct ResultMeta {
     pub github_automation_version: Option<String>,
     /// The stable error code; present with `stopReason: error`.
     #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[schema(value_type = Option<ErrorCode>)]
     pub error_code: Option<String>,
     /// True if a fresh agent got the previous conversation as context ahead of the prompt.
     pub context_injected: bool,
@@ -118,6 +123,7 @@ pub(crate) struct ResultRollback {
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub reason: Option<String>,
     /// Trigger of the rollback.
+    #[schema(value_type = Option<FlipTrigger>)]
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub trigger: Option<String>,
 }
@@ -143,13 +149,12 @@ pub(crate) struct ResultTimings {
 #[serde(rename_all = "camelCase")]
 pub(crate) struct ResultDiagnostic {
     /// Severity of the diagnostic: `debug`, `info`, `warn` or `error`.
-    #[schema(value_type = String)]
     pub severity: Severity,
     /// Description of the event, in one sentence.
     pub message: String,
     /// Additional data about the event, if any.
     #[serde(default, skip_serializing_if = "Option::is_none")]
-    #[schema(value_type = Object)]
+    #[schema(value_type = Option<serde_json::Value>)]
     pub context: Option<serde_json::Value>,
 }
 

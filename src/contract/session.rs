@@ -4,30 +4,37 @@ use serde::{Deserialize, Serialize};
 use serde_json::value::RawValue;
 use utoipa::ToSchema;
 
-use super::words::word_schemas;
+use super::{
+    inputs::{McpServer, OptionValue, PromptInput},
+    words::{AgentObject, word_schemas},
+};
 use crate::domain::{
     automation::skip::WantedMode,
+    clock::Timestamp,
     ids::{InstallationId, PromptId, SessionId, UserId, WorkspaceId},
-    session::{lifecycle::SessionState, permission::PermissionPolicy},
-    turn::{TurnInitiator, TurnState},
+    routing::Route,
+    session::{connection::ConnectionStatus, lifecycle::SessionState, permission::PermissionPolicy},
+    turn::{TurnInitiator, TurnState, outcome::ErrorCode},
 };
 
 /// Body of `POST /acp/session/new`: the workspace, the agent and the purpose of a session.
 #[derive(Debug, Deserialize, ToSchema)]
+#[schema(examples(json!({"installationId": "acme", "workspaceId": "demo"})))]
 #[serde(rename_all = "camelCase", deny_unknown_fields)]
 pub(crate) struct NewSessionBody {
     /// Name of the workspace, unique within its tenant.
-    #[schema(value_type = String, example = "demo")]
+    #[schema(example = "demo")]
     pub workspace_id: WorkspaceId,
     /// Name of the tenant.
-    #[schema(value_type = String, example = "acme")]
+    #[schema(example = "acme")]
     pub installation_id: InstallationId,
     /// The user for whom the session works.
-    #[schema(value_type = Option<String>)]
     pub user_id: Option<UserId>,
-    /// `owner/name` or a URL to clone into a new workspace.
+    /// `owner/name` or a URL to clone into a new workspace. Not with `path`.
+    #[schema(min_length = 1)]
     pub repository: Option<String>,
-    /// Branch of `repository`; absent: its default branch.
+    /// Branch of `repository`; absent: its default branch. Only with `repository`.
+    #[schema(min_length = 1)]
     pub branch: Option<String>,
     /// An existing folder under one of `workspaces.allow_paths`.
     pub path: Option<String>,
@@ -40,11 +47,10 @@ pub(crate) struct NewSessionBody {
     pub mode: Mode,
     /// Name of a configured agent; absent: the default agent.
     pub agent: Option<String>,
-    /// ACP `mcpServers`, passed to the agent.
-    #[schema(value_type = Option<Vec<Object>>)]
+    /// ACP `mcpServers`, passed to the agent; at most 32.
+    #[schema(value_type = Option<Vec<McpServer>>, max_items = 32)]
     pub mcp_servers: Option<Box<RawValue>>,
     /// Permission policy of this workspace from now on: `allow-once`, `allow-always`, `reject` or `ask`.
-    #[schema(value_type = Option<String>)]
     pub permission_policy: Option<PermissionPolicy>,
 }
 
@@ -64,9 +70,9 @@ pub(crate) enum Mode {
 #[serde(rename_all = "camelCase")]
 pub(crate) struct SessionReady {
     /// Id of the session.
-    #[schema(value_type = String)]
     pub session_id: SessionId,
     /// Protocol that carries the turns: `acp` or `http`.
+    #[schema(value_type = Route)]
     pub protocol: &'static str,
     /// The negotiated ACP version.
     #[serde(default, skip_serializing_if = "Option::is_none")]
@@ -74,20 +80,20 @@ pub(crate) struct SessionReady {
     /// Id of the connection to the runtime.
     pub connection_id: String,
     /// ACP `agentInfo` of the handshake, as the agent sent it.
-    #[schema(value_type = Option<Object>)]
+    #[schema(value_type = Option<AgentObject>)]
     pub agent_info: Option<Box<RawValue>>,
     /// ACP `agentCapabilities` of the handshake, as the agent sent it.
-    #[schema(value_type = Option<Object>)]
+    #[schema(value_type = Option<AgentObject>)]
     pub agent_capabilities: Option<Box<RawValue>>,
     /// ACP `modes` of the session, with the current one.
-    #[schema(value_type = Option<Object>)]
+    #[schema(value_type = Option<AgentObject>)]
     pub modes: Option<serde_json::Value>,
     /// ACP `models` of the session (unstable in ACP), with the current one.
-    #[schema(value_type = Option<Object>)]
+    #[schema(value_type = Option<AgentObject>)]
     #[serde(skip_serializing_if = "Option::is_none")]
     pub models: Option<serde_json::Value>,
     /// ACP `configOptions` of the session, with their current values.
-    #[schema(value_type = Option<Vec<Object>>)]
+    #[schema(value_type = Option<Vec<AgentObject>>)]
     pub config_options: Option<serde_json::Value>,
     /// The workspace of the session.
     pub workspace: WorkspaceInfo,
@@ -98,10 +104,8 @@ pub(crate) struct SessionReady {
 #[serde(rename_all = "camelCase")]
 pub(crate) struct WorkspaceInfo {
     /// Name of the workspace, unique within its tenant.
-    #[schema(value_type = String)]
     pub workspace_id: WorkspaceId,
     /// Name of the tenant.
-    #[schema(value_type = String)]
     pub installation_id: InstallationId,
     /// Absolute path in the runtime.
     pub path: String,
@@ -111,12 +115,14 @@ pub(crate) struct WorkspaceInfo {
 
 /// Body of `POST /acp/session/prompt`: a turn to run.
 #[derive(Debug, Deserialize, ToSchema)]
+#[schema(examples(json!({"sessionId": "01977c2e-7c1a-7d3b-9b1e-3f0a5c2d4e6f", "prompt": "write hello.txt hello"})))]
 #[serde(rename_all = "camelCase", deny_unknown_fields)]
 pub(crate) struct PromptBody {
     /// Id of the session.
+    #[schema(value_type = SessionId)]
     pub session_id: String,
     /// A string, or an array of ACP content blocks.
-    #[schema(value_type = Object, example = "write hello.txt hello")]
+    #[schema(value_type = PromptInput)]
     pub prompt: Box<RawValue>,
     /// Automation that publishes the changes of the turn.
     #[serde(default)]
@@ -141,10 +147,8 @@ pub(crate) struct AutomationBody {
 #[serde(rename_all = "camelCase")]
 pub(crate) struct PromptAccepted {
     /// Id of the turn, for `GET /acp/prompt/{id}`.
-    #[schema(value_type = String)]
     pub prompt_id: PromptId,
     /// Id of the session.
-    #[schema(value_type = String)]
     pub session_id: SessionId,
     /// True if the `Idempotency-Key` was used before, so that no new turn was started.
     pub duplicate: bool,
@@ -152,30 +156,37 @@ pub(crate) struct PromptAccepted {
 
 /// Body of `POST /acp/session/close`: the session to close.
 #[derive(Debug, Deserialize, ToSchema)]
+#[schema(examples(json!({"sessionId": "01977c2e-7c1a-7d3b-9b1e-3f0a5c2d4e6f"})))]
 #[serde(rename_all = "camelCase", deny_unknown_fields)]
 pub(crate) struct SessionBody {
     /// Id of the session.
+    #[schema(value_type = SessionId)]
     pub session_id: String,
 }
 
 /// Body of `POST /acp/session/load`: a session that is not live.
 #[derive(Debug, Deserialize, ToSchema)]
+#[schema(examples(json!({"sessionId": "01977c2e-7c1a-7d3b-9b1e-3f0a5c2d4e6f"})))]
 #[serde(rename_all = "camelCase", deny_unknown_fields)]
 pub(crate) struct LoadBody {
     /// Id of the session.
+    #[schema(value_type = SessionId)]
     pub session_id: String,
     /// ACP `mcpServers`. Absent: those of the session without their secrets, which are not persisted.
-    #[schema(value_type = Option<Vec<Object>>)]
+    #[schema(value_type = Option<Vec<McpServer>>, max_items = 32)]
     pub mcp_servers: Option<Box<RawValue>>,
 }
 
 /// Body of `POST /acp/session/cancel`: the turn to cancel.
 #[derive(Debug, Deserialize, ToSchema)]
+#[schema(examples(json!({"sessionId": "01977c2e-7c1a-7d3b-9b1e-3f0a5c2d4e6f"})))]
 #[serde(rename_all = "camelCase", deny_unknown_fields)]
 pub(crate) struct CancelBody {
     /// Id of the session.
+    #[schema(value_type = SessionId)]
     pub session_id: String,
     /// Cancels only this turn; absent: any running turn.
+    #[schema(value_type = Option<PromptId>)]
     pub prompt_id: Option<String>,
 }
 
@@ -191,18 +202,18 @@ pub(crate) struct Cancelled {
 #[serde(rename_all = "camelCase")]
 pub(crate) struct Closed {
     /// Id of the session.
-    #[schema(value_type = String)]
     pub session_id: SessionId,
     /// Always `closed`: the session cannot be loaded again.
-    #[schema(value_type = String)]
     pub state: SessionState,
 }
 
 /// `POST /acp/session/permission`: exactly one of `optionId` and `cancelled`.
 #[derive(Debug, Deserialize, ToSchema)]
+#[schema(examples(json!({"sessionId": "01977c2e-7c1a-7d3b-9b1e-3f0a5c2d4e6f", "requestId": "1", "optionId": "allow"})))]
 #[serde(rename_all = "camelCase", deny_unknown_fields)]
 pub(crate) struct PermissionBody {
     /// Id of the session.
+    #[schema(value_type = SessionId)]
     pub session_id: String,
     /// `requestId` of the event `permission_request`.
     pub request_id: String,
@@ -222,9 +233,11 @@ pub(crate) struct PermissionAnswered {
 
 /// Body of `POST /acp/session/mode`: the mode to select.
 #[derive(Debug, Deserialize, ToSchema)]
+#[schema(examples(json!({"sessionId": "01977c2e-7c1a-7d3b-9b1e-3f0a5c2d4e6f", "modeId": "code"})))]
 #[serde(rename_all = "camelCase", deny_unknown_fields)]
 pub(crate) struct ModeBody {
     /// Id of the session.
+    #[schema(value_type = SessionId)]
     pub session_id: String,
     /// One of the session's `modes`.
     pub mode_id: String,
@@ -232,9 +245,11 @@ pub(crate) struct ModeBody {
 
 /// Body of `POST /acp/session/model`: the model to select.
 #[derive(Debug, Deserialize, ToSchema)]
+#[schema(examples(json!({"sessionId": "01977c2e-7c1a-7d3b-9b1e-3f0a5c2d4e6f", "modelId": "large"})))]
 #[serde(rename_all = "camelCase", deny_unknown_fields)]
 pub(crate) struct ModelBody {
     /// Id of the session.
+    #[schema(value_type = SessionId)]
     pub session_id: String,
     /// One of the session's `models`.
     pub model_id: String,
@@ -242,14 +257,16 @@ pub(crate) struct ModelBody {
 
 /// Body of `POST /acp/session/config`: the option to change.
 #[derive(Debug, Deserialize, ToSchema)]
+#[schema(examples(json!({"sessionId": "01977c2e-7c1a-7d3b-9b1e-3f0a5c2d4e6f", "configId": "tone", "value": "loud"})))]
 #[serde(rename_all = "camelCase", deny_unknown_fields)]
 pub(crate) struct ConfigBody {
     /// Id of the session.
+    #[schema(value_type = SessionId)]
     pub session_id: String,
     /// One of the session's `configOptions`.
     pub config_id: String,
     /// One of its values: a string or a boolean.
-    #[schema(value_type = Object, example = "fast")]
+    #[schema(value_type = OptionValue)]
     pub value: serde_json::Value,
 }
 
@@ -266,16 +283,12 @@ pub(crate) struct AgentAnswer {
 #[derive(Debug, Serialize, ToSchema)]
 #[serde(rename_all = "camelCase")]
 pub(crate) struct SessionInfo {
-    #[schema(value_type = String)]
     pub session_id: SessionId,
     /// Name of the tenant.
-    #[schema(value_type = String)]
     pub installation_id: InstallationId,
     /// Name of the workspace, unique within its tenant.
-    #[schema(value_type = String)]
     pub workspace_id: WorkspaceId,
     /// The user for whom the session works.
-    #[schema(value_type = Option<String>)]
     #[serde(skip_serializing_if = "Option::is_none")]
     pub user_id: Option<UserId>,
     /// Name of the agent in the configuration; `default` for the default agent.
@@ -284,23 +297,24 @@ pub(crate) struct SessionInfo {
     pub mode: Mode,
     /// starting, idle, running, background (no turn runs, but the agent still works), hibernated, expired, interrupted,
     /// failed or closed.
-    #[schema(value_type = String)]
     pub state: SessionState,
     /// The failure, if it failed.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub failure: Option<FailureInfo>,
     /// connecting, connected, degraded (connected, but the last turn failed because of it), reconnecting or error;
     /// absent if the session is not live.
+    #[schema(value_type = Option<ConnectionStatus>)]
     #[serde(skip_serializing_if = "Option::is_none")]
     pub connection_status: Option<&'static str>,
     /// Time of the last message of the agent, RFC 3339 in UTC.
+    #[schema(value_type = Option<Timestamp>)]
     #[serde(skip_serializing_if = "Option::is_none")]
     pub last_heartbeat: Option<String>,
     /// Id of the running turn, which the agent may have begun by itself.
-    #[schema(value_type = Option<String>)]
     #[serde(skip_serializing_if = "Option::is_none")]
     pub running_prompt_id: Option<PromptId>,
     /// Protocol that carries the turns: `acp` or `http`.
+    #[schema(value_type = Route)]
     pub protocol: &'static str,
     /// The negotiated ACP version.
     #[serde(skip_serializing_if = "Option::is_none")]
@@ -317,15 +331,17 @@ pub(crate) struct SessionInfo {
     #[schema(required = false, max_items = 32)]
     pub permission_requests: Vec<WaitingPermission>,
     /// `agentInfo` and `agentCapabilities` of the last handshake; `modes`, `models` and `configOptions` as they are now.
-    #[schema(value_type = Option<Object>)]
+    #[schema(value_type = Option<AgentObject>)]
     #[serde(skip_serializing_if = "Option::is_none")]
     pub agent_facts: Option<Box<RawValue>>,
     /// The reason why the agent does not have the mode that a user set; prompts are refused meanwhile.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub mode_unavailable: Option<String>,
     /// Time of creation, RFC 3339 in UTC.
+    #[schema(value_type = Timestamp)]
     pub created_at: String,
     /// Time of the last use, RFC 3339 in UTC.
+    #[schema(value_type = Timestamp)]
     pub last_used_at: String,
 }
 
@@ -336,18 +352,19 @@ pub(crate) struct WaitingPermission {
     /// Id by which the request is answered; that of the event `permission_request`.
     pub request_id: String,
     /// Id of the turn that waits, which the agent may have begun by itself.
-    #[schema(value_type = Option<String>)]
     #[serde(skip_serializing_if = "Option::is_none")]
     pub prompt_id: Option<PromptId>,
     /// ACP `toolCall` of the request; cut if it is longer than 48 KiB, with a mark in `_meta.lumilink`.
-    #[schema(value_type = Option<Object>)]
+    #[schema(value_type = Option<AgentObject>)]
     pub tool_call: Box<RawValue>,
     /// ACP `options` of the request, at most 32. An option of a `kind` that ACP does not know is offered as well.
-    #[schema(value_type = Vec<Object>)]
+    #[schema(value_type = Vec<AgentObject>)]
     pub options: Vec<Box<RawValue>>,
     /// Time of the request, RFC 3339 in UTC.
+    #[schema(value_type = Timestamp)]
     pub since: String,
     /// Time at which the request is rejected, RFC 3339 in UTC.
+    #[schema(value_type = Timestamp)]
     pub deadline: String,
 }
 
@@ -356,6 +373,7 @@ pub(crate) struct WaitingPermission {
 #[serde(rename_all = "camelCase")]
 pub(crate) struct FailureInfo {
     /// The stable error code, for programs to branch on.
+    #[schema(value_type = ErrorCode)]
     pub code: String,
     /// Description of the failure, for people.
     pub detail: String,
@@ -365,16 +383,12 @@ pub(crate) struct FailureInfo {
 #[derive(Debug, Serialize, ToSchema)]
 #[serde(rename_all = "camelCase")]
 pub(crate) struct PromptInfo {
-    #[schema(value_type = String)]
     pub prompt_id: PromptId,
     /// Id of the session.
-    #[schema(value_type = String)]
     pub session_id: SessionId,
     /// accepted, running, completed, cancelled, failed or interrupted.
-    #[schema(value_type = String)]
     pub state: TurnState,
     /// `user`, or `agent` for a turn that the agent began by itself, for example when a background task ended.
-    #[schema(value_type = String)]
     pub initiator: TurnInitiator,
     /// The start of the prompt; empty for a turn of the agent.
     pub preview: String,
@@ -386,8 +400,10 @@ pub(crate) struct PromptInfo {
     #[serde(skip_serializing_if = "Option::is_none")]
     pub failure: Option<FailureInfo>,
     /// Time of acceptance, RFC 3339 in UTC.
+    #[schema(value_type = Timestamp)]
     pub accepted_at: String,
     /// Time of the end, RFC 3339 in UTC.
+    #[schema(value_type = Option<Timestamp>)]
     #[serde(skip_serializing_if = "Option::is_none")]
     pub ended_at: Option<String>,
 }

@@ -50,6 +50,11 @@ const CORS_HEADERS: &str = "authorization, content-type, idempotency-key, last-e
 /// Response headers that such a page may read.
 const CORS_EXPOSED: &str = "idempotent-replayed, link, location, retry-after, x-request-id";
 
+/// True for a path that needs no token.
+pub(super) fn is_open(path: &str) -> bool {
+    PROBES.contains(&path) || OPEN.contains(&path) || path.starts_with(OPEN_BELOW)
+}
+
 impl Guard {
     pub(crate) fn new(server: &Server, token: Reloadable<Option<SecretString>>) -> Self {
         let lower = |names: &[String]| names.iter().map(|name| name.to_lowercase()).collect();
@@ -71,7 +76,7 @@ impl Guard {
         if request.method() == Method::OPTIONS {
             return Ok(origin);
         }
-        let open = is_probe || OPEN.contains(&path) || path.starts_with(OPEN_BELOW);
+        let open = is_open(path);
         // The route redeems the ticket, because it knows what the ticket allows.
         let has_ticket = path == SOCKET_PATH && ticket(request.request()).is_some();
         if !open && !has_ticket {

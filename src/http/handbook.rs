@@ -27,6 +27,7 @@ pages![
     "automation.md",
     "benchmarks.md",
     "cli.md",
+    "clients.md",
     "configuration.md",
     "errors.md",
     "fallback.md",

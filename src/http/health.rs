@@ -2,7 +2,11 @@
 
 use actix_web::{HttpResponse, get, web};
 
-use super::{HttpState, problem::ApiError};
+use super::{
+    HttpState,
+    problem::ApiError,
+    refusals::{OfLiveness, OfReadiness, Problems},
+};
 use crate::{
     actors::handles::capacity_guard::CapacityGuard,
     contract::health::{
@@ -117,6 +121,7 @@ fn routes(metrics: &Metrics) -> WorkspacesHealth {
     tag = "operations",
     responses(
         (status = 200, description = "The process is alive", body = Probe),
+        Problems<OfLiveness>,
     )
 )]
 #[get("/livez")]
@@ -134,6 +139,7 @@ pub(crate) async fn livez(state: web::Data<HttpState>) -> Result<web::Json<Probe
     tag = "operations",
     responses(
         (status = 200, description = "The service accepts work", body = Probe),
+        Problems<OfReadiness>,
     )
 )]
 #[get("/readyz")]

@@ -11,6 +11,7 @@ mod health;
 pub(crate) mod notifications;
 mod openapi;
 pub(crate) mod problem;
+pub(crate) mod refusals;
 mod request;
 mod route_table;
 mod routes;

@@ -1,22 +1,28 @@
 //! The OpenAPI document: derived from the handlers, plus what no handler states.
 
+use std::collections::BTreeMap;
+
 use utoipa::{
     OpenApi,
     openapi::{
-        ContentBuilder, Ref, Response, ResponseBuilder,
-        path::PathItem,
+        Ref, RefOr, Schema, Server,
+        path::{Operation, PathItem},
+        schema::{Discriminator, Object},
         security::{HttpAuthScheme, HttpBuilder, SecurityRequirement, SecurityScheme},
     },
 };
 
+use super::{guard::is_open, refusals};
 use crate::contract::{
     automation::GithubAutomation,
+    events::{EventData, GapData},
+    inputs::relations,
     notifications::{
         frames::{ClientFrame, ServerFrame},
         notification::{Notification, TranscriptNote},
         webhook::WebhookEvent,
     },
-    problem::{PROBLEM_JSON, Problem},
+    problem::Problem,
     result::ACPSessionResult,
 };
 
@@ -24,8 +30,12 @@ use crate::contract::{
 #[openapi(
     info(
         title = "LumiLink",
-        description = "Sessions with coding agents that speak the Agent Client Protocol. Errors are \
-            application/problem+json (RFC 9457) with a stable `code`.",
+        description = "Sessions with coding agents that speak the Agent Client Protocol.\n\n\
+            Errors are `application/problem+json` (RFC 9457) with a stable `code`; each operation lists the codes that it \
+            answers, by status.\n\n\
+            Readers must tolerate what they do not know: a minor version may add members to answers and words to the \
+            lists of words in answers, such as states, event types and error codes. Requests are strict: an unknown \
+            member is refused.",
         license(name = "MIT OR Apache-2.0", identifier = "MIT OR Apache-2.0"),
     ),
     components(schemas(
@@ -37,6 +47,8 @@ use crate::contract::{
         ServerFrame,
         WebhookEvent,
         Problem,
+        EventData,
+        GapData,
     )),
     tags(
         (name = "sessions", description = "Open, load, steer, read and close sessions"),
@@ -51,9 +63,9 @@ use crate::contract::{
 )]
 struct Base;
 
-/// Adds what no handler states: the schemas of frames, the bearer token, and the problem document that every operation
-/// but the text of `/metrics` answers on failure.
-pub(crate) fn complete(mut document: utoipa::openapi::OpenApi) -> utoipa::openapi::OpenApi {
+/// Adds what no handler states: the schemas of frames and events, the bearer token, the address, short titles, and one
+/// problem document per error status. Makes unions and flattened members what generators of clients can read.
+pub(super) fn complete(mut document: utoipa::openapi::OpenApi) -> utoipa::openapi::OpenApi {
     let mut base = Base::openapi();
     base.merge(std::mem::take(&mut document));
     let token = SecurityScheme::Http(
@@ -62,23 +74,111 @@ pub(crate) fn complete(mut document: utoipa::openapi::OpenApi) -> utoipa::openap
             .description(Some("`server.token`, if one is configured"))
             .build(),
     );
-    base.components.get_or_insert_default().add_security_scheme("token", token);
+    let components = base.components.get_or_insert_default();
+    components.add_security_scheme("token", token);
+    plain_schemas(&mut components.schemas);
+    for (name, rules) in relations() {
+        if let Some(RefOr::T(Schema::Object(body))) = components.schemas.get_mut(name) {
+            body.extensions.get_or_insert_default().merge(rules);
+        }
+    }
     base.security =
         Some(vec![SecurityRequirement::new("token", Vec::<String>::new()), SecurityRequirement::default()]);
-    for (_, item) in base.paths.paths.iter_mut().filter(|(path, _)| *path != "/metrics") {
-        add_problem(item);
+    base.servers = Some(vec![Server::new("/")]);
+    for (path, item) in &mut base.paths.paths {
+        for operation in operations(item) {
+            shorten_summary(operation);
+            refusals::declare(path, operation, is_open(path));
+        }
     }
     base
 }
 
-fn add_problem(item: &mut PathItem) {
-    let operations = [&mut item.get, &mut item.put, &mut item.post, &mut item.delete, &mut item.patch];
-    for operation in operations.into_iter().flatten() {
-        operation.responses.responses.entry("default".to_owned()).or_insert_with(|| problem().into());
+fn operations(item: &mut PathItem) -> impl Iterator<Item = &mut Operation> {
+    [&mut item.get, &mut item.put, &mut item.post, &mut item.delete, &mut item.patch].into_iter().flatten()
+}
+
+/// The summary is the first sentence of the doc comment, without markup; the rest is the description.
+fn shorten_summary(operation: &mut Operation) {
+    let Some(text) = operation.summary.take() else { return };
+    let text = text.replace('\n', " ");
+    let (first, rest) = text.split_once(". ").unwrap_or((&text, ""));
+    operation.summary = Some(first.trim_end_matches('.').replace('`', ""));
+    let description = [Some(rest.to_owned()), operation.description.take()];
+    let description: Vec<_> = description.into_iter().flatten().filter(|part| !part.is_empty()).collect();
+    operation.description = Some(description.join("\n\n")).filter(|text| !text.is_empty());
+}
+
+/// Schemas of components by name.
+type Schemas = BTreeMap<String, RefOr<Schema>>;
+
+/// Merges flattened members into one object, and gives each variant of a tagged union a component of its own.
+fn plain_schemas(schemas: &mut Schemas) {
+    let names: Vec<_> = schemas.keys().cloned().collect();
+    for name in names {
+        if let Some(merged) = schemas.get(&name).and_then(|schema| flattened(schema, schemas)) {
+            schemas.insert(name, Schema::Object(merged).into());
+        } else {
+            name_variants(&name, schemas);
+        }
     }
 }
 
-fn problem() -> Response {
-    let content = ContentBuilder::new().schema(Some(Ref::from_schema_name("Problem"))).build();
-    ResponseBuilder::new().description("The request was refused or failed").content(PROBLEM_JSON, content).build()
+/// The object that a schema describes, if it is one or is composed of some by `allOf`.
+fn flattened(schema: &RefOr<Schema>, schemas: &Schemas) -> Option<Object> {
+    match schema {
+        RefOr::Ref(reference) => {
+            let name = reference.ref_location.rsplit('/').next()?;
+            flattened(schemas.get(name)?, schemas)
+        }
+        RefOr::T(Schema::Object(object)) => Some(object.clone()),
+        RefOr::T(Schema::AllOf(parts)) => {
+            let mut whole = Object::new();
+            for part in &parts.items {
+                let part = flattened(part, schemas)?;
+                whole.properties.extend(part.properties);
+                whole.required.extend(part.required);
+                whole.additional_properties = part.additional_properties.or(whole.additional_properties);
+                whole.description = whole.description.or(part.description);
+            }
+            whole.description = parts.description.clone().or(whole.description);
+            Some(whole)
+        }
+        RefOr::T(_) => None,
+    }
+}
+
+/// The member that names the variant of a tagged union.
+const TAG: &str = "type";
+
+/// Replaces the variants of a tagged union by components, named after the union and the variant.
+fn name_variants(name: &str, schemas: &mut Schemas) {
+    let Some(RefOr::T(Schema::OneOf(union))) = schemas.get(name) else { return };
+    let Some(variants) = union.items.iter().map(|item| variant(item, schemas)).collect::<Option<Vec<_>>>() else {
+        return;
+    };
+    let mut discriminator = Discriminator::new(TAG);
+    let mut items = Vec::new();
+    for (word, object) in variants {
+        let variant_name = format!("{name}{}{}", word[..1].to_uppercase(), &word[1..]);
+        let reference = Ref::from_schema_name(&variant_name);
+        discriminator.mapping.insert(word, reference.ref_location.clone());
+        items.push(reference.into());
+        schemas.insert(variant_name, Schema::Object(object).into());
+    }
+    if let Some(RefOr::T(Schema::OneOf(union))) = schemas.get_mut(name) {
+        union.items = items;
+        union.discriminator = Some(discriminator);
+    }
+}
+
+/// The tag and the object of an inline variant of a tagged union.
+fn variant(item: &RefOr<Schema>, schemas: &Schemas) -> Option<(String, Object)> {
+    let RefOr::T(_) = item else { return None };
+    let object = flattened(item, schemas)?;
+    let RefOr::T(Schema::Object(tag)) = object.properties.get(TAG)? else { return None };
+    match tag.enum_values.as_deref()? {
+        [serde_json::Value::String(word)] => Some((word.clone(), object)),
+        _ => None,
+    }
 }

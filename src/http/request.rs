@@ -18,6 +18,7 @@ use super::{
     problem::{self, ApiError},
 };
 use crate::{
+    contract::lists::NoMembers,
     domain::{
         ids::SessionId,
         turn::outcome::{ErrorCode, Failure},
@@ -134,6 +135,11 @@ impl FromRequest for Body {
 /// Parses a JSON body. A malformed body fails with a message that names the place of the error.
 pub(super) fn parse_body<T: DeserializeOwned>(body: &Body) -> Result<T, ApiError> {
     serde_json::from_slice(&body.0).map_err(|cause| bad_input(&format!("body: {cause}")))
+}
+
+/// Checks the body of a request that needs none: nothing, or an empty JSON object.
+pub(super) fn has_no_members(body: &Body) -> Result<(), ApiError> {
+    if body.0.is_empty() { Ok(()) } else { parse_body::<NoMembers>(body).map(drop) }
 }
 
 /// Reads an id. A malformed id is answered like an unknown one.

@@ -15,6 +15,7 @@ mod browser;
 mod cancel;
 mod capacity;
 mod cli;
+mod clients;
 mod clock;
 mod config;
 mod demo;

@@ -98,6 +98,34 @@ fn result_with_an_extra_top_level_key_violates_the_document() {
 }
 
 #[test]
+fn request_examples_of_the_document_succeed() {
+    let program = Program::start();
+    let api = &program.api;
+    let example = |body: &str| api.contract().document()["components"]["schemas"][body]["examples"][0].clone();
+    let session_id = api.post("/acp/session/new", example("NewSessionBody")).expect(201)["sessionId"].clone();
+    let of_session = |body: &str| {
+        let mut example = example(body);
+        example["sessionId"] = session_id.clone();
+        example
+    };
+    let result = api.post("/acp/session/prompt", of_session("PromptBody")).expect(200);
+    assert_eq!(result["stopReason"], "completed", "{result}");
+    for (verb, body) in
+        [("mode", "ModeBody"), ("config", "ConfigBody"), ("cancel", "CancelBody"), ("load", "LoadBody")]
+    {
+        api.post(&format!("/acp/session/{verb}"), of_session(body)).expect(200);
+    }
+    api.call("PUT", "/acp/workspaces/demo/protocol").json(&example("ProtocolBody")).send().expect(200);
+    api.call("PUT", "/acp/tenants/acme/protocol").json(&example("TenantProtocolBody")).send().expect(200);
+    for verb in ["rollback", "restore"] {
+        api.post(&format!("/acp/workspaces/demo/{verb}"), example("FlipBody")).expect(200);
+    }
+    api.post("/acp/migrations", example("MigrationBody")).expect(202);
+    api.post("/acp/notifications/ticket", example("Subscription")).expect(201);
+    api.post("/acp/session/close", of_session("SessionBody")).expect(200);
+}
+
+#[test]
 fn documentation_is_served_without_external_assets() {
     let program = Program::start();
     let page = program.api.get("/docs/");

@@ -98,10 +98,9 @@ pub(super) async fn supports_acp(workspaces: &Workspaces) -> Result<bool, Failur
 /// Row of a skipped workspace; its id is the same however often the skip is recorded.
 pub(super) fn skipped(step: &Step, from: Route, reason: MigrationSkip) -> MigrationItem {
     let name = format!("skip {}", step.key);
-    let reason = serde_json::to_value(reason).ok().and_then(|word| word.as_str().map(str::to_owned));
     MigrationItem {
         migration_id: Uuid::new_v5(&step.run_id, name.as_bytes()),
-        ..row(step, from, MigrationStatus::Cancelled, format!("skipped: {}", reason.unwrap_or_default()))
+        ..row(step, from, MigrationStatus::Cancelled, format!("skipped: {}", reason.as_str()))
     }
 }
 

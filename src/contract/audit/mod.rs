@@ -11,22 +11,40 @@ use serde_json::Value;
 use utoipa::ToSchema;
 use uuid::Uuid;
 
-use crate::domain::{
-    clock::Timestamp,
-    ids::{InstallationId, PromptId, SessionId, UserId, WorkspaceId},
-    routing::{FlipTrigger, Initiator, Route},
-    words::{FollowUp, MigrationStatus, ReasonCode, RollbackKind},
+use crate::{
+    contract::{
+        automation::{AutomationMode, AutomationStatus, SkipDetail, SkipReason},
+        notifications::notification::{Severity, Trigger},
+    },
+    domain::{
+        capacity::{AlertKind, AlertLevel},
+        clock::Timestamp,
+        ids::{InstallationId, PromptId, SessionId, UserId, WorkspaceId},
+        routing::{FlipTrigger, Initiator, Route},
+        session::connection::ConnectionStatus,
+        turn::outcome::ErrorCode,
+        words::{FollowUp, MigrationStatus, ReasonCode, RollbackKind},
+    },
 };
+
+/// Outcome of a handshake, in the document.
+#[derive(Debug, ToSchema)]
+#[serde(rename_all = "camelCase")]
+#[allow(dead_code, reason = "a schema; `store/audit` has the words")]
+pub(crate) enum HandshakeOutcome {
+    Connected,
+    Failed,
+}
 
 /// A change of a connection's status.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
 #[serde(rename_all = "camelCase")]
 pub(crate) struct TransitionItem {
+    #[schema(value_type = ConnectionStatus)]
     pub status: String,
     pub cause: String,
     /// Turns, success rate, latency and last heartbeat at that moment; null if nothing was measured.
     pub health: Value,
-    #[schema(value_type = String, format = DateTime)]
     pub at: Timestamp,
 }
 
@@ -34,41 +52,30 @@ pub(crate) struct TransitionItem {
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
 #[serde(rename_all = "camelCase")]
 pub(crate) struct MigrationItem {
-    #[schema(value_type = String)]
     pub migration_id: Uuid,
     /// The migration run that the step belongs to; null for a flip outside a run.
-    #[schema(value_type = Option<String>)]
     pub run_id: Option<Uuid>,
-    #[schema(value_type = String)]
     pub installation_id: InstallationId,
-    #[schema(value_type = String)]
     pub workspace_id: WorkspaceId,
-    #[schema(value_type = String)]
     pub from_protocol: Route,
-    #[schema(value_type = String)]
     pub to_protocol: Route,
     /// The epoch that began with the flip; null if nothing was flipped.
     pub epoch: Option<u64>,
     /// Initiator of the flip: `system`, `operator` or `user`.
-    #[schema(value_type = String)]
     pub initiated_by: Initiator,
     /// The name of the initiator.
     pub actor: String,
     /// The reason as a word: `autoThreshold`, `manualOperator`, `manualUser`, `recovery`, `pin` or `migration`.
-    #[schema(value_type = String)]
     pub trigger: FlipTrigger,
     /// The reason as a sentence.
     pub reason: String,
     /// `scheduled`, `inProgress`, `paused`, `succeeded`, `rolledBack`, `cancelled` or `failed`.
-    #[schema(value_type = String)]
     pub status: MigrationStatus,
     /// The measurements on which the decision was based.
     pub metrics: Value,
     /// When it began, or is scheduled to begin.
-    #[schema(value_type = String, format = DateTime)]
     pub started_at: Timestamp,
     /// When it ended; null until then.
-    #[schema(value_type = Option<String>, format = DateTime)]
     pub completed_at: Option<Timestamp>,
 }
 
@@ -76,33 +83,25 @@ pub(crate) struct MigrationItem {
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
 #[serde(rename_all = "camelCase")]
 pub(crate) struct RollbackEventItem {
-    #[schema(value_type = String)]
     pub event_id: Uuid,
-    #[schema(value_type = String)]
     pub installation_id: InstallationId,
-    #[schema(value_type = String)]
     pub workspace_id: WorkspaceId,
     /// The epoch that began with the flip.
     pub epoch: u64,
     /// Direction of the flip: `rollback` (to HTTP) or `restore` (to ACP).
-    #[schema(value_type = String)]
     pub kind: RollbackKind,
     /// The reason for the flip as a word, as in migrations.
-    #[schema(value_type = String)]
     pub trigger: FlipTrigger,
     /// The reason as a word, such as `threshold`, `manual` or `capacity`.
-    #[schema(value_type = String)]
     pub reason_code: ReasonCode,
     /// The name of the initiator.
     pub actor: String,
     /// The reason as a sentence.
     pub reason: String,
     /// The follow-up that was requested: `notifyUsers` or `scheduleReview`; null for none.
-    #[schema(value_type = Option<String>)]
     pub follow_up: Option<FollowUp>,
     /// The measurements on which the decision was based.
     pub metrics: Value,
-    #[schema(value_type = String, format = DateTime)]
     pub created_at: Timestamp,
 }
 
@@ -111,24 +110,20 @@ pub(crate) struct RollbackEventItem {
 #[serde(rename_all = "camelCase")]
 pub(crate) struct ConnectionItem {
     /// The record, not the connection: `connectionId` names that.
-    #[schema(value_type = String)]
     pub connection_row_id: Uuid,
-    #[schema(value_type = String)]
     pub installation_id: InstallationId,
-    #[schema(value_type = String)]
     pub workspace_id: WorkspaceId,
     /// The session; null for a probe of the workspace.
-    #[schema(value_type = Option<String>)]
     pub session_id: Option<SessionId>,
     /// The runtime's name for the connection; null if the handshake failed before it got one.
     pub connection_id: Option<String>,
     /// The protocol of the connection.
-    #[schema(value_type = String)]
     pub protocol: Route,
     /// `connected`, or `failed` with `errorCode`.
-    #[schema(value_type = String)]
+    #[schema(value_type = HandshakeOutcome)]
     pub outcome: &'static str,
     /// The last status: `connected`, `degraded`, `reconnecting`, `error` or `rolledBack`.
+    #[schema(value_type = ConnectionStatus)]
     pub status: String,
     /// The negotiated protocol version; null if none was.
     pub protocol_version: Option<u16>,
@@ -139,7 +134,7 @@ pub(crate) struct ConnectionItem {
     /// The capabilities that the agent reported; null if it reported none.
     pub capabilities: Value,
     /// The stable error code of a failed handshake.
-    #[schema(value_type = Option<String>)]
+    #[schema(value_type = Option<ErrorCode>)]
     pub error_code: Option<&'static str>,
     /// The reason as a sentence.
     pub error_detail: Option<String>,
@@ -148,7 +143,6 @@ pub(crate) struct ConnectionItem {
     /// True if the handshake was a probe for the recovery of ACP.
     pub is_probe: bool,
     /// Time at which the handshake ended, RFC 3339 in UTC.
-    #[schema(value_type = String, format = DateTime)]
     pub created_at: Timestamp,
     /// Turns, success rate, latency and last heartbeat at the last change that was measured; null if none was.
     pub health: Value,
@@ -160,19 +154,16 @@ pub(crate) struct ConnectionItem {
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
 #[serde(rename_all = "camelCase")]
 pub(crate) struct AutomationRunItem {
-    #[schema(value_type = String)]
     pub run_id: Uuid,
-    #[schema(value_type = String)]
     pub installation_id: InstallationId,
-    #[schema(value_type = String)]
     pub workspace_id: WorkspaceId,
-    #[schema(value_type = String)]
     pub session_id: SessionId,
-    #[schema(value_type = Option<String>)]
     pub prompt_id: Option<PromptId>,
     /// Outcome of the run: `success`, `skipped` or `error`.
+    #[schema(value_type = AutomationStatus)]
     pub status: String,
     /// Requested mode: `github` or `commit-only`.
+    #[schema(value_type = AutomationMode)]
     pub mode: String,
     pub issue_number: Option<u64>,
     pub issue_url: Option<String>,
@@ -182,8 +173,10 @@ pub(crate) struct AutomationRunItem {
     /// Hash of the commit, 40 hexadecimal digits; null without a commit.
     pub commit_sha: Option<String>,
     /// The reason for a skip as a word; null unless `status` is `skipped`.
+    #[schema(value_type = Option<SkipReason>)]
     pub skip_reason: Option<String>,
     /// The exact cause within `skipReason`.
+    #[schema(value_type = Option<SkipDetail>)]
     pub skip_detail: Option<String>,
     /// Duration of the run, in milliseconds.
     pub duration_ms: u64,
@@ -194,7 +187,6 @@ pub(crate) struct AutomationRunItem {
     /// The log of the run: a list of lines.
     pub logs: Value,
     /// Time at which the run ended, RFC 3339 in UTC.
-    #[schema(value_type = String, format = DateTime)]
     pub created_at: Timestamp,
 }
 
@@ -202,25 +194,21 @@ pub(crate) struct AutomationRunItem {
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
 #[serde(rename_all = "camelCase")]
 pub(crate) struct CapacityAlertItem {
-    #[schema(value_type = String)]
     pub event_id: Uuid,
     /// The alert: the same id for all its levels and their resolution.
-    #[schema(value_type = String)]
     pub alert_id: Uuid,
     /// The tenant whose share the alert is about; null for the whole service.
-    #[schema(value_type = Option<String>)]
     pub installation_id: Option<InstallationId>,
     /// Level of the alert: `warning` or `critical`.
-    #[schema(value_type = String)]
+    #[schema(value_type = AlertLevel)]
     pub level: &'static str,
     /// Change of the alert: `raised` or `resolved`.
-    #[schema(value_type = String)]
+    #[schema(value_type = AlertKind)]
     pub kind: &'static str,
     /// Seats in use at that moment.
     pub taken: usize,
     /// Seats that the service or the tenant may use.
     pub limit: usize,
-    #[schema(value_type = String, format = DateTime)]
     pub created_at: Timestamp,
 }
 
@@ -228,18 +216,13 @@ pub(crate) struct CapacityAlertItem {
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
 #[serde(rename_all = "camelCase")]
 pub(crate) struct NotificationItem {
-    #[schema(value_type = String)]
     pub notification_id: Uuid,
     /// Null for operators.
-    #[schema(value_type = Option<String>)]
     pub installation_id: Option<InstallationId>,
     /// Null for operators.
-    #[schema(value_type = Option<String>)]
     pub workspace_id: Option<WorkspaceId>,
     /// The session that the notification is about; null for a whole workspace.
-    #[schema(value_type = Option<String>)]
     pub session_id: Option<SessionId>,
-    #[schema(value_type = Option<String>)]
     pub user_id: Option<UserId>,
     /// The stream: `tenant:` and the tenant, or `operators`.
     pub stream: String,
@@ -248,13 +231,14 @@ pub(crate) struct NotificationItem {
     pub title: String,
     pub body: String,
     /// Severity of the notification: `info`, `warning` or `error`.
+    #[schema(value_type = Severity)]
     pub severity: &'static str,
     /// The event that caused the notification, as a word.
+    #[schema(value_type = Trigger)]
     pub trigger: &'static str,
     /// Display time in a client, in milliseconds.
     pub auto_dismiss_ms: u64,
     /// The record that caused it. Each cause is notified once.
     pub cause_id: String,
-    #[schema(value_type = String, format = DateTime)]
     pub created_at: Timestamp,
 }

@@ -11,13 +11,10 @@ use crate::domain::{clock::Timestamp, ids::InstallationId};
 #[into_params(parameter_in = Query)]
 pub(crate) struct SummaryQuery {
     /// Restricts the summary to this tenant; absent: all tenants.
-    #[param(value_type = Option<String>)]
     pub installation_id: Option<InstallationId>,
     /// Start of the period, RFC 3339. Default: 30 days before `until`.
-    #[param(value_type = Option<String>, format = DateTime)]
     pub from: Option<Timestamp>,
     /// End of the period, exclusive, RFC 3339. Default: now.
-    #[param(value_type = Option<String>, format = DateTime)]
     pub until: Option<Timestamp>,
 }
 
@@ -26,10 +23,8 @@ pub(crate) struct SummaryQuery {
 #[serde(rename_all = "camelCase")]
 pub(crate) struct AuditSummary {
     /// The time since which the figures are complete: the requested one, or later if the period was cut.
-    #[schema(value_type = String, format = DateTime)]
     pub from: Timestamp,
     /// End of the period, exclusive.
-    #[schema(value_type = String, format = DateTime)]
     pub until: Timestamp,
     /// True if the period was cut because it holds too many records; request a shorter one for the rest.
     pub truncated: bool,
@@ -61,7 +56,6 @@ pub(crate) struct SummaryTotal {
 pub(crate) struct SummaryDay {
     /// The day in UTC, such as `2026-11-25`.
     pub day: String,
-    #[schema(value_type = String)]
     pub installation_id: InstallationId,
     /// Turns that ACP carried.
     pub acp: ProtocolDay,

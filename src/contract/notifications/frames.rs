@@ -14,7 +14,7 @@ use crate::{
     domain::{
         clock::Timestamp,
         ids::{PromptId, SessionId, WorkspaceId},
-        session::eta::Progress,
+        session::{connection::ConnectionStatus, eta::Progress, lifecycle::SessionState},
     },
 };
 
@@ -144,22 +144,21 @@ pub(crate) enum ServerFrame {
 #[serde(rename_all = "camelCase")]
 pub(crate) struct Telemetry {
     /// Name of the session's workspace within its tenant.
-    #[schema(value_type = String)]
     pub workspace_id: WorkspaceId,
     /// Id of the session.
-    #[schema(value_type = String)]
     pub session_id: SessionId,
     /// starting, idle, running, hibernated, expired, interrupted, failed or closed.
+    #[schema(value_type = SessionState)]
     pub state: String,
     /// connecting, connected, degraded, error, reconnecting or rolledBack.
+    #[schema(value_type = ConnectionStatus)]
     pub connection: String,
     /// Id of the running turn.
-    #[schema(value_type = Option<String>)]
     pub prompt_id: Option<PromptId>,
     /// Progress of the running turn.
     pub progress: Option<TurnProgress>,
     /// Time, RFC 3339 in UTC.
-    #[schema(format = "date-time")]
+    #[schema(value_type = Timestamp)]
     pub at: String,
 }
 

@@ -20,22 +20,19 @@ use crate::domain::{
 /// A selection of notifications. Unknown members are refused, because a misspelt filter would select more than
 /// intended.
 #[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
+#[schema(examples(json!({"installationId": "acme"})))]
 #[serde(rename_all = "camelCase", deny_unknown_fields)]
 pub(crate) struct Subscription {
     /// Name of the tenant; optional with `sessionId` and with `stream`.
-    #[schema(value_type = Option<String>)]
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub installation_id: Option<InstallationId>,
     /// Only notifications of this workspace.
-    #[schema(value_type = Option<String>)]
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub workspace_id: Option<WorkspaceId>,
     /// Only notifications of sessions of this user, and those of a workspace as a whole.
-    #[schema(value_type = Option<String>)]
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub user_id: Option<UserId>,
     /// Only notifications of this session, and those of its workspace as a whole.
-    #[schema(value_type = Option<String>)]
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub session_id: Option<SessionId>,
     /// `operators` selects notifications about the service as a whole; absent: those of a tenant.
@@ -58,16 +55,12 @@ pub(crate) enum StreamName {
 #[into_params(parameter_in = Query)]
 pub(crate) struct SocketQuery {
     /// Name of the tenant; optional with `sessionId` and with `stream=operators`.
-    #[param(value_type = Option<String>)]
     pub installation_id: Option<InstallationId>,
     /// Only notifications of this workspace.
-    #[param(value_type = Option<String>)]
     pub workspace_id: Option<WorkspaceId>,
     /// Only notifications of sessions of this user, and those of a workspace as a whole.
-    #[param(value_type = Option<String>)]
     pub user_id: Option<UserId>,
     /// Only notifications of this session, and those of its workspace as a whole.
-    #[param(value_type = Option<String>)]
     pub session_id: Option<SessionId>,
     /// `operators` selects notifications about the service as a whole; absent: those of a tenant.
     pub stream: Option<StreamName>,
@@ -91,7 +84,6 @@ pub(crate) struct Ticket {
     /// The ticket, to be sent as `?ticket=` or as the subprotocol `lumilink.ticket.<ticket>`.
     pub ticket: String,
     /// Time until which it can be used, RFC 3339 in UTC.
-    #[schema(value_type = String, format = DateTime)]
     pub expires_at: Timestamp,
 }
 
@@ -108,16 +100,12 @@ impl fmt::Debug for Ticket {
 #[into_params(parameter_in = Query)]
 pub(crate) struct InboxQuery {
     /// Name of the tenant; optional with `sessionId` and with `stream=operators`.
-    #[param(value_type = Option<String>)]
     pub installation_id: Option<InstallationId>,
     /// Only notifications of this workspace.
-    #[param(value_type = Option<String>)]
     pub workspace_id: Option<WorkspaceId>,
     /// Only notifications of sessions of this user, and those of a workspace as a whole.
-    #[param(value_type = Option<String>)]
     pub user_id: Option<UserId>,
     /// Only notifications of this session, and those of its workspace as a whole.
-    #[param(value_type = Option<String>)]
     pub session_id: Option<SessionId>,
     /// `operators` selects notifications about the service as a whole; absent: those of a tenant.
     pub stream: Option<StreamName>,
@@ -125,8 +113,10 @@ pub(crate) struct InboxQuery {
     #[serde(default)]
     pub unread_only: bool,
     /// Most entries on the page.
+    #[param(minimum = 1, maximum = 1000)]
     pub limit: Option<usize>,
     /// `nextCursor` of the previous page.
+    #[param(pattern = r"^-?[0-9]{1,18}~[!-~]{0,300}$")]
     pub cursor: Option<String>,
 }
 
@@ -188,7 +178,6 @@ pub(crate) type AckBody = Subscription;
 #[serde(rename_all = "camelCase")]
 pub(crate) struct Acknowledged {
     /// The notification, as in frames of the WebSocket.
-    #[schema(value_type = String)]
     pub id: Uuid,
     /// Unread notifications of the selection, at most 1,000.
     pub unread: u64,

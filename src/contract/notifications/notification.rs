@@ -3,11 +3,14 @@
 use serde::{Deserialize, Serialize};
 use utoipa::ToSchema;
 
-use crate::contract::{
-    automation::{AutomationStatus, RollbackThreshold, RollbackTrigger, SkipReason},
-    words::word_schemas,
-};
 pub(crate) use crate::domain::notify::notification::{Severity, Trigger};
+use crate::{
+    contract::{
+        automation::{AutomationStatus, RollbackThreshold, RollbackTrigger, SkipReason},
+        words::word_schemas,
+    },
+    domain::{clock::Timestamp, ids::WorkspaceId},
+};
 
 word_schemas! {
     Severity => "ToastSeverity", "Severity of a notification.";
@@ -38,14 +41,14 @@ pub(crate) struct Notification {
     pub cause_id: String,
     /// Name of the workspace; absent for notifications of operators.
     #[serde(default, skip_serializing_if = "Option::is_none")]
-    #[schema(nullable = false)]
+    #[schema(value_type = Option<WorkspaceId>, nullable = false)]
     pub workspace_id: Option<String>,
     /// The last 6 characters of the id of the session, if it concerns one.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     #[schema(nullable = false, max_length = 6)]
     pub session_suffix: Option<String>,
     /// Time, RFC 3339 in UTC.
-    #[schema(format = "date-time")]
+    #[schema(value_type = Timestamp)]
     pub created_at: String,
 }
 
@@ -54,7 +57,7 @@ pub(crate) struct Notification {
 #[serde(rename_all = "camelCase", deny_unknown_fields)]
 pub(crate) struct TranscriptNote {
     /// Time, RFC 3339 in UTC.
-    #[schema(format = "date-time")]
+    #[schema(value_type = Timestamp)]
     pub timestamp: String,
     /// Kind of note.
     pub event_type: NoteKind,

@@ -110,10 +110,8 @@ word_schemas! {
 #[serde(rename_all = "camelCase")]
 pub(crate) struct WebhookDelivery {
     /// Id of the delivery: the header `webhook-id`.
-    #[schema(value_type = String)]
     pub delivery_id: Uuid,
     /// Id of the notification.
-    #[schema(value_type = String)]
     pub notification_id: Uuid,
     /// Scheme, host and port of the receiver.
     pub endpoint: String,
@@ -122,7 +120,6 @@ pub(crate) struct WebhookDelivery {
     /// Attempts since it was created or replayed.
     pub attempts: u32,
     /// Time of the next attempt, RFC 3339 in UTC; only while pending.
-    #[schema(value_type = Option<String>, format = "date-time")]
     #[serde(skip_serializing_if = "Option::is_none")]
     pub next_attempt_at: Option<Timestamp>,
     /// HTTP status of the last answer; absent if the last attempt got none.
@@ -133,10 +130,8 @@ pub(crate) struct WebhookDelivery {
     #[serde(skip_serializing_if = "Option::is_none")]
     pub last_error: Option<String>,
     /// Time of creation, RFC 3339 in UTC.
-    #[schema(value_type = String, format = "date-time")]
     pub created_at: Timestamp,
     /// Time of the last change, RFC 3339 in UTC.
-    #[schema(value_type = String, format = "date-time")]
     pub updated_at: Timestamp,
 }
 
@@ -146,11 +141,12 @@ pub(crate) struct WebhookDelivery {
 #[into_params(parameter_in = Query)]
 pub(crate) struct DeliveryQuery {
     /// Only entries with this status.
-    #[param(inline)]
     pub state: Option<DeliveryState>,
     /// Most entries on the page, 1 to `limits.page_entries`; 50 by default.
+    #[param(minimum = 1, maximum = 1000)]
     pub limit: Option<usize>,
     /// `nextCursor` of the previous page.
+    #[param(pattern = r"^-?[0-9]{1,18}~[!-~]{0,300}$")]
     pub cursor: Option<String>,
 }
 

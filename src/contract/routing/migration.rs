@@ -3,11 +3,14 @@
 use serde::{Deserialize, Serialize};
 use utoipa::{IntoParams, ToSchema};
 
-use crate::domain::{
-    clock::Timestamp,
-    ids::{InstallationId, WorkspaceId},
-    migration::{MigrationSkip, MigrationStatus},
-    routing::{Initiator, Route},
+use crate::{
+    contract::inputs::{Actor, ChangeInitiator, Reason},
+    domain::{
+        clock::Timestamp,
+        ids::{InstallationId, WorkspaceId},
+        migration::{MigrationSkip, MigrationStatus},
+        routing::{Initiator, Route},
+    },
 };
 
 /// Workspaces per step by default.
@@ -15,36 +18,35 @@ pub(crate) const DEFAULT_BATCH: u32 = 10;
 
 /// Body of `POST /acp/migrations`: the plan of a migration.
 #[derive(Debug, Deserialize, ToSchema)]
+#[schema(examples(json!({"installationId": "acme", "target": "acp", "workspaces": ["demo"], "actor": "alice", "reason": "planned maintenance"})))]
 #[serde(rename_all = "camelCase", deny_unknown_fields)]
 pub(crate) struct MigrationBody {
     /// Name of the tenant.
-    #[schema(value_type = String)]
     pub installation_id: InstallationId,
     /// The default route to move to: `acp` or `http`.
-    #[schema(value_type = String)]
     pub target: Route,
     /// The workspaces to move, in this order, at most 5,000. Absent: all workspaces of the tenant with another default.
-    #[schema(value_type = Option<Vec<String>>, min_items = 1, max_items = 5000)]
+    #[schema(min_items = 1, max_items = 5000)]
     pub workspaces: Option<Vec<WorkspaceId>>,
     /// `now` (default), `at`, or `automatic`: only while ACP is healthy, and only workspaces with automatic rollout.
     #[serde(default)]
     pub mode: When,
     /// Start, RFC 3339; only with the mode `at`.
-    #[schema(value_type = Option<String>, format = "date-time")]
     pub at: Option<Timestamp>,
     /// Workspaces per step, 1 to 1,000; default 10.
     #[schema(minimum = 1, maximum = 1000)]
     pub batch_size: Option<u32>,
     /// Failed moves that are tolerated; with one more the migration fails. Default 0.
+    #[schema(format = "uint32", maximum = 4294967295u64)]
     pub max_failures: Option<u32>,
     /// Name of the person or program that makes the change; recorded in the audit. At most 128 characters.
-    #[schema(max_length = 128)]
+    #[schema(value_type = Actor)]
     pub actor: String,
     /// Why; recorded in the audit. At most 500 characters.
-    #[schema(max_length = 500)]
+    #[schema(value_type = Reason)]
     pub reason: String,
     /// Initiator of the change: `operator` (default) or `user`.
-    #[schema(value_type = Option<String>)]
+    #[schema(value_type = Option<ChangeInitiator>)]
     pub initiated_by: Option<Initiator>,
 }
 
@@ -62,16 +64,17 @@ pub(crate) enum When {
 
 /// Body of `POST /acp/migrations/{id}/…`: the author of a change and its reason.
 #[derive(Debug, Deserialize, ToSchema)]
+#[schema(examples(json!({"actor": "alice", "reason": "planned maintenance"})))]
 #[serde(rename_all = "camelCase", deny_unknown_fields)]
 pub(crate) struct MigrationChange {
     /// Name of the person or program that makes the change; recorded in the audit. At most 128 characters.
-    #[schema(max_length = 128)]
+    #[schema(value_type = Actor)]
     pub actor: String,
     /// Why; recorded in the audit. At most 500 characters.
-    #[schema(max_length = 500)]
+    #[schema(value_type = Reason)]
     pub reason: String,
     /// Initiator of the change: `operator` (default) or `user`.
-    #[schema(value_type = Option<String>)]
+    #[schema(value_type = Option<ChangeInitiator>)]
     pub initiated_by: Option<Initiator>,
 }
 
@@ -79,18 +82,14 @@ pub(crate) struct MigrationChange {
 #[derive(Debug, Serialize, ToSchema)]
 #[serde(rename_all = "camelCase")]
 pub(crate) struct Migration {
-    #[schema(value_type = String)]
     pub migration_id: uuid::Uuid,
     /// Name of the tenant.
-    #[schema(value_type = String)]
     pub installation_id: InstallationId,
     /// The default route to move to.
-    #[schema(value_type = String)]
     pub target: Route,
     /// When the migration moves workspaces: `now`, `at` or `automatic`.
     pub mode: When,
     /// Start, RFC 3339 in UTC; only with the mode `at`.
-    #[schema(value_type = Option<String>, format = "date-time")]
     #[serde(skip_serializing_if = "Option::is_none")]
     pub at: Option<Timestamp>,
     /// Number of workspaces that are moved in one step.
@@ -98,32 +97,26 @@ pub(crate) struct Migration {
     /// Failed moves that are tolerated.
     pub max_failures: u32,
     /// `scheduled`, `inProgress`, `paused`, `succeeded`, `rolledBack`, `cancelled` or `failed`.
-    #[schema(value_type = String)]
     pub status: MigrationStatus,
     /// True if the migration is moving workspaces back.
     pub is_going_back: bool,
     /// Numbers of workspaces by their progress.
     pub progress: Progress,
     /// Initiator of the last change: `operator` or `user`.
-    #[schema(value_type = String)]
     pub initiated_by: Initiator,
     /// Name of the person or program that made the last change.
     pub actor: String,
     /// The reason for the last change, as a sentence.
     pub reason: String,
     /// Time of creation, RFC 3339 in UTC.
-    #[schema(value_type = String, format = "date-time")]
     pub created_at: Timestamp,
     /// Time of the first move, RFC 3339 in UTC.
-    #[schema(value_type = Option<String>, format = "date-time")]
     #[serde(skip_serializing_if = "Option::is_none")]
     pub started_at: Option<Timestamp>,
     /// Time of the end, RFC 3339 in UTC.
-    #[schema(value_type = Option<String>, format = "date-time")]
     #[serde(skip_serializing_if = "Option::is_none")]
     pub completed_at: Option<Timestamp>,
     /// Time of the last change, RFC 3339 in UTC.
-    #[schema(value_type = String, format = "date-time")]
     pub updated_at: Timestamp,
     /// The state of each workspace, in order; absent in lists.
     #[serde(skip_serializing_if = "Option::is_none")]
@@ -155,13 +148,11 @@ pub(crate) struct Progress {
 #[serde(rename_all = "camelCase")]
 pub(crate) struct MigrationEntry {
     /// Name of the workspace within its tenant.
-    #[schema(value_type = String)]
     pub workspace_id: WorkspaceId,
     /// Progress of the workspace in the migration.
     pub state: EntryState,
     /// Why it was skipped: `unknownWorkspace`, `alreadyThere`, `pinned`, `tenantForbids`, `acpDisabled`, `blocked`,
     /// `migrationDisabled`, `autoRolloutOff` or `httpOnly`.
-    #[schema(value_type = Option<String>)]
     #[serde(skip_serializing_if = "Option::is_none")]
     pub reason: Option<MigrationSkip>,
     /// Why it could not be moved or moved back.
@@ -190,13 +181,13 @@ pub(crate) enum EntryState {
 #[into_params(parameter_in = Query)]
 pub(crate) struct MigrationQuery {
     /// Only entries of this tenant.
-    #[param(value_type = Option<String>)]
     pub installation_id: Option<InstallationId>,
     /// Only entries with this status.
-    #[param(value_type = Option<String>)]
     pub status: Option<MigrationStatus>,
     /// Most entries on the page, 1 to 50.
+    #[param(minimum = 1, maximum = 1000)]
     pub limit: Option<usize>,
     /// `nextCursor` of the previous page.
+    #[param(pattern = r"^-?[0-9]{1,18}~[!-~]{0,300}$")]
     pub cursor: Option<String>,
 }

@@ -3,34 +3,28 @@
 use serde::{Deserialize, Deserializer, Serialize};
 use utoipa::{IntoParams, ToSchema};
 
-use crate::domain::{
-    clock::Timestamp,
-    ids::{InstallationId, WorkspaceId},
-    routing::{FlipTrigger, Initiator, Route, Stage, success_window::WindowState},
+use crate::{
+    contract::inputs::{Actor, ChangeInitiator, Reason},
+    domain::{
+        clock::Timestamp,
+        ids::{InstallationId, WorkspaceId},
+        routing::{FlipTrigger, Initiator, Route, Stage, success_window::WindowState},
+    },
 };
-
-/// The longest actor of a change, in characters: a name or an address.
-pub(crate) const MAX_ACTOR_CHARS: usize = 128;
-/// The longest reason of a change, in characters: a sentence or two.
-pub(crate) const MAX_REASON_CHARS: usize = 500;
 
 /// Answer to `GET /acp/workspaces/{id}/protocol`: the route of a workspace, and why it is used.
 #[derive(Debug, Serialize, ToSchema)]
 #[serde(rename_all = "camelCase")]
 pub(crate) struct WorkspaceProtocol {
     /// Name of the tenant.
-    #[schema(value_type = String)]
     pub installation_id: InstallationId,
     /// Name of the workspace, unique within its tenant.
-    #[schema(value_type = String)]
     pub workspace_id: WorkspaceId,
     /// Protocol that carries the next turn, unless it is a canary: `acp` or `http`.
-    #[schema(value_type = String)]
     pub route: Route,
     /// Number of flips of the workspace so far.
     pub epoch: u64,
     /// The route when the workspace is neither pinned nor rolled back.
-    #[schema(value_type = String)]
     pub default_protocol: Route,
     /// True if migrations may move the workspace.
     pub migration_enabled: bool,
@@ -52,14 +46,12 @@ pub(crate) struct WorkspaceProtocol {
 #[serde(rename_all = "camelCase")]
 pub(crate) struct PinInfo {
     /// The pinned route: `acp` or `http`.
-    #[schema(value_type = String)]
     pub protocol: Route,
     /// Name of the person or program that pinned the route.
     pub actor: String,
     /// The reason that was given, as a sentence.
     pub reason: String,
     /// Time of the change, RFC 3339 in UTC.
-    #[schema(value_type = String, format = "date-time")]
     pub since: Timestamp,
 }
 
@@ -68,12 +60,10 @@ pub(crate) struct PinInfo {
 #[serde(rename_all = "camelCase")]
 pub(crate) struct RollbackInfo {
     /// Trigger of the rollback.
-    #[schema(value_type = String)]
     pub trigger: FlipTrigger,
     /// The reason, in a sentence.
     pub reason: String,
     /// Time of the change, RFC 3339 in UTC.
-    #[schema(value_type = String, format = "date-time")]
     pub since: Timestamp,
 }
 
@@ -82,7 +72,6 @@ pub(crate) struct RollbackInfo {
 #[serde(rename_all = "camelCase")]
 pub(crate) struct WindowInfo {
     /// `unknown` (too few outcomes), `healthy`, `degraded` or `breached`.
-    #[schema(value_type = String)]
     pub state: WindowState,
     /// Outcomes of ACP turns in the window.
     pub samples: u64,
@@ -100,12 +89,10 @@ pub(crate) struct WindowInfo {
 pub(crate) struct RecoveryInfo {
     /// `closed` (ACP carries the turns), `open` (cooling down), `halfOpen` (a probe is under way) or `recovering` (some
     /// turns go over ACP).
-    #[schema(value_type = String)]
     pub stage: Stage,
     /// Failed attempts to recover; each doubles the cool-down.
     pub attempt: u32,
     /// Time of the next probe of ACP, RFC 3339 in UTC; null if none is planned.
-    #[schema(value_type = Option<String>, format = "date-time")]
     pub next_probe_at: Option<Timestamp>,
     /// Share of turns that use ACP during the canary phase, in hundredths of a percent.
     pub canary_share_bp: u32,
@@ -117,16 +104,15 @@ pub(crate) struct RecoveryInfo {
 #[into_params(parameter_in = Query)]
 pub(crate) struct TenantQuery {
     /// Name of the tenant; optional while only one tenant has a workspace of this name.
-    #[param(value_type = Option<String>)]
     pub installation_id: Option<InstallationId>,
 }
 
 /// `PUT /acp/workspaces/{id}/protocol`: absent members stay unchanged.
 #[derive(Debug, Deserialize, ToSchema)]
+#[schema(examples(json!({"autoRollout": false, "actor": "alice", "reason": "planned maintenance"})))]
 #[serde(rename_all = "camelCase", deny_unknown_fields)]
 pub(crate) struct ProtocolBody {
     /// The route when the workspace is neither pinned nor rolled back.
-    #[schema(value_type = Option<String>)]
     pub default_protocol: Option<Route>,
     /// True if migrations may move the workspace.
     pub migration_enabled: Option<bool>,
@@ -137,13 +123,13 @@ pub(crate) struct ProtocolBody {
     #[schema(value_type = Option<PinBody>)]
     pub pin: Option<Option<PinBody>>,
     /// Name of the person or program that makes the change; recorded in the audit. At most 128 characters.
-    #[schema(max_length = 128)]
+    #[schema(value_type = Actor)]
     pub actor: String,
     /// Why; recorded in the audit. At most 500 characters.
-    #[schema(max_length = 500)]
+    #[schema(value_type = Reason)]
     pub reason: String,
     /// Initiator of the change: `operator` (default) or `user`.
-    #[schema(value_type = Option<String>)]
+    #[schema(value_type = Option<ChangeInitiator>)]
     pub initiated_by: Option<Initiator>,
 }
 
@@ -152,22 +138,22 @@ pub(crate) struct ProtocolBody {
 #[serde(rename_all = "camelCase", deny_unknown_fields)]
 pub(crate) struct PinBody {
     /// The route to pin: `acp` or `http`.
-    #[schema(value_type = String)]
     pub protocol: Route,
 }
 
 /// Body of `POST /acp/workspaces/{id}/rollback` and `/restore`: the author and the reason of the change.
 #[derive(Debug, Deserialize, ToSchema)]
+#[schema(examples(json!({"actor": "alice", "reason": "planned maintenance"})))]
 #[serde(rename_all = "camelCase", deny_unknown_fields)]
 pub(crate) struct FlipBody {
     /// Name of the person or program that makes the change; recorded in the audit. At most 128 characters.
-    #[schema(max_length = 128)]
+    #[schema(value_type = Actor)]
     pub actor: String,
     /// Why; recorded in the audit. At most 500 characters.
-    #[schema(max_length = 500)]
+    #[schema(value_type = Reason)]
     pub reason: String,
     /// Initiator of the change: `operator` (default) or `user`.
-    #[schema(value_type = Option<String>)]
+    #[schema(value_type = Option<ChangeInitiator>)]
     pub initiated_by: Option<Initiator>,
 }
 

@@ -3,10 +3,13 @@
 use serde::{Deserialize, Serialize};
 use utoipa::ToSchema;
 
-use crate::domain::{
-    clock::Timestamp,
-    ids::InstallationId,
-    routing::{Initiator, Route},
+use crate::{
+    contract::inputs::{Actor, ChangeInitiator, Reason, RepositoryPattern},
+    domain::{
+        clock::Timestamp,
+        ids::InstallationId,
+        routing::{Initiator, Route},
+    },
 };
 
 /// Answer to `GET /acp/tenants/{installationId}/protocol`: the defaults of a tenant's workspaces.
@@ -14,10 +17,8 @@ use crate::domain::{
 #[serde(rename_all = "camelCase")]
 pub(crate) struct TenantProtocolInfo {
     /// Name of the tenant.
-    #[schema(value_type = String)]
     pub installation_id: InstallationId,
     /// Default route of new workspaces.
-    #[schema(value_type = String)]
     pub default_protocol: Route,
     /// True if ACP is used; `false`: all workspaces of the tenant use HTTP.
     pub enable_acp: bool,
@@ -26,18 +27,18 @@ pub(crate) struct TenantProtocolInfo {
     /// True if workspaces are moved to ACP automatically while ACP is healthy.
     pub auto_migration: bool,
     /// Repositories that are never automated: `owner/name`, where `*` matches any characters.
+    #[schema(value_type = Vec<RepositoryPattern>)]
     pub blocked_repositories: Vec<String>,
     /// Time of the last change, RFC 3339 in UTC; null for a tenant with the defaults.
-    #[schema(value_type = Option<String>, format = DateTime)]
     pub updated_at: Option<Timestamp>,
 }
 
 /// `PUT /acp/tenants/{installationId}/protocol`: absent members stay unchanged.
 #[derive(Debug, Deserialize, ToSchema)]
+#[schema(examples(json!({"allowMigration": true, "actor": "alice", "reason": "planned maintenance"})))]
 #[serde(rename_all = "camelCase", deny_unknown_fields)]
 pub(crate) struct TenantProtocolBody {
     /// Default route of new workspaces. Existing workspaces keep theirs: migrations move them.
-    #[schema(value_type = Option<String>)]
     pub default_protocol: Option<Route>,
     /// `false` moves every workspace of the tenant to HTTP; `true` moves none back.
     pub enable_acp: Option<bool>,
@@ -46,16 +47,16 @@ pub(crate) struct TenantProtocolBody {
     /// True if workspaces are moved to ACP automatically while ACP is healthy.
     pub auto_migration: Option<bool>,
     /// Repositories that are never automated, at most 1,000: `owner/name`, where `*` matches any characters.
-    #[schema(max_items = 1000)]
+    #[schema(value_type = Option<Vec<RepositoryPattern>>, max_items = 1000)]
     pub blocked_repositories: Option<Vec<String>>,
     /// Name of the person or program that makes the change; recorded in the audit. At most 128 characters.
-    #[schema(max_length = 128)]
+    #[schema(value_type = Actor)]
     pub actor: String,
     /// Why; recorded in the audit. At most 500 characters.
-    #[schema(max_length = 500)]
+    #[schema(value_type = Reason)]
     pub reason: String,
     /// Initiator of the change: `operator` (default) or `user`.
-    #[schema(value_type = Option<String>)]
+    #[schema(value_type = Option<ChangeInitiator>)]
     pub initiated_by: Option<Initiator>,
 }
 

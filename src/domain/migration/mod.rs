@@ -12,6 +12,7 @@ use super::{
     clock::Timestamp,
     ids::{InstallationId, WorkspaceId},
     routing::{Attribution, Route},
+    words::words,
 };
 
 pub(crate) use super::words::MigrationStatus;
@@ -85,27 +86,28 @@ impl MigrationStatus {
     }
 }
 
-/// The reason why a migration skips a workspace.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord, Serialize, Deserialize)]
-#[serde(rename_all = "camelCase")]
-pub(crate) enum MigrationSkip {
-    UnknownWorkspace,
-    /// The target is the workspace's default route already.
-    AlreadyThere,
-    /// A pin decides the workspace's route.
-    Pinned,
-    /// The tenant's `allowMigration` is false.
-    TenantForbids,
-    /// The tenant's `enableAcp` is false.
-    AcpDisabled,
-    /// The tenant blocks the workspace's repository.
-    Blocked,
-    /// The workspace's `migrationEnabled` is false.
-    MigrationDisabled,
-    /// The migration is automatic, and neither the workspace's `autoRollout` nor the tenant's `autoMigration` is true.
-    AutoRolloutOff,
-    /// The workspace's runtime speaks only HTTP.
-    HttpOnly,
+words! {
+    /// The reason why a migration skips a workspace.
+    #[derive(PartialOrd, Ord)]
+    MigrationSkip {
+        UnknownWorkspace = "unknownWorkspace",
+        /// The target is the workspace's default route already.
+        AlreadyThere = "alreadyThere",
+        /// A pin decides the workspace's route.
+        Pinned = "pinned",
+        /// The tenant's `allowMigration` is false.
+        TenantForbids = "tenantForbids",
+        /// The tenant's `enableAcp` is false.
+        AcpDisabled = "acpDisabled",
+        /// The tenant blocks the workspace's repository.
+        Blocked = "blocked",
+        /// The workspace's `migrationEnabled` is false.
+        MigrationDisabled = "migrationDisabled",
+        /// The migration is automatic, and neither the workspace's `autoRollout` nor the tenant's `autoMigration` is true.
+        AutoRolloutOff = "autoRolloutOff",
+        /// The workspace's runtime speaks only HTTP.
+        HttpOnly = "httpOnly",
+    }
 }
 
 /// The facts about a workspace that decide whether it is moved.

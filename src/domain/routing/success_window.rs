@@ -7,7 +7,7 @@ use std::{collections::VecDeque, time::Duration};
 
 use serde::{Deserialize, Serialize};
 
-use crate::domain::{clock::Timestamp, share::FULL_BP};
+use crate::domain::{clock::Timestamp, share::FULL_BP, words::words};
 
 /// The fewest outcomes that can breach a window below `min_samples`, so that a quiet workspace does not stay on a dead
 /// route.
@@ -54,20 +54,18 @@ pub(crate) enum Sample {
     Failure,
 }
 
-/// The verdict on a window.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(rename_all = "lowercase")]
-pub(crate) enum WindowState {
-    /// Too few outcomes for a verdict.
-    Unknown,
-    Healthy,
-    /// Some outcomes failed, within the rule.
-    Degraded,
-    /// The rule is violated: the workspace is rolled back.
-    Breached,
+words! {
+    /// The verdict on a window.
+    WindowState {
+        /// Too few outcomes for a verdict.
+        Unknown = "unknown",
+        Healthy = "healthy",
+        /// Some outcomes failed, within the rule.
+        Degraded = "degraded",
+        /// The rule is violated: the workspace is rolled back.
+        Breached = "breached",
+    }
 }
-
-impl WindowState {}
 
 /// The contents of a window at a point in time.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]

@@ -9,7 +9,6 @@ pub(crate) mod replay;
 pub(crate) mod transcript;
 pub(crate) mod update;
 
-use serde::{Deserialize, Serialize};
 use serde_json::value::RawValue;
 
 use self::{
@@ -279,17 +278,17 @@ pub(crate) const MAX_DIAGNOSTICS: usize = 100;
 /// The longest message of a diagnostic, in characters; [`MAX_DIAGNOSTICS`] of them fit into a result beside the message.
 pub(crate) const MAX_DIAGNOSTIC_CHARS: usize = 300;
 
-/// The severity of a diagnostic.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(rename_all = "lowercase")]
-pub(crate) enum Severity {
-    /// Details for developers.
-    Debug,
-    Info,
-    /// A fault that was tolerated.
-    Warn,
-    /// A loss, such as dropped output.
-    Error,
+words! {
+    /// The severity of a diagnostic.
+    Severity {
+        /// Details for developers.
+        Debug = "debug",
+        Info = "info",
+        /// A fault that was tolerated.
+        Warn = "warn",
+        /// A loss, such as dropped output.
+        Error = "error",
+    }
 }
 
 /// A remark about a turn.

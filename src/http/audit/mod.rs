@@ -38,7 +38,7 @@ use crate::{
     )
 )]
 #[get("/acp/audit/migrations")]
-pub(crate) async fn list_migrations(
+pub(crate) async fn list_migration_records(
     request: HttpRequest,
     state: web::Data<HttpState>,
     query: Query<AuditQuery>,

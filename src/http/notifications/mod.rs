@@ -17,6 +17,7 @@ use self::access::{hash_of, new_ticket, offered_token, offers_frames, redeem, sc
 use super::{
     HttpState,
     problem::ApiError,
+    refusals::{OfBody, OfSocket, Problems},
     request::{Body, Query, page, parse_body, path_id},
 };
 use crate::{
@@ -38,6 +39,7 @@ use crate::{
     params(SocketQuery),
     responses(
         (status = 101, description = "The WebSocket is open"),
+        Problems<(OfSocket, OfBody)>,
     )
 )]
 #[get("/ws/notifications")]
@@ -68,13 +70,13 @@ pub(crate) async fn subscribe(
     Ok(response)
 }
 
-/// Lists notifications, the newest first, each with whether it is marked as read: by `userId`, or for everyone without
-/// one.
+/// Lists notifications, the newest first. Each has whether it is marked as read: by `userId`, or for everyone without one.
 #[utoipa::path(
     tag = "notifications",
     params(InboxQuery),
     responses(
         (status = 200, description = "A page of the inbox", body = InboxPage),
+        Problems<OfBody>,
     )
 )]
 #[get("/acp/notifications")]
@@ -99,7 +101,7 @@ pub(crate) async fn list_inbox(
 /// Marks a notification as read for `userId`, or for everyone without one. Idempotent.
 #[utoipa::path(
     tag = "notifications",
-    params(("id" = String, Path, description = "Id of the notification")),
+    params(("id" = Uuid, Path, description = "Id of the notification")),
     request_body = AckBody,
     responses(
         (status = 200, description = "The notification is marked as read", body = Acknowledged),
@@ -120,13 +122,14 @@ pub(crate) async fn acknowledge(
     Ok(web::Json(Acknowledged { id, unread: services.store.unread(scope).await? }))
 }
 
-/// Issues a ticket with which a browser page opens one WebSocket, once, within `notifications.ticket_ttl_s`, for the
-/// notifications that the body selects. The server of the page requests it, so the page never has the token.
+/// Issues a ticket with which a browser page opens one WebSocket. It is valid once, within `notifications.ticket_ttl_s`,
+/// for the notifications that the body selects. The server of the page requests it, so the page never has the token.
 #[utoipa::path(
     tag = "notifications",
     request_body = Subscription,
     responses(
         (status = 201, description = "The ticket", body = Ticket),
+        Problems<OfBody>,
     )
 )]
 #[post("/acp/notifications/ticket")]

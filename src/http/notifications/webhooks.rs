@@ -5,14 +5,14 @@ use uuid::Uuid;
 
 use crate::{
     contract::{
-        lists::Page,
+        lists::{NoMembers, Page},
         notifications::webhook::{DeliveryQuery, ReplayedDeliveries, WebhookDelivery},
     },
     domain::{notify::webhook::DeliveryState, turn::outcome::ErrorCode},
     http::{
         HttpState,
         problem::ApiError,
-        request::{Query, page, path_id},
+        request::{Body, Query, has_no_members, page, path_id},
     },
     store::WebhookDeliveryRow,
 };
@@ -41,7 +41,8 @@ pub(crate) async fn list_deliveries(
 /// Posts a delivery again in any state, with a full number of attempts. `webhook-id` stays the same.
 #[utoipa::path(
     tag = "operations",
-    params(("id" = String, Path, description = "deliveryId")),
+    params(("id" = Uuid, Path, description = "deliveryId")),
+    request_body = NoMembers,
     responses(
         (status = 200, description = "The pending delivery", body = WebhookDelivery),
     )
@@ -50,7 +51,9 @@ pub(crate) async fn list_deliveries(
 pub(crate) async fn replay_delivery(
     state: web::Data<HttpState>,
     id: web::Path<String>,
+    body: Body,
 ) -> Result<web::Json<WebhookDelivery>, ApiError> {
+    has_no_members(&body)?;
     let id: Uuid = path_id(&id, "delivery")?;
     is_configured(&state)?;
     let services = state.workspaces.services();
@@ -62,6 +65,7 @@ pub(crate) async fn replay_delivery(
 /// Posts all deliveries again that were given up.
 #[utoipa::path(
     tag = "operations",
+    request_body = NoMembers,
     responses(
         (status = 200, description = "Number of deliveries", body = ReplayedDeliveries),
     )
@@ -69,7 +73,9 @@ pub(crate) async fn replay_delivery(
 #[post("/acp/webhooks/deliveries/replay")]
 pub(crate) async fn replay_dead_deliveries(
     state: web::Data<HttpState>,
+    body: Body,
 ) -> Result<web::Json<ReplayedDeliveries>, ApiError> {
+    has_no_members(&body)?;
     is_configured(&state)?;
     let services = state.workspaces.services();
     let replayed = services.store.replay_dead_deliveries(services.clock.now()).await?;

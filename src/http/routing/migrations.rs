@@ -20,6 +20,7 @@ use crate::{
     http::{
         HttpState,
         problem::ApiError,
+        refusals::{OfBody, OfMigration, Problems},
         request::{Body, Query, page, parse_body, path_id, run_to_completion},
     },
     store::{MigrationRunFilter, MigrationRunRow},
@@ -35,6 +36,7 @@ const MAX_RUNS: usize = 50;
     request_body = MigrationBody,
     responses(
         (status = 202, description = "The migration was created", body = Migration),
+        Problems<(OfMigration, OfBody)>,
     )
 )]
 #[post("/acp/migrations")]
@@ -93,7 +95,7 @@ pub(crate) async fn list_migrations(
 /// Progress of a migration, and the state of each workspace.
 #[utoipa::path(
     tag = "migrations",
-    params(("id" = String, Path, description = "migrationId")),
+    params(("id" = Uuid, Path, description = "migrationId")),
     responses(
         (status = 200, description = "The migration", body = Migration),
     )
@@ -112,10 +114,11 @@ pub(crate) async fn get_migration(
 /// Pauses a migration. A move in progress is completed.
 #[utoipa::path(
     tag = "migrations",
-    params(("id" = String, Path, description = "migrationId")),
+    params(("id" = Uuid, Path, description = "migrationId")),
     request_body = MigrationChange,
     responses(
         (status = 200, description = "The changed migration", body = Migration),
+        Problems<OfMigration>,
     )
 )]
 #[post("/acp/migrations/{id}/pause")]
@@ -130,10 +133,11 @@ pub(crate) async fn pause_migration(
 /// Resumes a paused migration.
 #[utoipa::path(
     tag = "migrations",
-    params(("id" = String, Path, description = "migrationId")),
+    params(("id" = Uuid, Path, description = "migrationId")),
     request_body = MigrationChange,
     responses(
         (status = 200, description = "The changed migration", body = Migration),
+        Problems<OfMigration>,
     )
 )]
 #[post("/acp/migrations/{id}/resume")]
@@ -148,10 +152,11 @@ pub(crate) async fn resume_migration(
 /// Ends a migration; workspaces already moved stay moved.
 #[utoipa::path(
     tag = "migrations",
-    params(("id" = String, Path, description = "migrationId")),
+    params(("id" = Uuid, Path, description = "migrationId")),
     request_body = MigrationChange,
     responses(
         (status = 200, description = "The changed migration", body = Migration),
+        Problems<OfMigration>,
     )
 )]
 #[post("/acp/migrations/{id}/cancel")]
@@ -166,10 +171,11 @@ pub(crate) async fn cancel_migration(
 /// Moves back exactly the workspaces that the migration moved, in steps of the same size.
 #[utoipa::path(
     tag = "migrations",
-    params(("id" = String, Path, description = "migrationId")),
+    params(("id" = Uuid, Path, description = "migrationId")),
     request_body = MigrationChange,
     responses(
         (status = 200, description = "The changed migration", body = Migration),
+        Problems<OfMigration>,
     )
 )]
 #[post("/acp/migrations/{id}/rollback")]

@@ -7,12 +7,12 @@ use crate::{
         handles::messages::{ChangeRoute, RouteChange, RouteView},
         routing::WorkspaceRouting,
     },
+    contract::inputs::{MAX_ACTOR_CHARS, MAX_REASON_CHARS},
     contract::routing::protocol::{
-        FlipBody, MAX_ACTOR_CHARS, MAX_REASON_CHARS, PinInfo, ProtocolBody, RecoveryInfo, RollbackInfo, TenantQuery,
-        WindowInfo, WorkspaceProtocol,
+        FlipBody, PinInfo, ProtocolBody, RecoveryInfo, RollbackInfo, TenantQuery, WindowInfo, WorkspaceProtocol,
     },
     domain::{
-        ids::WorkspaceKey,
+        ids::{WorkspaceId, WorkspaceKey},
         redaction::Redacted,
         routing::{Attribution, Initiator, success_window::WindowFigures},
         turn::outcome::{ErrorCode, Failure},
@@ -20,6 +20,7 @@ use crate::{
     http::{
         HttpState,
         problem::ApiError,
+        refusals::{OfRoute, Problems},
         request::{Body, Query, parse_body, run_to_completion},
     },
     store::{Page, WorkspaceFilter},
@@ -28,9 +29,10 @@ use crate::{
 /// Route of a workspace, with its success window and its recovery.
 #[utoipa::path(
     tag = "routes",
-    params(("id" = String, Path, description = "workspaceId"), TenantQuery),
+    params(("id" = WorkspaceId, Path, description = "workspaceId"), TenantQuery),
     responses(
         (status = 200, description = "The route", body = WorkspaceProtocol),
+        Problems<OfRoute>,
     )
 )]
 #[get("/acp/workspaces/{id}/protocol")]
@@ -48,10 +50,11 @@ pub(crate) async fn get_protocol(
 /// Changes defaults and pin of a workspace; absent members stay unchanged. All changes are at most one flip.
 #[utoipa::path(
     tag = "routes",
-    params(("id" = String, Path, description = "workspaceId"), TenantQuery),
+    params(("id" = WorkspaceId, Path, description = "workspaceId"), TenantQuery),
     request_body = ProtocolBody,
     responses(
         (status = 200, description = "The changed route", body = WorkspaceProtocol),
+        Problems<OfRoute>,
     )
 )]
 #[put("/acp/workspaces/{id}/protocol")]
@@ -82,10 +85,11 @@ pub(crate) async fn put_protocol(
 /// only actor and reason.
 #[utoipa::path(
     tag = "routes",
-    params(("id" = String, Path, description = "workspaceId"), TenantQuery),
+    params(("id" = WorkspaceId, Path, description = "workspaceId"), TenantQuery),
     request_body = FlipBody,
     responses(
         (status = 200, description = "The changed route", body = WorkspaceProtocol),
+        Problems<OfRoute>,
     )
 )]
 #[post("/acp/workspaces/{id}/rollback")]
@@ -101,10 +105,11 @@ pub(crate) async fn roll_back(
 /// Restores a workspace to its default route with an empty window; removes pin and cool-down. Idempotent.
 #[utoipa::path(
     tag = "routes",
-    params(("id" = String, Path, description = "workspaceId"), TenantQuery),
+    params(("id" = WorkspaceId, Path, description = "workspaceId"), TenantQuery),
     request_body = FlipBody,
     responses(
         (status = 200, description = "The changed route", body = WorkspaceProtocol),
+        Problems<OfRoute>,
     )
 )]
 #[post("/acp/workspaces/{id}/restore")]
@@ -149,8 +154,9 @@ async fn change(
 /// Actor and reason of a change, validated and redacted.
 pub(crate) fn attribution(actor: &str, reason: &str, initiator: Option<Initiator>) -> Result<Attribution, Failure> {
     let checked = |name: &str, text: &str, most: usize| {
+        let fits = text.chars().count() <= most;
         let text = text.trim();
-        let fine = (1..=most).contains(&text.chars().count()) && !text.chars().any(char::is_control);
+        let fine = fits && !text.is_empty() && !text.chars().any(char::is_control);
         let detail = format!("{name}: must be 1 to {most} characters on one line");
         if fine {
             Ok(Redacted::new(text).into_string())

@@ -15,6 +15,7 @@ use crate::{
     http::{
         HttpState,
         problem::ApiError,
+        refusals::{OfRoute, Problems},
         request::{Body, parse_body, run_to_completion},
     },
     store::TenantProtocol,
@@ -22,15 +23,13 @@ use crate::{
 
 /// Route defaults of a tenant; an unknown tenant has the service's defaults.
 #[utoipa::path(
-    get,
-    path = "/acp/tenants/{installationId}/protocol",
     tag = "routes",
-    params(("installationId" = String, Path, description = "The tenant")),
+    params(("installationId" = InstallationId, Path, description = "The tenant")),
     responses(
         (status = 200, description = "The defaults", body = TenantProtocolInfo),
     )
 )]
-#[get("/acp/tenants/{installation_id}/protocol")]
+#[get("/acp/tenants/{installationId}/protocol")]
 pub(crate) async fn get_tenant(
     state: web::Data<HttpState>,
     tenant: web::Path<String>,
@@ -45,16 +44,15 @@ pub(crate) async fn get_tenant(
 /// workspace of the tenant to HTTP, one after the other, and `moved` counts them. After a failure, repeat the request to
 /// move the others.
 #[utoipa::path(
-    put,
-    path = "/acp/tenants/{installationId}/protocol",
     tag = "routes",
-    params(("installationId" = String, Path, description = "The tenant")),
+    params(("installationId" = InstallationId, Path, description = "The tenant")),
     request_body = TenantProtocolBody,
     responses(
         (status = 200, description = "The changed defaults", body = TenantProtocolChanged),
+        Problems<OfRoute>,
     )
 )]
-#[put("/acp/tenants/{installation_id}/protocol")]
+#[put("/acp/tenants/{installationId}/protocol")]
 pub(crate) async fn put_tenant(
     state: web::Data<HttpState>,
     tenant: web::Path<String>,

@@ -20,23 +20,23 @@ use crate::{
     http::{
         HttpState,
         problem::ApiError,
+        refusals::{OfRoute, Problems},
         request::{find_session, path_id},
     },
     store::{AuditFilter, Page, PromptRow, SessionRow, Store, StoreError, TranscriptRow},
 };
 
-/// Explains which protocol carries the turns of a session and why, with its history: turns, connections and their
-/// states, flips of the workspace since the session was opened, notes, automation runs and notifications.
+/// Explains which protocol carries the turns of a session and why. The history has turns, connections and their states,
+/// flips of the workspace since the session was opened, notes, automation runs and notifications.
 #[utoipa::path(
-    get,
-    path = "/acp/session/{id}/explain",
     tag = "sessions",
-    params(("id" = String, Path, description = "sessionId")),
+    params(("id" = SessionId, Path, description = "sessionId")),
     responses(
         (status = 200, description = "The explanation", body = Explanation),
+        Problems<OfRoute>,
     )
 )]
-#[get("/acp/session/{id:[0-9a-fA-F-]{36}}/explain")]
+#[get("/acp/session/{id:[0-9a-fA-F-]+}/explain")]
 pub(crate) async fn explain_session(
     state: web::Data<HttpState>,
     id: web::Path<String>,

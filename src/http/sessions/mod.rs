@@ -17,6 +17,7 @@ use serde_json::value::RawValue;
 use super::{
     HttpState,
     problem::{ApiError, REPLAYED},
+    refusals::{OfAgent, OfBody, OfKey, OfPermission, OfRuntime, OfSession, OfStart, Problems},
     request::{Body, find_session, idempotency, parse_body, path_id, run_to_completion},
 };
 use crate::{
@@ -54,10 +55,13 @@ use crate::{
 /// answer with `Idempotent-Replayed: true`. A request that fails does not use up its key.
 #[utoipa::path(
     tag = "sessions",
-    params(("Idempotency-Key" = Option<String>, Header, description = "Makes a retry safe")),
+    params((
+        "Idempotency-Key" = Option<String>, Header, pattern = r"^[!-~]{1,128}$", description = "Makes a retry safe"
+    )),
     request_body = NewSessionBody,
     responses(
         (status = 201, description = "The session is ready for prompts; `Location` has its address", body = SessionReady),
+        Problems<(OfAgent, OfStart, OfKey)>,
     )
 )]
 #[post("/acp/session/new")]
@@ -146,13 +150,14 @@ pub(crate) fn state_of(state: &HttpState, row: &SessionRow) -> SessionState {
     row.state.at_age(now.since(row.last_used), Duration::from_secs(state.config.session.max_age_s))
 }
 
-/// Brings back a session that is not live, with the agent's own memory or with the conversation as context. Does not
+/// Brings back a session that is not live. The agent has its own memory of it, or gets the conversation as context. Does not
 /// change a live session. Never refused for lack of seats.
 #[utoipa::path(
     tag = "sessions",
     request_body = LoadBody,
     responses(
         (status = 200, description = "The session is ready for prompts", body = SessionReady),
+        Problems<(OfAgent, OfStart, OfSession, OfBody)>,
     )
 )]
 #[post("/acp/session/load")]
@@ -177,6 +182,7 @@ pub(crate) async fn load_session(
     request_body = SessionBody,
     responses(
         (status = 200, description = "The session is closed", body = Closed),
+        Problems<(OfSession, OfRuntime, OfBody)>,
     )
 )]
 #[post("/acp/session/close")]
@@ -197,6 +203,7 @@ pub(crate) async fn close_session(state: web::Data<HttpState>, body: Body) -> Re
     request_body = CancelBody,
     responses(
         (status = 200, description = "Whether a turn was running", body = Cancelled),
+        Problems<OfBody>,
     )
 )]
 #[post("/acp/session/cancel")]
@@ -243,6 +250,7 @@ fn session_lost() -> ApiError {
     request_body = PermissionBody,
     responses(
         (status = 200, description = "The answer was sent to the agent", body = PermissionAnswered),
+        Problems<(OfPermission, OfAgent, OfSession, OfBody)>,
     )
 )]
 #[post("/acp/session/permission")]
@@ -274,6 +282,7 @@ async fn change(state: &HttpState, live: &LiveSession, setting: Setting) -> Resu
     request_body = ModeBody,
     responses(
         (status = 200, description = "Answer of the agent", body = AgentAnswer),
+        Problems<(OfAgent, OfSession, OfBody)>,
     )
 )]
 #[post("/acp/session/mode")]
@@ -290,6 +299,7 @@ pub(crate) async fn set_mode(state: web::Data<HttpState>, body: Body) -> Result<
     request_body = ModelBody,
     responses(
         (status = 200, description = "Answer of the agent", body = AgentAnswer),
+        Problems<(OfAgent, OfSession, OfBody)>,
     )
 )]
 #[post("/acp/session/model")]
@@ -306,6 +316,7 @@ pub(crate) async fn set_model(state: web::Data<HttpState>, body: Body) -> Result
     request_body = ConfigBody,
     responses(
         (status = 200, description = "Answer of the agent", body = AgentAnswer),
+        Problems<(OfAgent, OfSession, OfBody)>,
     )
 )]
 #[post("/acp/session/config")]

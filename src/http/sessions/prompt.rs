@@ -11,6 +11,7 @@ use super::{state_of, stream};
 use crate::{
     actors::handles::messages::{PromptRefused, RunPrompt, TurnBegun, TurnEnded, TurnHandle},
     contract::{
+        events::TurnStream,
         result::ACPSessionResult,
         session::{FailureInfo, PromptAccepted, PromptBody, PromptInfo},
     },
@@ -26,6 +27,7 @@ use crate::{
     http::{
         HttpState,
         problem::{ApiError, REPLAYED},
+        refusals::{OfAgent, OfBody, OfKey, OfSession, OfStart, OfTurn, Problems},
         request::{Body, find_session, idempotency, parse_body, path_id, run_to_completion},
     },
     store::{Idempotency, PromptRow},
@@ -62,16 +64,17 @@ fn answer_form(request: &HttpRequest) -> AnswerForm {
 #[utoipa::path(
     tag = "turns",
     params(
-        ("Idempotency-Key" = Option<String>, Header, description = "Makes a retry safe"),
+        ("Idempotency-Key" = Option<String>, Header, pattern = r"^[!-~]{1,128}$", description = "Makes a retry safe"),
         ("Prefer" = Option<String>, Header, description = "`respond-async` answers at once"),
     ),
     request_body = PromptBody,
     responses(
         (status = 200, description = "The turn has ended", content(
             (ACPSessionResult = "application/json"),
-            (String = "text/event-stream"),
+            (TurnStream = "text/event-stream"),
         )),
         (status = 202, description = "The turn was accepted", body = PromptAccepted),
+        Problems<(OfTurn, OfKey, OfAgent, OfStart, OfSession, OfBody)>,
     )
 )]
 #[post("/acp/session/prompt")]
@@ -256,15 +259,13 @@ fn promise(accepted: &PromptAccepted) -> HttpResponse {
 
 /// State of a turn, and its result once it has ended.
 #[utoipa::path(
-    get,
-    path = "/acp/prompt/{id}",
     tag = "turns",
-    params(("id" = String, Path, description = "promptId")),
+    params(("id" = PromptId, Path, description = "promptId")),
     responses(
         (status = 200, description = "The turn", body = PromptInfo),
     )
 )]
-#[get("/acp/prompt/{id:[0-9a-fA-F-]{36}}")]
+#[get("/acp/prompt/{id:[0-9a-fA-F-]+}")]
 pub(crate) async fn get_prompt(
     state: web::Data<HttpState>,
     id: web::Path<String>,

@@ -7,6 +7,7 @@ use super::{state_of, stream};
 use crate::{
     actors::handles::event_feed::ReadFrom,
     contract::{
+        events::SessionStream,
         lists::{
             AgentItem, EventsQuery, From, Page, SessionQuery, TranscriptItem, TranscriptPage, TranscriptQuery,
             WorkspaceItem, WorkspaceQuery,
@@ -27,6 +28,7 @@ use crate::{
     http::{
         HttpState,
         problem::ApiError,
+        refusals::{OfRuntime, OfSession, Problems},
         request::{Query, find_session, page, page_size, path_id},
     },
     store::{self, SessionFilter, SessionRow, TranscriptRow, WorkspaceFilter},
@@ -37,15 +39,13 @@ const MAX_PAGES_READ: usize = 10;
 
 /// State of a session.
 #[utoipa::path(
-    get,
-    path = "/acp/session/{id}",
     tag = "sessions",
-    params(("id" = String, Path, description = "sessionId")),
+    params(("id" = SessionId, Path, description = "sessionId")),
     responses(
         (status = 200, description = "The session", body = SessionInfo),
     )
 )]
-#[get("/acp/session/{id:[0-9a-fA-F-]{36}}")]
+#[get("/acp/session/{id:[0-9a-fA-F-]+}")]
 pub(crate) async fn get_session(
     state: web::Data<HttpState>,
     id: web::Path<String>,
@@ -120,17 +120,15 @@ fn facts_with(facts: &str, offers: &Offers) -> Option<Box<RawValue>> {
     serde_json::value::to_raw_value(&facts).ok()
 }
 
-/// Persisted entries of the conversation, oldest first, or in the order of their newest change (`changedAfter`).
+/// Persisted entries of the conversation, oldest first. With `changedAfter` in the order of their newest change.
 #[utoipa::path(
-    get,
-    path = "/acp/session/{id}/transcript",
     tag = "sessions",
-    params(("id" = String, Path, description = "sessionId"), TranscriptQuery),
+    params(("id" = SessionId, Path, description = "sessionId"), TranscriptQuery),
     responses(
         (status = 200, description = "A page", body = TranscriptPage),
     )
 )]
-#[get("/acp/session/{id:[0-9a-fA-F-]{36}}/transcript")]
+#[get("/acp/session/{id:[0-9a-fA-F-]+}/transcript")]
 pub(crate) async fn get_transcript(
     state: web::Data<HttpState>,
     id: web::Path<String>,
@@ -174,15 +172,14 @@ fn transcript_item(row: TranscriptRow) -> TranscriptItem {
 
 /// Changes in the workspace of a session since it was prepared.
 #[utoipa::path(
-    get,
-    path = "/acp/session/{id}/diff",
     tag = "sessions",
-    params(("id" = String, Path, description = "sessionId")),
+    params(("id" = SessionId, Path, description = "sessionId")),
     responses(
         (status = 200, description = "Files and patch", body = WorkspaceDiff),
+        Problems<OfRuntime>,
     )
 )]
-#[get("/acp/session/{id:[0-9a-fA-F-]{36}}/diff")]
+#[get("/acp/session/{id:[0-9a-fA-F-]+}/diff")]
 pub(crate) async fn get_diff(
     state: web::Data<HttpState>,
     id: web::Path<String>,
@@ -194,24 +191,23 @@ pub(crate) async fn get_diff(
     Ok(web::Json(state.workspaces.diff(&workspace.ok_or_else(missing)?).await?))
 }
 
-/// Events of a live session as server-sent events: raw updates of the agent and events of the service, in order, each
-/// once. Starts after `Last-Event-ID`, else with the oldest event in memory, or with the next event for `?from=live`. A
+/// Events of a live session as server-sent events. They are raw updates of the agent and events of the service, in order,
+/// each once. Starts after `Last-Event-ID`, else with the oldest event in memory, or with the next event for `?from=live`. A
 /// `gap` event reports evicted events; the transcript has them. A reader that does not keep up is disconnected after a
 /// `gap` and can resume with its last id. Ends with the session.
 #[utoipa::path(
-    get,
-    path = "/acp/session/{id}/events",
     tag = "sessions",
     params(
-        ("id" = String, Path, description = "sessionId"),
+        ("id" = SessionId, Path, description = "sessionId"),
         EventsQuery,
         ("Last-Event-ID" = Option<u64>, Header, description = "Id of the last event that the reader received"),
     ),
     responses(
-        (status = 200, description = "The events", body = String, content_type = "text/event-stream"),
+        (status = 200, description = "The events", body = SessionStream, content_type = "text/event-stream"),
+        Problems<OfSession>,
     )
 )]
-#[get("/acp/session/{id:[0-9a-fA-F-]{36}}/events")]
+#[get("/acp/session/{id:[0-9a-fA-F-]+}/events")]
 pub(crate) async fn follow_events(
     request: HttpRequest,
     state: web::Data<HttpState>,
@@ -315,6 +311,7 @@ pub(crate) async fn list_workspaces(
     tag = "workspaces",
     responses(
         (status = 200, description = "The agents", body = Page<AgentItem>),
+        Problems<OfRuntime>,
     )
 )]
 #[get("/acp/agents")]

@@ -54,8 +54,8 @@ impl Contract {
         Some((method.to_uppercase(), (*matching.first()?).clone()))
     }
 
-    /// Fails the test if a response violates the document. An error that the operation does not list, such as a
-    /// refusal before the handler, has to be a `Problem`.
+    /// Fails the test if a response violates the document: its status, its media type, its schema, or the code of its
+    /// problem. An error that the router answers has to be a `Problem`.
     pub(crate) fn check(&self, method: &str, path: &str, status: u16, media_type: &str, body: &str) {
         if path == "/openapi.json" || path.starts_with("/docs/") {
             return; // The document does not describe itself.
@@ -67,7 +67,9 @@ impl Contract {
             [status.to_string(), range, "default".into()].iter().find_map(|key| responses.get(key)).cloned()
         });
         let Some(response) = declared else {
-            assert!(status >= 400, "the document does not list this response: {place}");
+            // The router answers 405, and what no operation takes.
+            let is_of_router = self.operation(method, path).is_none() || status == 405;
+            assert!(status >= 400 && is_of_router, "the document does not list this response: {place}");
             return self.check_schema(&json!({"$ref": "#/components/schemas/Problem"}), body, &place);
         };
         let response = self.resolve(&response);
@@ -83,6 +85,12 @@ impl Contract {
         };
         if media_type.contains("json") {
             self.check_schema(content.get("schema").unwrap_or(&Value::Bool(true)), body, &place);
+        }
+        if media_type.contains("problem") {
+            let code = serde_json::from_str::<Value>(body).expect("checked above")["code"].clone();
+            let code = format!("`{}`", code.as_str().unwrap_or_default());
+            let listed = response["description"].as_str().is_some_and(|codes| codes.contains(&code));
+            assert!(listed, "the operation does not list the code {code}: {place}");
         }
     }
 
