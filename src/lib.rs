@@ -52,6 +52,7 @@
 //! | automation | `contract/automation` | `actors/session/automation`, `actors/session/closing` | `domain/automation` | `store/automation` | |
 //! | audit | `http/audit` | | `domain/explain` | `store/audit` | |
 //! | agents and workspaces | `POST /workspace/…` of the runtime | | `domain/session/pending_permissions` | `store/workspaces` | `runtime/agents`, `runtime/workspaces`, `process` |
+//! | jail of agents | `jail` in `http/health.rs` | | `domain/jail` | | `process/sandbox`, used by `runtime/agents` |
 //!
 //! Behaviours that are often looked for:
 //!
@@ -71,6 +72,8 @@
 //! | a request gets its id, is counted and, if it is refused, logged | `http/trace.rs`; the id reaches the runtime in `transport/request_id.rs` |
 //! | a path gets 404 or 405 and its label in metrics | `http/route_table.rs` |
 //! | an `Idempotency-Key` opens one session | `actors/workspaces/once.rs`, `store/session_keys.rs` |
+//! | an agent is confined | `process/sandbox`: which paths (`mod.rs`, `places.rs`, `package.rs`), the kernel's rules (`ruleset.rs`), between fork and exec (`enforce.rs`) |
+//! | this process protects itself, and agents get back its umask and limits | `process/inherited.rs` |
 //! | an agent is killed | `process/watch.rs`; with a control group `process/cgroup.rs`; `process/orphans.rs` kills processes that left the group |
 //! | work of an agent outside a turn | `domain/session/background.rs` decides, `actors/session/background.rs` applies, `actors/session/woken.rs` records |
 //! | the agent of a killed supervisor is found again | `actors/session/adoption.rs`, called by `app/sessions.rs` (running turns, background) and `actors/workspaces/mod.rs` (loads) |
@@ -99,6 +102,8 @@
 //!   workspace so far. **Cool-down**: the wait between a rollback and the recovery. **Recovery**: first **probes**,
 //!   which are handshakes with an agent, then **canaries**, which are a growing share of turns over ACP, then the
 //!   restore. **Storm**: many workspaces that roll back at once.
+//! - **jail**: what the kernel forbids an agent and everything that it starts. **Right**: one kind of restriction.
+//!   **Preset**: what a known agent writes below `HOME`.
 //! - **migration**: a planned move of a set of workspaces to another default route, which their turns use while ACP is
 //!   healthy. A **run** is one such migration. **Schema upgrade**: a change of the database's tables (`lumilink
 //!   migrate`, the folder `migrations`). The records named `migrations` of the audit are flips.
@@ -146,6 +151,8 @@
 //! 7. Every queue is bounded; its doc comment says why that number and what happens when it is full.
 //! 8. A child process never outlives its session. It runs in its own process group, and in a control group if one can
 //!    be created; `process/watch.rs` kills the whole group and reaps it.
+//!    Agents, headless commands and terminal commands run in a jail, which is made before fork and applied between fork
+//!    and exec; a start whose jail is refused fails.
 //! 9. HTTP status codes are chosen in [`contract::problem`], the environment is read in [`config`], metric names are in
 //!    [`telemetry::metrics`], SQL is in [`store`].
 //! 10. No constant has a different value under `cfg(test)`; tests set small values in the configuration.

@@ -37,7 +37,7 @@ use self::{
 use crate::{
     config::Loaded,
     domain::{redaction::known, turn::outcome::Failure},
-    process::terminal::Terminal,
+    process::{inherited::Inherited, terminal::Terminal},
     runtime::{self as container, StartError},
     store::{BackupError, BadDatabaseUrl, RenewedEpoch, Store, StoreError},
     telemetry::Metrics,
@@ -105,9 +105,10 @@ pub(crate) struct ServeOptions {
 
 /// Serves until SIGTERM or Ctrl-C, then stops cleanly. A second signal ends the process at once.
 pub(crate) async fn serve(loaded: Loaded, options: ServeOptions) -> Result<(), AppError> {
+    let inherited = Inherited::take_over();
     known::hide(loaded.credentials());
     let terminal = Terminal::at_start();
-    let service = Service::start(&loaded).await?;
+    let service = Service::start(&loaded, inherited).await?;
     announce(options.announce.as_deref(), service.address())?;
     let reloader = Reloader::new(options.reload, &loaded, service.targets.clone());
     let membership = service.membership.membership.clone();
@@ -121,11 +122,13 @@ pub(crate) async fn serve(loaded: Loaded, options: ServeOptions) -> Result<(), A
 
 /// Runs the container side alone until SIGTERM or Ctrl-C.
 pub(crate) async fn runtime(loaded: Loaded, options: ServeOptions) -> Result<(), AppError> {
+    let inherited = Inherited::take_over();
     known::hide(loaded.credentials());
     let terminal = Terminal::at_start();
     let metrics = Metrics::of_runtime(env!("CARGO_PKG_VERSION"), option_env!("LUMILINK_COMMIT"))?;
     let settings = &loaded.config.runtime;
-    let parts = runtime::runtime_options(&loaded, settings.listen, settings.token.clone(), &metrics)?;
+    let place = runtime::Place { listen: settings.listen, serves_on: settings.listen, is_separate: true, inherited };
+    let parts = runtime::runtime_options(&loaded, place, settings.token.clone(), &metrics)?;
     let running = container::start(parts, Some(start::watchdog(metrics)?)).await?;
     tracing::info!(marker = "[ACP]", address = %running.address(), "runtime started");
     announce(options.announce.as_deref(), running.address())?;

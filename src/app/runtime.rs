@@ -1,14 +1,18 @@
 //! The container side: a separate runtime, or one embedded on a loopback port, and the transports to it.
 
-use std::{collections::BTreeMap, net::SocketAddr, time::Duration};
+use std::{collections::BTreeMap, net::SocketAddr, path::PathBuf, time::Duration};
 
-use secrecy::SecretString;
+use secrecy::{ExposeSecret, SecretString};
 use uuid::Uuid;
 
 use super::AppError;
 use crate::{
     config::{Config, DEFAULT_AGENT, Loaded, environment::current_program, sections::Agent},
     domain::heartbeat::Heartbeat,
+    process::{
+        inherited::Inherited,
+        sandbox::{JailSettings, OwnPaths},
+    },
     runtime::{self, AgentSettings, EmbeddedRuntime, Retention, RunningRuntime, RuntimeOptions, ServedRequests},
     telemetry::Metrics,
     transport::{
@@ -31,6 +35,7 @@ pub(super) struct RuntimeHandle {
 /// random and never leaves this process. Also gives the routes of an embedded runtime, which the API server serves.
 pub(super) async fn start_runtime(
     loaded: &Loaded,
+    inherited: Inherited,
     metrics: &Metrics,
 ) -> Result<(RuntimeHandle, Option<EmbeddedRuntime>, Endpoint), AppError> {
     let config = &loaded.config;
@@ -53,7 +58,8 @@ pub(super) async fn start_runtime(
     }
     let token = SecretString::from(format!("{}{}", Uuid::new_v4().simple(), Uuid::new_v4().simple()));
     let listen = SocketAddr::from(([127, 0, 0, 1], 0));
-    let options = runtime_options(loaded, listen, Some(token.clone()), metrics)?;
+    let place = Place { listen, serves_on: config.server.listen, is_separate: false, inherited };
+    let options = runtime_options(loaded, place, Some(token.clone()), metrics)?;
     let (running, embedded) = runtime::beside(options).await?;
     let url = format!("ws://{}/acp", running.address());
     Ok((RuntimeHandle { running: Some(running), kill_grace }, Some(embedded), endpoint(url, Some(token))))
@@ -115,10 +121,21 @@ fn pipe_limits(config: &Config) -> PipeLimits {
     PipeLimits { frames: config.limits.queue_frames, bytes: config.limits.queue_bytes }
 }
 
+/// Process in which a runtime runs.
+pub(super) struct Place {
+    /// The runtime's own address.
+    pub listen: SocketAddr,
+    /// The address by which callers reach the agents.
+    pub serves_on: SocketAddr,
+    /// True if the supervisor is another process.
+    pub is_separate: bool,
+    pub inherited: Inherited,
+}
+
 /// The runtime's part of the configuration.
 pub(super) fn runtime_options(
     loaded: &Loaded,
-    listen: SocketAddr,
+    place: Place,
     token: Option<SecretString>,
     metrics: &Metrics,
 ) -> Result<RuntimeOptions, AppError> {
@@ -133,12 +150,13 @@ pub(super) fn runtime_options(
             environment: environment_of(&name),
             run_as: agent.run_as.clone(),
             serves: ServedRequests { fs: agent.fs, terminal: agent.terminal },
+            jail: jail_of(agent, &place),
             name,
         })
     });
     let root = config.workspaces.root.clone().unwrap_or_else(|| loaded.data_dir.join("workspaces"));
     Ok(RuntimeOptions {
-        listen,
+        listen: place.listen,
         token,
         workers: threads(),
         root,
@@ -146,6 +164,13 @@ pub(super) fn runtime_options(
         git_hosts: config.workspaces.git_hosts.clone(),
         clone_timeout: Duration::from_secs(config.workspaces.clone_timeout_s),
         agents: agents.collect::<Result<_, AppError>>()?,
+        own: OwnPaths {
+            hidden: loaded.own_files.clone(),
+            temporary: temporary(loaded),
+            program: current_program().ok(),
+        },
+        serves_on: place.serves_on,
+        inherited: place.inherited,
         environment: loaded.base_environment.clone(),
         max_agents: config.runtime.max_agents,
         kill_grace: Duration::from_millis(config.runtime.kill_grace_ms),
@@ -162,6 +187,23 @@ pub(super) fn runtime_options(
         heartbeat: Heartbeat::ACP,
         metrics: metrics.clone(),
     })
+}
+
+fn jail_of(agent: &Agent, place: &Place) -> JailSettings {
+    JailSettings {
+        mode: agent.jail,
+        preset: agent.preset,
+        read: agent.read.clone(),
+        write: agent.write.clone(),
+        ports: agent.ports.clone(),
+        has_private_home: agent.home.is_private(!place.is_separate, agent.env.contains_key("HOME")),
+    }
+}
+
+/// The folder for temporary files of this process.
+fn temporary(loaded: &Loaded) -> PathBuf {
+    let named = loaded.base_environment.get("TMPDIR").map(|path| PathBuf::from(path.expose_secret()));
+    named.filter(|path| path.is_absolute()).unwrap_or_else(|| "/tmp".into())
 }
 
 /// An agent's command; the built-in agent is this program.

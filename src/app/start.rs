@@ -19,6 +19,7 @@ use crate::{
     config::{DEFAULT_AGENT, Loaded, Reloadable},
     domain::watchdog::WatchdogLimits,
     http::ApiState,
+    process::inherited::Inherited,
     telemetry::{Metrics, watchdog::Watchdog},
 };
 
@@ -37,7 +38,7 @@ pub(crate) struct Service {
 }
 
 impl Service {
-    pub(crate) async fn start(loaded: &Loaded) -> Result<Self, AppError> {
+    pub(crate) async fn start(loaded: &Loaded, inherited: Inherited) -> Result<Self, AppError> {
         let config = &loaded.config;
         let metrics = Metrics::new(env!("CARGO_PKG_VERSION"), option_env!("LUMILINK_COMMIT"))?;
         metrics.configure_agents(config.agents.keys().map(String::as_str).chain([DEFAULT_AGENT]))?;
@@ -46,7 +47,7 @@ impl Service {
         let store = start_store(loaded, metrics.clone()).await?;
         let membership = join(config, &listener, &store.url, store.held.is_some()).await?;
         let watchdog = watchdog(metrics.clone())?;
-        let (runtime, embedded, endpoint) = start_runtime(loaded, &metrics).await?;
+        let (runtime, embedded, endpoint) = start_runtime(loaded, inherited, &metrics).await?;
         let can_resume = !runtime.is_embedded();
         let member = membership.membership.clone();
         let sessions = start_sessions(config, store.store.clone(), member, metrics, endpoint, can_resume).await?;

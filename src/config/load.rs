@@ -21,6 +21,8 @@ use crate::domain::redaction::known::is_credential;
 const KILL_SWITCH_VARIABLE: &str = "GITHUB_AUTOMATION_DISABLED";
 /// Names the data folder, unless `--data-dir` does.
 const DATA_DIR_VARIABLE: &str = "LUMILINK_DATA_DIR";
+/// Ends of the names of a SQLite database and of the files beside it.
+const DATABASE_SUFFIXES: [&str; 5] = ["", "-wal", "-shm", "-journal", ".lock"];
 /// The default data folder, in the current folder: a trial leaves its files in one place.
 const DEFAULT_DATA_DIR: &str = ".lumilink";
 
@@ -34,6 +36,8 @@ pub(crate) struct Loaded {
     pub agent_environments: BTreeMap<String, BTreeMap<String, SecretString>>,
     /// The environment of git and of the commands that agents run: variables that every agent inherits.
     pub base_environment: BTreeMap<String, SecretString>,
+    /// Files and folders of this program, absolute: data folder, database and configuration. They need not exist.
+    pub own_files: Vec<PathBuf>,
     /// The text of each given value, by `section.key`; for the difference to another load.
     pub(super) given: BTreeMap<String, SecretString>,
     /// Origins of values that are not defaults, by `section.key`.
@@ -78,17 +82,19 @@ pub(crate) fn load(sources: &Sources) -> Result<Loaded, ConfigError> {
     let mut config = layers.extract()?;
     config.validate(&sources.listeners, &|setting| layers.origin_of(setting))?;
     let (data_dir, data_dir_origin) = data_dir(sources);
-    make_absolute(&mut config, &data_dir, &sources.current_folder);
+    make_absolute(&mut config, &data_dir, sources);
     let agents = std::iter::once((DEFAULT_AGENT, &config.agent))
         .chain(config.agents.iter().map(|(name, agent)| (name.as_str(), agent)));
     let agent_environments =
         agents.map(|(name, agent)| (name.to_owned(), sources.environment.of_agent(agent))).collect();
     let base_environment = sources.environment.of_agent(&Agent::default());
+    let own_files = own_files(&config, &data_dir, sources);
     Ok(Loaded {
         config,
         data_dir,
         agent_environments,
         base_environment,
+        own_files,
         given: layers.given(),
         origins: layers.into_origins(),
         data_dir_origin,
@@ -104,7 +110,25 @@ fn data_dir(sources: &Sources) -> (PathBuf, Origin) {
     (absolute(path, &sources.current_folder), origin)
 }
 
-fn make_absolute(config: &mut Config, data_dir: &Path, current: &Path) {
+fn own_files(config: &Config, data_dir: &Path, sources: &Sources) -> Vec<PathBuf> {
+    let file = sources.file.iter().map(|file| absolute(file, &sources.current_folder));
+    let url = config.database.url.as_ref().and_then(|url| sqlite_path(url.expose_secret()));
+    let of_database =
+        url.into_iter().flat_map(|path| DATABASE_SUFFIXES.map(|suffix| PathBuf::from(format!("{path}{suffix}"))));
+    [data_dir.to_owned()].into_iter().chain(file).chain(of_database).collect()
+}
+
+fn make_absolute(config: &mut Config, data_dir: &Path, sources: &Sources) {
+    let current = sources.current_folder.as_path();
+    let home = sources.environment.get("HOME").map(Path::new);
+    for agent in std::iter::once(&mut config.agent).chain(config.agents.values_mut()) {
+        for path in agent.read.iter_mut().chain(&mut agent.write) {
+            *path = match (path.strip_prefix("~"), home) {
+                (Ok(below), Some(home)) => absolute(below, home),
+                _ => absolute(path, current),
+            };
+        }
+    }
     let workspaces = &mut config.workspaces;
     workspaces.root = Some(match &workspaces.root {
         Some(root) => absolute(root, current),

@@ -14,7 +14,7 @@ use serde_json::value::RawValue;
 
 use super::result::{ResultDiagnostic, ResultWorkspace};
 use crate::domain::{
-    ids::{PromptId, SessionId},
+    ids::{InstallationId, PromptId, SessionId},
     session::{
         choices::Choices,
         mcp,
@@ -54,6 +54,9 @@ pub(crate) struct ProcessPrompt {
     pub conversation: Option<String>,
     /// Workspace of the agent: a path that `prepare` returned.
     pub workspace: ResultWorkspace,
+    /// Tenant of the session; agents with a private `HOME` get that of the tenant.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub installation_id: Option<InstallationId>,
     /// Name of the configured agent; absent: the default agent.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub agent: Option<String>,

@@ -3,6 +3,7 @@
 use serde::Serialize;
 use utoipa::ToSchema;
 
+use super::runtime::JailStatus;
 use crate::domain::{clock::Timestamp, ids::InstallationId};
 
 /// Answer to `GET /acp/health`: the state of the service and of its parts.
@@ -23,6 +24,9 @@ pub(crate) struct Health {
     pub database: PartHealth,
     /// State of the runtime, as it answered to this request.
     pub runtime: RuntimeHealth,
+    /// The jail of the agents; absent if the runtime is unavailable.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub jail: Option<JailStatus>,
 }
 
 /// Turns since the start of this process, by protocol.

@@ -6,11 +6,13 @@
 //! ([`super::fallback`]). Both require the bearer token, if one is configured, and answer errors as
 //! [`Problem`](super::problem::Problem).
 
+use std::collections::BTreeMap;
+
 use serde::{Deserialize, Serialize};
 use uuid::Uuid;
 
 use crate::domain::{
-    ids::{FolderId, PromptId},
+    ids::{FolderId, InstallationId, PromptId},
     routing::Route,
 };
 
@@ -67,6 +69,9 @@ pub(crate) struct InitializeMeta {
     /// Working directory of the agent: a path that `prepare` returned.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub cwd: Option<String>,
+    /// Tenant of the session; agents with a private `HOME` get that of the tenant.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub installation_id: Option<InstallationId>,
     /// True if the client numbers its messages and can resume a broken connection. The runtime then numbers its own
     /// messages too, from the answer to `initialize` on ([`crate::acp::numbered`]).
     #[serde(default, skip_serializing_if = "std::ops::Not::not")]
@@ -271,6 +276,23 @@ pub(crate) enum ChangeStatus {
     Deleted,
 }
 
+/// State of the agents' jail.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize, utoipa::ToSchema)]
+#[serde(rename_all = "camelCase")]
+pub(crate) struct JailStatus {
+    /// `on`; `partial`: the file rules are on, and a later right is missing; `off`: an agent runs without the file rules.
+    pub state: String,
+    /// The rights that the kernel can enforce, by name, and whether it does. `tcp_connect` is in use only with
+    /// `agent.ports`.
+    pub rights: BTreeMap<String, bool>,
+    /// Agents with `jail = "off"`.
+    pub unconfined_agents: Vec<String>,
+    /// Sockets of container engines to which agents can connect. An agent that does is root on the machine.
+    pub reachable_sockets: Vec<String>,
+    /// What the jail does not do on this kernel.
+    pub warnings: Vec<String>,
+}
+
 /// Answer to `GET /status`.
 #[derive(Debug, Clone, Serialize, Deserialize)]
 #[serde(rename_all = "camelCase")]
@@ -284,6 +306,9 @@ pub(crate) struct RuntimeStatus {
     /// Conversations kept for a disconnected client.
     #[serde(default)]
     pub held_conversations: u64,
+    /// State of the agents' jail; absent from an older runtime.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub jail: Option<JailStatus>,
     /// Supported protocols: `acp` (`GET /acp`) and `http` (`POST /process-prompt`). Absent: `acp`.
     #[serde(default = "acp_alone")]
     pub protocols: Vec<String>,

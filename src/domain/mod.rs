@@ -10,6 +10,7 @@ pub(crate) mod delivery;
 pub(crate) mod explain;
 pub(crate) mod heartbeat;
 pub(crate) mod ids;
+pub(crate) mod jail;
 pub(crate) mod membership;
 pub(crate) mod migration;
 pub(crate) mod newer;

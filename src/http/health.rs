@@ -35,21 +35,27 @@ pub(crate) async fn get_health(state: web::Data<HttpState>) -> web::Json<Health>
         Err(cause) => PartHealth { status: "unavailable", detail: Some(cause.to_string()) },
     };
     let unavailable_for_s = workspaces.services().runtime.unavailable_for().map(|it| it.as_secs());
-    let runtime = match workspaces.workspace_client().status().await {
-        Ok(status) => RuntimeHealth {
-            status: "ok",
-            detail: None,
-            unavailable_for_s,
-            version: Some(status.version),
-            agent_processes: Some(status.agent_processes),
-        },
-        Err(failure) => RuntimeHealth {
-            status: "unavailable",
-            detail: Some(failure.detail),
-            unavailable_for_s,
-            version: None,
-            agent_processes: None,
-        },
+    let (runtime, jail) = match workspaces.workspace_client().status().await {
+        Ok(status) => {
+            let runtime = RuntimeHealth {
+                status: "ok",
+                detail: None,
+                unavailable_for_s,
+                version: Some(status.version),
+                agent_processes: Some(status.agent_processes),
+            };
+            (runtime, status.jail)
+        }
+        Err(failure) => {
+            let runtime = RuntimeHealth {
+                status: "unavailable",
+                detail: Some(failure.detail),
+                unavailable_for_s,
+                version: None,
+                agent_processes: None,
+            };
+            (runtime, None)
+        }
     };
     let whole = database.status == "ok" && runtime.status == "ok";
     let status = match (workspaces.admission(), whole) {
@@ -66,6 +72,7 @@ pub(crate) async fn get_health(state: web::Data<HttpState>) -> web::Json<Health>
         capacity: capacity_health(workspaces.capacity()),
         database,
         runtime,
+        jail,
     })
 }
 

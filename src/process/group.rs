@@ -14,7 +14,7 @@ use std::{
     },
     path::{Path, PathBuf},
     process::{Command, Stdio},
-    sync::OnceLock,
+    sync::{Arc, OnceLock},
     time::Duration,
 };
 
@@ -28,6 +28,7 @@ use super::{
     cgroup::{self, ControlGroup, ControlGroups},
     members::Members,
     orphans::{self, Orphans},
+    sandbox::enforce::Enforcement,
     user::RunAs,
     watch::{GroupWatch, TaskCount},
 };
@@ -51,6 +52,8 @@ pub(crate) struct GroupCommand {
     pub kill_grace: Duration,
     /// The connections of stdin, stdout and stderr.
     pub streams: Streams,
+    /// The jail; `None`: none.
+    pub jail: Option<Arc<Enforcement>>,
 }
 
 /// The connections of stdin, stdout and stderr.
@@ -156,12 +159,13 @@ impl Exit {
 pub(crate) async fn spawn(command: GroupCommand, held: impl Any + Send) -> Result<Spawned, SpawnError> {
     let program = command.program.to_string_lossy().into_owned();
     let cwd = command.cwd.clone();
+    let hides_files = command.jail.as_ref().is_some_and(|jail| jail.hides_files());
     let failed = |cause: io::Error| SpawnError { program: program.clone(), cause };
     let keeper = keeper().map_err(|kind| failed(io::Error::new(kind, "the process keeper thread is not running")))?;
     let gone = || failed(io::Error::other("the process keeper thread has ended"));
     let (reply, answer) = oneshot::channel();
     keeper.send(Start { command, held: Box::new(held), reply }).await.map_err(|_| gone())?;
-    let started = answer.await.map_err(|_| gone())?.map_err(|cause| failed(explain(cause, &cwd)))?;
+    let started = answer.await.map_err(|_| gone())?.map_err(|cause| failed(explain(cause, &cwd, hides_files)))?;
     let input = started.input.map(pipe::Sender::from_owned_fd).transpose().map_err(failed)?;
     let output = pipe::Receiver::from_owned_fd(started.output).map_err(failed)?;
     Ok(Spawned { input, output, life: started.life, exit: started.exit })
@@ -176,8 +180,13 @@ pub(crate) fn prepare() -> io::Result<()> {
     keeper().map(drop).map_err(io::Error::from)
 }
 
-/// Distinguishes a missing working directory from a missing program: the system reports both as the same error.
-fn explain(cause: io::Error, cwd: &Path) -> io::Error {
+/// Distinguishes a missing working directory from a missing program, and a program that the jail hides from one that
+/// cannot be run: the system reports each pair as the same error.
+fn explain(cause: io::Error, cwd: &Path, hides_files: bool) -> io::Error {
+    if cause.kind() == io::ErrorKind::PermissionDenied && hides_files {
+        let hint = "if its file may be run, the jail hides it or its interpreter: name its folder in `agent.read`";
+        return io::Error::new(cause.kind(), format!("{cause}; {hint}"));
+    }
     if cause.kind() == io::ErrorKind::NotFound && !cwd.is_dir() {
         return io::Error::new(cause.kind(), format!("its working directory {} does not exist", cwd.display()));
     }
@@ -260,7 +269,7 @@ fn start(
     };
     let parent = std::process::id();
     // SAFETY: between fork and exec only async-signal-safe calls are made and nothing is allocated.
-    unsafe { process.pre_exec(move || before_exec(parent, entrance)) };
+    unsafe { process.pre_exec(move || before_exec(parent, entrance, command.jail.as_deref())) };
     let mut child = process.spawn()?;
     // The command holds the write end of the merged pipe. While it is open, the reader would never see the end.
     drop(process);
@@ -293,7 +302,7 @@ fn start(
 }
 
 /// Runs in the child between fork and exec, where only async-signal-safe calls are allowed.
-fn before_exec(parent: u32, entrance: Option<RawFd>) -> io::Result<()> {
+fn before_exec(parent: u32, entrance: Option<RawFd>, jail: Option<&Enforcement>) -> io::Result<()> {
     if let Some(entrance) = entrance {
         cgroup::enter(entrance);
     }
@@ -311,7 +320,8 @@ fn before_exec(parent: u32, entrance: Option<RawFd>) -> io::Result<()> {
         // 5.11.
         libc::syscall(libc::SYS_close_range, 3, u32::MAX, libc::CLOSE_RANGE_CLOEXEC);
     }
-    Ok(())
+    // Last: the steps before need what the jail forbids.
+    jail.map_or(Ok(()), Enforcement::apply)
 }
 
 #[cfg(test)]
@@ -332,6 +342,7 @@ mod tests {
             run_as: None,
             kill_grace: Duration::from_millis(200),
             streams,
+            jail: None,
         }
     }
 

@@ -1,23 +1,26 @@
-//! Agent processes: commands that speak ACP on stdin and stdout, started with an explicit environment. Also the identity
-//! and the terminal of this process.
+//! Agent processes: commands that speak ACP on stdin and stdout, started with an explicit environment and in a jail. Also
+//! the identity and the terminal of this process.
 
 pub(crate) mod cgroup;
 pub(crate) mod group;
 pub(crate) mod identity;
+pub(crate) mod inherited;
 pub(crate) mod members;
 pub(crate) mod orphans;
+pub(crate) mod sandbox;
 pub(crate) mod stdio;
 pub(crate) mod terminal;
 pub(crate) mod user;
 pub(crate) mod watch;
 
-use std::{any::Any, collections::BTreeMap, ffi::OsString, path::PathBuf, time::Duration};
+use std::{any::Any, collections::BTreeMap, ffi::OsString, path::PathBuf, sync::Arc, time::Duration};
 
 use secrecy::{ExposeSecret, SecretString};
 use tokio::net::unix::pipe;
 
 use self::{
     group::{Ended, Exit, GroupCommand, Life, SpawnError, Streams},
+    sandbox::enforce::Enforcement,
     user::RunAs,
 };
 use crate::contract::runtime::AgentExited;
@@ -37,6 +40,8 @@ pub(crate) struct AgentCommand {
     pub cwd: PathBuf,
     /// Time from SIGTERM to SIGKILL.
     pub kill_grace: Duration,
+    /// The jail; `None`: none.
+    pub jail: Option<Arc<Enforcement>>,
 }
 
 /// A running agent. Its process group ends when `life` is dropped.
@@ -71,6 +76,7 @@ pub(crate) async fn spawn(command: AgentCommand, held: impl Any + Send) -> Resul
         run_as: command.run_as,
         kill_grace: command.kill_grace,
         streams: Streams::Dialogue,
+        jail: command.jail,
     };
     let spawned = group::spawn(group, held).await?;
     let stdin = spawned.input.unwrap_or_else(|| unreachable!("a dialogue has a stdin"));

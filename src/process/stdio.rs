@@ -496,6 +496,7 @@ mod tests {
             run_as: None,
             cwd: "/".into(),
             kill_grace: Duration::from_millis(200),
+            jail: None,
         };
         connect(process::spawn(command, ()).await.unwrap(), limits, interceptor)
     }

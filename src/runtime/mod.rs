@@ -19,10 +19,10 @@ use std::{
     any::Any,
     collections::BTreeMap,
     ffi::OsString,
-    io,
+    fs, io,
     net::{SocketAddr, TcpListener},
-    os::fd::AsRawFd,
-    path::PathBuf,
+    os::{fd::AsRawFd, unix::fs::PermissionsExt},
+    path::{Path, PathBuf},
     sync::Arc,
     time::Duration,
 };
@@ -44,10 +44,19 @@ pub(crate) use self::{
     conversations::conversation::Retention,
 };
 use crate::{
-    config::Reloadable,
+    config::{DEFAULT_AGENT, Reloadable},
     contract::keep_alive::SERVER_KEEP_ALIVE,
-    domain::heartbeat::Heartbeat,
-    process::{group, stdio::StdioLimits, user::RunAsError},
+    domain::{
+        heartbeat::Heartbeat,
+        jail::{self, JailRefusal, KernelRights},
+    },
+    process::{
+        group,
+        inherited::Inherited,
+        sandbox::{OwnPaths, Sandbox, kernel, without_links},
+        stdio::StdioLimits,
+        user::RunAsError,
+    },
     telemetry::{Metrics, watchdog::Watchdog},
     transport::pipe::PipeLimits,
 };
@@ -83,6 +92,12 @@ pub(crate) struct RuntimeOptions {
     pub clone_timeout: Duration,
     /// Configured agents; the first is the default.
     pub agents: Vec<AgentSettings>,
+    /// The paths of this program.
+    pub own: OwnPaths,
+    /// The address on which the program serves; without file rules of the jail it must be loopback.
+    pub serves_on: SocketAddr,
+    /// What agents get back of the limits with which this process was started.
+    pub inherited: Inherited,
     /// Environment of git and of the commands that agents run through `terminal/*`.
     pub environment: BTreeMap<String, SecretString>,
     /// Largest number of concurrent agent processes.
@@ -125,6 +140,9 @@ pub(crate) enum StartError {
     /// The user that an agent runs as is unknown, or the runtime does not run as root.
     #[error(transparent)]
     RunAs(#[from] RunAsError),
+    /// The agents cannot be confined as the settings demand.
+    #[error(transparent)]
+    Jail(#[from] JailRefusal),
     /// Preparing process groups or a blocking task of the start failed.
     #[error("the runtime's start was interrupted: {0}")]
     Interrupted(String),
@@ -185,7 +203,7 @@ async fn ready(
     if !listen.ip().is_loopback() && options.token.as_ref().is_none_or(|token| token.expose_secret().is_empty()) {
         return Err(StartError::NoToken(listen));
     }
-    raise_open_files_limit();
+    Inherited::raise_open_files();
     group::prepare().map_err(|cause| StartError::Interrupted(cause.to_string()))?;
     let (stop, stopping) = watch::channel(false);
     let state = tokio::task::spawn_blocking(move || build(options, stopping, watchdog))
@@ -272,6 +290,11 @@ impl RunningRuntime {
         if let Some((_, server)) = self.server {
             server.abort();
         }
+        let agents = self.agents;
+        let removed = tokio::task::spawn_blocking(move || agents.remove_temporary_files()).await;
+        if let Err(cause) = removed {
+            tracing::warn!(%cause, "temporary files of agents were not removed");
+        }
     }
 }
 
@@ -280,7 +303,12 @@ fn build(
     stopping: watch::Receiver<bool>,
     watchdog: Option<Watchdog>,
 ) -> Result<RuntimeState, StartError> {
-    let folders = AllowedFolders::new(&options.root, &options.allow_paths).map_err(StartError::Folders)?;
+    let folders =
+        AllowedFolders::new(&options.root, &options.allow_paths, &options.own.hidden).map_err(StartError::Folders)?;
+    let sandbox = sandbox(&options, &folders)?;
+    if options.agents.iter().any(|agent| agent.run_as.is_some()) {
+        open_to_other_users(folders.root(), &options.own.hidden).map_err(StartError::Folders)?;
+    }
     let environment: BTreeMap<String, OsString> = options
         .environment
         .iter()
@@ -300,7 +328,8 @@ fn build(
         options.metrics.clone(),
         stopping.clone(),
     ));
-    let agents = Arc::new(Agents::new(options.agents, limits, folders.clone(), options.metrics.clone())?);
+    let agents = Arc::new(Agents::new(options.agents, limits, folders.clone(), sandbox, options.metrics.clone())?);
+    agents.announce_jail();
     let retention = options.retention;
     let fallback = FallbackSettings {
         grace: retention.grace,
@@ -332,23 +361,40 @@ fn build(
     })
 }
 
+/// Lets other users pass through the root of the workspaces, and through the folder of this program that contains it, to
+/// the workspaces of their agents. They can list neither.
+fn open_to_other_users(root: &Path, own: &[PathBuf]) -> io::Result<()> {
+    let around = own.iter().map(|own| without_links(own)).filter(|own| own.is_dir() && root.starts_with(own));
+    for folder in around.chain([root.to_owned()]) {
+        let mode = fs::metadata(&folder)?.permissions().mode();
+        fs::set_permissions(&folder, fs::Permissions::from_mode(mode | 0o011))?;
+    }
+    Ok(())
+}
+
+/// Finds what the kernel offers for the jail of the agents.
+///
+/// # Errors
+/// An agent must not run without a jail here.
+fn sandbox(options: &RuntimeOptions, folders: &AllowedFolders) -> Result<Sandbox, StartError> {
+    let rights = kernel::detect().unwrap_or_else(|cause| {
+        tracing::warn!(%cause, "Landlock does not work here");
+        KernelRights::default()
+    });
+    let section = |agent: &AgentSettings| match agent.name.as_str() {
+        DEFAULT_AGENT => "agent".to_owned(),
+        name => format!("agents.{name}"),
+    };
+    let modes: Vec<_> = options.agents.iter().map(|agent| (section(agent), agent.jail.mode)).collect();
+    let modes = modes.iter().map(|(section, mode)| (section.as_str(), *mode));
+    jail::check_start(modes, rights, options.serves_on.ip().is_loopback())?;
+    Sandbox::new(rights, options.inherited, folders.root(), &options.own).map_err(StartError::Folders)
+}
+
 /// Disables Nagle's algorithm, because messages are small and their senders wait for the answer, and sets
 /// [`TCP_USER_TIMEOUT`], so that the kernel detects a dead peer.
 pub(crate) fn tune(stream: &TcpStream) {
     // Best effort: without TCP_NODELAY messages are slower, not wrong.
     let _ = stream.set_nodelay(true);
     crate::transport::socket::websocket::set_user_timeout(stream.as_raw_fd(), TCP_USER_TIMEOUT);
-}
-
-/// Raises the soft limit of open files to the hard limit: an agent takes six descriptors, and the usual soft limit of
-/// 1,024 would cap a runtime at about 170 agents.
-fn raise_open_files_limit() {
-    // SAFETY: `limit` is a valid, exclusively borrowed structure during both calls.
-    unsafe {
-        let mut limit = libc::rlimit { rlim_cur: 0, rlim_max: 0 };
-        if libc::getrlimit(libc::RLIMIT_NOFILE, &mut limit) == 0 && limit.rlim_cur < limit.rlim_max {
-            limit.rlim_cur = limit.rlim_max;
-            libc::setrlimit(libc::RLIMIT_NOFILE, &limit);
-        }
-    }
 }

@@ -205,6 +205,7 @@ async fn status(state: web::Data<RuntimeState>) -> HttpResponse {
         agents: agents.names(),
         agent_processes: agents.running() as u64,
         max_agents: agents.max() as u64,
+        jail: Some(agents.jail()),
         held_conversations: state.sockets.conversations.away() as u64,
         protocols: Route::ALL
             .into_iter()

@@ -2,6 +2,7 @@
 
 use crate::domain::{
     capacity::{AlertKind, AlertLevel, SeatBound},
+    jail::Right,
     routing::Route,
     session::lifecycle::SessionState,
     turn::{TurnOutcome, outcome::ErrorCode},
@@ -15,6 +16,16 @@ pub(crate) trait Label: Copy + PartialEq + 'static {
 
     /// The value of each label, in the order of the label names.
     fn values(&self) -> Vec<&'static str>;
+}
+
+impl Label for Right {
+    fn all() -> Vec<Self> {
+        Self::ALL.to_vec()
+    }
+
+    fn values(&self) -> Vec<&'static str> {
+        vec![self.as_str()]
+    }
 }
 
 macro_rules! labels {

@@ -129,6 +129,7 @@ impl Transport for FakeTransport {
             let previous = Some(request.agent_session_id);
             let request = OpenRequest {
                 session_id: SessionId(uuid::Uuid::nil()),
+                installation_id: None,
                 is_ephemeral: false,
                 agent: None,
                 cwd: String::new(),

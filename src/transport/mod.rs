@@ -30,7 +30,7 @@ use crate::{
     acp::{jsonrpc::RpcError, schema::RequestId},
     contract::runtime::ResumedPrompt,
     domain::{
-        ids::{PromptId, SessionId},
+        ids::{InstallationId, PromptId, SessionId},
         session::{
             choices::{Choices, Offers, Reapplied, Setting},
             pending_permissions::Resolution,
@@ -114,6 +114,8 @@ pub(crate) struct AdoptedSession {
 pub(crate) struct OpenRequest {
     /// The session of this service that the conversation belongs to.
     pub session_id: SessionId,
+    /// The tenant of the session.
+    pub installation_id: Option<InstallationId>,
     /// True if the workspace is removed with its last session.
     pub is_ephemeral: bool,
     /// The name of a configured agent; `None`: the default agent.

@@ -130,6 +130,8 @@ fn allowed(outside: &str) -> Option<Allowed> {
         "actix" => From(5),
         "actix_web" | "utoipa_actix_web" | "utoipa_swagger_ui" | "flate2" => From(6),
         "cap_std" => Only(&["runtime/"]),
+        "landlock" => Only(&["process/sandbox/"]),
+        "rustix" => Only(&["process/"]),
         "actix_http" => Only(&["runtime/socket/mod.rs"]),
         "actix_web_actors" => Only(&["http/notifications/socket.rs", "runtime/socket/mod.rs"]),
         "clap" => From(8),

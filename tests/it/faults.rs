@@ -190,7 +190,7 @@ impl Load {
     fn new(program: &Program) -> Arc<Self> {
         let sessions = (0..SESSIONS).map(|n| program.api.open_on_acp(&format!("ws-{}", n / 2))).collect();
         Arc::new(Self {
-            executions: program.folder.path().join("executions"),
+            executions: program.folder.path().join("executions/log"),
             sessions,
             begun: Default::default(),
             completed: Default::default(),
@@ -577,6 +577,7 @@ fn nfr_003_random_faults_lose_no_acknowledged_turn_and_repeat_and_leak_nothing()
     let mut dice = Dice::of_environment(&format!("faults for {length:?}"));
     let mut program = Program::builder()
         .behind_proxy()
+        .agent_writes_below("executions")
         // An outage lasts for 3 s at most, after which the backoff may wait for 6 s more; conversations held for a
         // killed supervisor have to expire soon.
         .set("runtime.reconnect_grace_s", 15)

@@ -124,7 +124,7 @@ impl<'a> Round<'a> {
     fn begin(program: &'a mut Program, name: &str) -> Self {
         let open = || program.api.open_with(json!({"workspaceId": name, "installationId": TENANT}));
         let (crasher, worker) = (open(), open());
-        let executions = program.folder.path().join("executions");
+        let executions = program.folder.path().join("executions/log");
         Self { program, workspace: name.to_owned(), crasher, worker, executions }
     }
 
@@ -247,7 +247,7 @@ impl Hits {
 
 fn kill_around_flips(builder: Builder, name: &str, mut dice: Dice) {
     let begin = Instant::now();
-    let mut program = fragile(builder).start();
+    let mut program = fragile(builder).agent_writes_below("executions").start();
     let mut hits = Hits::default();
     for n in 0..ROUNDS {
         let mut round = Round::begin(&mut program, &format!("ws-{n}"));

@@ -57,7 +57,7 @@ fn works_alone(agent: &InteropAgent, folder: &Folder) {
 fn works_through_the_whole_path(agent: &InteropAgent, folder: &Folder) {
     let recorder = Recorder::new(folder);
     let toml = agent.as_toml(Some(recorder.command(&agent.command)));
-    let program = Program::builder().folder(folder).config(&toml).start();
+    let program = Program::builder().folder(folder).config(&toml).agent_writes(recorder.folder()).start();
     let session = program.api.open("ws");
     if let Some(mode) = agent.mode {
         session.post("mode", json!({"modeId": mode})).expect(200);

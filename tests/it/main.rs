@@ -28,6 +28,7 @@ mod flip_kills;
 mod http_manners;
 mod idempotency;
 mod interop;
+mod jail;
 mod left_agents;
 mod memory;
 mod metrics;

@@ -61,7 +61,8 @@ fn nfr_004_turn_that_was_never_sent_is_part_of_the_next_context() {
 fn nfr_004_agent_with_a_memory_gets_the_turns_that_it_did_not_complete() {
     let memory = tempfile::tempdir().expect("a folder");
     let flags = ["--persist", memory.path().to_str().unwrap()];
-    let program = Program::builder().demo_agent(&flags).set("session.idle_timeout_s", 1).start();
+    let program =
+        Program::builder().agent_writes(memory.path()).demo_agent(&flags).set("session.idle_timeout_s", 1).start();
     let session = program.api.open("ws");
     session.completes("echo the word is maple");
     let (_, mut stream) = session.is_busy_with("echo birch ; sleep 60");
@@ -74,12 +75,13 @@ fn nfr_004_agent_with_a_memory_gets_the_turns_that_it_did_not_complete() {
 
 /// Starts the agent with a memory in `folder`; while `folder/ill` exists, its handshake fails after a second.
 fn failing_while_ill(folder: &Path) -> Program {
-    let (program, folder) = (lumilink(), folder.display());
+    let (program, shown) = (lumilink(), folder.display());
     let script = format!(
-        "if [ -e {folder}/ill ]; then exec {program} demo-agent --start-delay-ms 1000 --refuse-handshake; fi; \
-         exec {program} demo-agent --persist {folder}"
+        "if [ -e {shown}/ill ]; then exec {program} demo-agent --start-delay-ms 1000 --refuse-handshake; fi; \
+         exec {program} demo-agent --persist {shown}"
     );
     Program::builder()
+        .agent_writes(folder)
         .set("agent.command", json!(["sh", "-c", script]))
         .set("agent.oneshot", demo_agent(&["--oneshot"]))
         .set("window.min_samples", 1000)
@@ -115,7 +117,8 @@ fn nfr_004_turn_that_fell_back_is_named_after_its_route_and_reaches_the_agent_la
 fn history_that_an_agent_replays_after_its_answer_to_a_load_joins_no_turn() {
     let memory = tempfile::tempdir().expect("a folder");
     let flags = ["--no-resume", "--late-replay", "--persist", memory.path().to_str().unwrap()];
-    let program = Program::builder().demo_agent(&flags).set("session.idle_timeout_s", 1).start();
+    let program =
+        Program::builder().agent_writes(memory.path()).demo_agent(&flags).set("session.idle_timeout_s", 1).start();
     let session = program.api.open("ws");
     session.completes("echo first answer");
     session.completes("write a.txt x ; echo second answer");

@@ -15,6 +15,7 @@ fn recorded(folder: &Folder, flags: &[&str], idle_timeout_s: u64) -> (Program, R
     agent.extend(flags.iter().map(|flag| (*flag).to_owned()));
     let command = json!(recorder.command(&agent));
     let program = Program::builder().folder(folder).set("agent.command", command).set("permission.policy", "ask");
+    let program = program.agent_writes(recorder.folder());
     let program = program.set("session.idle_timeout_s", idle_timeout_s);
     (program.start(), recorder)
 }

@@ -173,7 +173,8 @@ fn agent_with_session_load_keeps_its_own_conversation() {
     let memory = program.folder.path().join("agent-memory");
     std::fs::create_dir(&memory).unwrap();
     let flags = ["--persist", memory.to_str().unwrap()];
-    let program = Program::builder().demo_agent(&flags).set("session.idle_timeout_s", 1).start();
+    let program =
+        Program::builder().agent_writes(&memory).demo_agent(&flags).set("session.idle_timeout_s", 1).start();
     let session = program.api.open("ws");
     session.completes("echo a");
     session.becomes("hibernated");

@@ -423,6 +423,7 @@ pub(crate) async fn perform_handshake(services: &Services, key: &WorkspaceKey) -
     let request = OpenRequest {
         // A probe without a live session has no id; the runtime's ACP endpoint ignores it.
         session_id: session_id.unwrap_or(SessionId(Uuid::nil())),
+        installation_id: Some(key.installation_id.clone()),
         is_ephemeral,
         agent,
         cwd,

@@ -102,6 +102,7 @@ impl Session {
         let spec = self.shared.spec.clone();
         let request = OpenRequest {
             session_id: spec.session_id,
+            installation_id: Some(spec.workspace.installation_id.clone()),
             is_ephemeral: spec.is_ephemeral,
             agent: spec.agent.clone(),
             cwd: spec.cwd.clone(),

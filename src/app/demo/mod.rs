@@ -20,7 +20,7 @@ use crate::{
         environment::{current_folder, current_program},
     },
     contract::result::{ACPSessionResult, ResultStopReason},
-    process::terminal::Terminal,
+    process::{inherited::Inherited, terminal::Terminal},
 };
 
 /// Maximum duration of one step; the slowest takes about a second.
@@ -33,8 +33,9 @@ const RECOVERY_LIMIT: Duration = Duration::from_secs(1);
 /// Continues serving until Ctrl-C, or ends after the tour with `once`. Fails where a step did not do what it
 /// says.
 pub(crate) async fn demo(loaded: Loaded, once: bool, options: ServeOptions) -> Result<(), AppError> {
+    let inherited = Inherited::take_over();
     let terminal = Terminal::at_start();
-    let service = Service::start(&loaded).await?;
+    let service = Service::start(&loaded, inherited).await?;
     announce(options.announce.as_deref(), service.address())?;
     let toured = tour(service.address(), &loaded).await;
     if toured.is_ok() {

@@ -1,11 +1,12 @@
 //! `[agent]` and `[agents.<name>]`: the commands that speak ACP.
 
-use std::collections::BTreeMap;
+use std::{collections::BTreeMap, path::PathBuf};
 
 use secrecy::{ExposeSecret, SecretString};
 use serde::{Deserialize, Serialize};
 
 use super::{check::Check, hidden_values};
+use crate::domain::jail::{HomeMode, JailMode, presets::Preset};
 
 /// The name of the agent that `[agent]` configures; `[agents.<name>]` cannot take it.
 pub(crate) const DEFAULT_AGENT: &str = "default";
@@ -29,6 +30,23 @@ pub(crate) struct Agent {
     pub inherit_env: Vec<String>,
     /// User (name or number) that runs the agent; needs root. Not set: the user of the runtime.
     pub run_as: Option<String>,
+    /// Jail of the agent, its headless command and its `terminal/*` commands: `auto` (all that the kernel offers; without
+    /// the file rules of Landlock the program serves on loopback only), `required` (no start without the file rules), `off`.
+    pub jail: JailMode,
+    /// Known agent whose files below HOME are writable: `claude`, `codex`, `gemini`, `goose`, `gptme`, `kimi`, `opencode`,
+    /// `qwen`, `vibe`, `none`. Not set: recognised by the command.
+    pub preset: Option<Preset>,
+    /// Paths that the agent may read and run besides the system, its package, PATH and HOME. `~/` is the HOME of this
+    /// program. The data folder and the configuration file stay hidden.
+    pub read: Vec<PathBuf>,
+    /// Paths that the agent may write besides its workspace, TMPDIR and what `preset` and common tools need. As `read`.
+    pub write: Vec<PathBuf>,
+    /// TCP ports to which the agent may connect, 1 to 65535. Empty: all. A convenience and no boundary: Multipath TCP and
+    /// UDP pass.
+    pub ports: Vec<u16>,
+    /// HOME of the agent: `shared` (that of its environment, readable, writable as `preset` and `write` say), `tenant` (a
+    /// private folder for each tenant), `auto` (`shared` with an embedded runtime or with HOME in `env`, else `tenant`).
+    pub home: HomeMode,
     /// True if the agent may read and write files of the workspace through `fs/*`.
     pub fs: bool,
     /// True if the agent may run commands in the workspace through `terminal/*`.
@@ -49,6 +67,12 @@ impl Default for Agent {
             env: BTreeMap::new(),
             inherit_env: Vec::new(),
             run_as: None,
+            jail: JailMode::default(),
+            preset: None,
+            read: Vec::new(),
+            write: Vec::new(),
+            ports: Vec::new(),
+            home: HomeMode::default(),
             fs: true,
             terminal: true,
             auth_method: None,
@@ -76,6 +100,13 @@ impl Agent {
             let fine = is_variable(name) && !value.expose_secret().contains('\0');
             let what = "must be the name of a variable with a value without NUL characters";
             check.require(fine, format!("{section}.env.{name}"), what);
+        }
+        check.require(!self.ports.contains(&0), format!("{section}.ports"), "must be ports from 1 to 65535");
+        for (name, paths) in [("read", &self.read), ("write", &self.write)] {
+            let fine = paths
+                .iter()
+                .all(|path| !path.as_os_str().is_empty() && !path.as_os_str().as_encoded_bytes().contains(&0));
+            check.require(fine, format!("{section}.{name}"), "must be paths, such as [\"~/.config/tool\"]");
         }
         if let Some(seconds) = self.handshake_timeout_s {
             check.seconds(&format!("{section}.handshake_timeout_s"), seconds);

@@ -160,7 +160,7 @@ mod tests {
         let base = tempfile::tempdir().unwrap();
         std::fs::create_dir_all(base.path().join("root/ws/sub")).unwrap();
         std::fs::write(base.path().join("secret"), "secret").unwrap();
-        let allowed = AllowedFolders::new(&base.path().join("root"), &[]).unwrap();
+        let allowed = AllowedFolders::new(&base.path().join("root"), &[], &[]).unwrap();
         let folders = SessionFolders::default();
         folders.add(allowed.open(base.path().join("root/ws").to_str().unwrap()).unwrap()).unwrap();
         Place { base, folders }

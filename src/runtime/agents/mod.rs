@@ -5,7 +5,7 @@ pub(crate) mod requests;
 pub(crate) mod terminals;
 
 use std::{
-    collections::BTreeMap,
+    collections::{BTreeMap, BTreeSet},
     ffi::OsString,
     fs, io,
     os::unix::fs::{MetadataExt, lchown},
@@ -19,15 +19,19 @@ use tokio::sync::{OwnedSemaphorePermit, Semaphore};
 
 use self::{
     requests::{ClientRequestSettings, ServedRequests},
-    terminals::TerminalSettings,
+    terminals::{TerminalJail, TerminalSettings},
 };
 use super::workspaces::folders::{AllowedFolders, Folder, SessionFolders};
 use crate::{
-    contract::runtime::InitializeMeta,
-    domain::turn::outcome::{ErrorCode, Failure},
+    contract::runtime::{InitializeMeta, JailStatus},
+    domain::{
+        jail::{self, JailMode, Right},
+        turn::outcome::{ErrorCode, Failure},
+    },
     process::{
         self, AgentCommand, AgentProcess,
         members::Members,
+        sandbox::{AgentPlan, Confinement, JailSettings, Sandbox, enforce::Enforcement, sockets::reachable},
         stdio::{self, StdioLimits},
         user::{RunAs, RunAsError},
     },
@@ -49,6 +53,8 @@ pub(crate) struct AgentSettings {
     pub run_as: Option<String>,
     /// Client requests that the runtime answers itself.
     pub serves: ServedRequests,
+    /// The jail of the agent, its headless command and its terminal commands.
+    pub jail: JailSettings,
 }
 
 /// Limits shared by all agents of a runtime.
@@ -68,11 +74,19 @@ pub(crate) struct AgentLimits {
 
 /// Starts agents and counts their processes.
 pub(crate) struct Agents {
-    agents: Vec<(AgentSettings, Option<RunAs>)>,
+    agents: Vec<Configured>,
+    sandbox: Sandbox,
     seats: Arc<Semaphore>,
     limits: AgentLimits,
     folders: AllowedFolders,
     metrics: Metrics,
+}
+
+/// An agent as configured, with what was found for it at the start.
+struct Configured {
+    settings: AgentSettings,
+    user: Option<RunAs>,
+    plan: Arc<AgentPlan>,
 }
 
 /// A running agent in ACP mode.
@@ -98,16 +112,23 @@ pub(crate) struct Workplace {
 /// Reservation for one agent process, with its folder. Everything that can be refused is checked when it is made, so
 /// a refusal starts nothing.
 pub(crate) struct Place<'a> {
-    agent: &'a AgentSettings,
-    user: Option<RunAs>,
+    agent: &'a Configured,
     home: Option<Folder>,
+    /// Tenant of the session; empty if the client named none.
+    tenant: String,
     seat: Seat,
+}
+
+/// A process with the jail that it runs in.
+struct Jailed {
+    process: AgentProcess,
+    jail: TerminalJail,
 }
 
 impl Place<'_> {
     /// True if the agent has a headless command.
     pub(crate) fn has_oneshot(&self) -> bool {
-        !self.agent.oneshot.is_empty()
+        !self.agent.settings.oneshot.is_empty()
     }
 }
 
@@ -124,7 +145,7 @@ impl Drop for Seat {
 }
 
 impl Agents {
-    /// Resolves the users that agents run as. Blocks while the user database is read.
+    /// Resolves the users that agents run as, and prepares their jails. Blocks while the user database is read.
     ///
     /// # Errors
     /// A user is unknown or the runtime does not run as root.
@@ -132,19 +153,69 @@ impl Agents {
         agents: Vec<AgentSettings>,
         limits: AgentLimits,
         folders: AllowedFolders,
+        sandbox: Sandbox,
         metrics: Metrics,
     ) -> Result<Self, RunAsError> {
-        let with_user = |agent: AgentSettings| {
-            let user = agent.run_as.as_deref().map(RunAs::resolve).transpose()?;
-            Ok((agent, user))
+        let configured = |settings: AgentSettings| {
+            let user = settings.run_as.as_deref().map(RunAs::resolve).transpose()?;
+            let AgentSettings { jail, command, environment, .. } = &settings;
+            let plan = Arc::new(AgentPlan::new(jail.clone(), command, environment.clone(), user));
+            Ok(Configured { settings, user, plan })
         };
-        let agents = agents.into_iter().map(with_user).collect::<Result<_, RunAsError>>()?;
-        Ok(Self { agents, seats: Arc::new(Semaphore::new(limits.max_agents)), limits, folders, metrics })
+        let agents = agents.into_iter().map(configured).collect::<Result<_, RunAsError>>()?;
+        let seats = Arc::new(Semaphore::new(limits.max_agents));
+        Ok(Self { agents, sandbox, seats, limits, folders, metrics })
+    }
+
+    /// State of the jail. Blocks for microseconds, while sockets are looked for.
+    pub(crate) fn jail(&self) -> JailStatus {
+        let kernel = self.sandbox.kernel();
+        let settings = || self.agents.iter().map(|agent| &agent.settings);
+        let unconfined = settings().filter(|agent| agent.jail.mode == JailMode::Off);
+        let users: BTreeSet<_> =
+            self.agents.iter().map(|agent| agent.user.map(|user| (user.uid, user.gid))).collect();
+        let sockets = users.into_iter().flat_map(|user| reachable(user.map(|(uid, gid)| RunAs { uid, gid })));
+        let sockets: BTreeSet<_> = sockets.map(|path| path.display().to_string()).collect();
+        let limits_ports = settings().any(|agent| !agent.jail.ports.is_empty());
+        JailStatus {
+            state: jail::state(settings().map(|agent| agent.jail.mode), kernel).as_str().to_owned(),
+            rights: Right::ALL.iter().map(|right| (right.as_str().to_owned(), kernel.has(*right))).collect(),
+            unconfined_agents: unconfined.map(|agent| agent.name.clone()).collect(),
+            reachable_sockets: sockets.into_iter().collect(),
+            warnings: jail::warnings(kernel, limits_ports).into_iter().map(str::to_owned).collect(),
+        }
+    }
+
+    /// Logs the state of the jail, and sets its metric.
+    pub(crate) fn announce_jail(&self) {
+        let status = self.jail();
+        let names = |is_on: bool| {
+            let named = status.rights.iter().filter(|(_, on)| **on == is_on).map(|(name, _)| name.as_str());
+            named.collect::<Vec<_>>().join(" ")
+        };
+        let (on, off, state) = (names(true), names(false), &status.state);
+        let sockets = status.reachable_sockets.join(" ");
+        tracing::info!(marker = "[ACP]", state, on, off, sockets, "jail of agents");
+        for agent in &status.unconfined_agents {
+            tracing::warn!(marker = "[ACP]", agent, "agent runs without a jail: `jail = \"off\"`");
+        }
+        for warning in &status.warnings {
+            tracing::warn!(marker = "[ACP]", warning, "jail is incomplete");
+        }
+        for right in Right::ALL {
+            let is_enforced = self.sandbox.kernel().has(right) && status.unconfined_agents.is_empty();
+            self.metrics.jailed(right, is_enforced);
+        }
+    }
+
+    /// Removes the temporary files of all agents, none of which may run. Blocks.
+    pub(crate) fn remove_temporary_files(&self) {
+        self.sandbox.close();
     }
 
     /// Names of the configured agents, the default first.
     pub(crate) fn names(&self) -> Vec<String> {
-        self.agents.iter().map(|(agent, _)| agent.name.clone()).collect()
+        self.agents.iter().map(|agent| agent.settings.name.clone()).collect()
     }
 
     /// Number of agent processes, including those that are exiting.
@@ -192,16 +263,16 @@ impl Agents {
         workplace.folders.add(folder)
     }
 
-    fn find(&self, name: Option<&str>) -> Option<&(AgentSettings, Option<RunAs>)> {
+    fn find(&self, name: Option<&str>) -> Option<&Configured> {
         match name {
             None => self.agents.first(),
-            Some(name) => self.agents.iter().find(|(agent, _)| agent.name == name),
+            Some(name) => self.agents.iter().find(|agent| agent.settings.name == name),
         }
     }
 
     /// True if the named agent (the default one for `None`) exists and has a headless command.
     pub(crate) fn has_oneshot(&self, name: Option<&str>) -> bool {
-        self.find(name).is_some_and(|(agent, _)| !agent.oneshot.is_empty())
+        self.find(name).is_some_and(|agent| !agent.settings.oneshot.is_empty())
     }
 
     /// Reserves and starts the agent that `initialize` requests.
@@ -220,7 +291,7 @@ impl Agents {
     /// # Errors
     /// `unknown_agent`, `path_not_allowed`, `capacity_exhausted`. Nothing was started.
     pub(crate) async fn reserve(&self, asked: &InitializeMeta) -> Result<Place<'_>, Failure> {
-        let (agent, user) = self.find(asked.agent.as_deref()).ok_or_else(|| {
+        let agent = self.find(asked.agent.as_deref()).ok_or_else(|| {
             let name = asked.agent.as_deref().unwrap_or("default");
             Failure::new(ErrorCode::UnknownAgent, format!("agent `{name}` is not configured in this runtime"))
         })?;
@@ -234,7 +305,8 @@ impl Agents {
         })?;
         self.metrics.agent_process_started();
         let seat = Seat { _permit: permit, metrics: self.metrics.clone() };
-        Ok(Place { agent, user: *user, home, seat })
+        let tenant = asked.installation_id.as_ref().map_or_else(String::new, |tenant| tenant.as_str().to_owned());
+        Ok(Place { agent, home, tenant, seat })
     }
 
     /// Starts the agent in ACP mode.
@@ -246,17 +318,17 @@ impl Agents {
     /// # Cancel safety
     /// A dropped future leaves no process behind.
     pub(crate) async fn start_in(&self, place: Place<'_>) -> Result<StartedAgent, Failure> {
-        let (agent, user, home) = (place.agent, place.user, place.home.clone());
+        let (agent, home) = (place.agent, place.home.clone());
         let folders = SessionFolders::default();
         if let Some(home) = &home {
             folders.add(home.clone())?;
         }
-        let process = self.spawn(place, &agent.command).await?;
-        let members = process.life.members();
-        let interceptor =
-            requests::open(self.client_request_settings(agent.serves, user), folders.clone(), self.limits.stdio.pipe);
+        let Jailed { process, jail } = self.spawn(place, &agent.settings.command).await?;
+        let (members, serves) = (process.life.members(), agent.settings.serves);
+        let settings = self.client_request_settings(serves, agent.user, jail);
+        let interceptor = requests::open(settings, folders.clone(), self.limits.stdio.pipe);
         let pipe = stdio::connect(process, self.limits.stdio, Some(interceptor));
-        Ok(StartedAgent { pipe, serves: agent.serves, workplace: Workplace { folders, home }, members })
+        Ok(StartedAgent { pipe, serves, workplace: Workplace { folders, home }, members })
     }
 
     /// Starts the agent's headless command, with the same user, folder and environment as the agent itself.
@@ -268,7 +340,7 @@ impl Agents {
     /// A dropped future leaves no process behind.
     pub(crate) async fn start_oneshot_in(&self, place: Place<'_>) -> Result<AgentProcess, Failure> {
         let agent = place.agent;
-        self.spawn(place, &agent.oneshot).await
+        Ok(self.spawn(place, &agent.settings.oneshot).await?.process)
     }
 
     /// Largest message of an agent, in bytes.
@@ -276,47 +348,73 @@ impl Agents {
         self.limits.stdio.frame_bytes
     }
 
-    async fn spawn(&self, place: Place<'_>, command: &[String]) -> Result<AgentProcess, Failure> {
-        let Place { agent, user, home, seat } = place;
+    async fn spawn(&self, place: Place<'_>, command: &[String]) -> Result<Jailed, Failure> {
+        let Place { agent, home, tenant, seat } = place;
         let cwd = home.as_ref().map_or(self.folders.root(), Folder::path).to_owned();
-        if let Some(user) = user
+        if let Some(user) = agent.user
             && home.is_some()
         {
             self.hand_over(cwd.clone(), user).await?;
         }
-        let command = self.command(agent, command, user, cwd)?;
-        process::spawn(command, seat)
-            .await
-            .map_err(|cause| Failure::new(ErrorCode::AgentStartFailed, cause.to_string()))
-    }
-
-    fn command(
-        &self,
-        agent: &AgentSettings,
-        command: &[String],
-        run_as: Option<RunAs>,
-        cwd: PathBuf,
-    ) -> Result<AgentCommand, Failure> {
         let Some((program, args)) = command.split_first() else {
-            let detail = format!("agent `{}` has no command", agent.name);
+            let detail = format!("agent `{}` has no command", agent.settings.name);
             return Err(Failure::new(ErrorCode::AgentStartFailed, detail));
         };
-        Ok(AgentCommand {
+        let workspace = home.map(|home| home.path().to_owned());
+        let covers_sessions = workspace.is_some();
+        let (confinement, jail) = self.confine(agent, command, tenant, workspace).await?;
+        let mut env = agent.settings.environment.clone();
+        env.extend(
+            confinement.variables().map(|(name, value)| (name.to_owned(), value.display().to_string().into())),
+        );
+        let command = AgentCommand {
             program: program.into(),
             args: args.iter().map(Into::into).collect(),
-            env: agent.environment.clone(),
-            run_as,
+            env,
+            run_as: agent.user,
             cwd,
             kill_grace: self.limits.kill_grace,
+            jail: Some(jail.clone()),
+        };
+        // The folder for temporary files outlives the process group.
+        let process = process::spawn(command, (seat, confinement.clone()))
+            .await
+            .map_err(|cause| Failure::new(ErrorCode::AgentStartFailed, cause.to_string()))?;
+        Ok(Jailed { process, jail: TerminalJail { confinement, of_agent: jail, covers_sessions } })
+    }
+
+    /// Makes the jail of a process that runs `command`. Without a `workspace` the process cannot write any: the jail cannot
+    /// be widened once it runs.
+    async fn confine(
+        &self,
+        agent: &Configured,
+        command: &[String],
+        tenant: String,
+        workspace: Option<PathBuf>,
+    ) -> Result<(Confinement, Arc<Enforcement>), Failure> {
+        let (sandbox, plan, command) = (self.sandbox.clone(), agent.plan.clone(), command.to_vec());
+        let making = tokio::task::spawn_blocking(move || {
+            let confinement = sandbox.confine(&plan, &command, &tenant)?;
+            let jail = confinement.enforcement(workspace.as_slice())?;
+            Ok((confinement, Arc::new(jail)))
+        });
+        making.await.map_err(io::Error::other).and_then(|made| made).map_err(|cause| {
+            Failure::new(ErrorCode::AgentStartFailed, format!("the jail of the agent cannot be made: {cause}"))
         })
     }
 
-    fn client_request_settings(&self, serves: ServedRequests, run_as: Option<RunAs>) -> ClientRequestSettings {
+    fn client_request_settings(
+        &self,
+        serves: ServedRequests,
+        run_as: Option<RunAs>,
+        jail: TerminalJail,
+    ) -> ClientRequestSettings {
         let terminals = TerminalSettings {
             running: self.limits.terminals,
             inherited: self.limits.terminal_environment.clone(),
             run_as,
             kill_grace: self.limits.kill_grace,
+            jail,
         };
         // JSON may escape one byte of a file as six (`\u0000`), and the answer has to fit a frame.
         ClientRequestSettings { serves, terminals, file_bytes: self.limits.stdio.frame_bytes / 6 }

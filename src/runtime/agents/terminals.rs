@@ -24,6 +24,7 @@ use crate::{
     domain::text,
     process::{
         group::{self, Ended, GroupCommand, Life, Streams},
+        sandbox::{Confinement, enforce::Enforcement},
         user::RunAs,
     },
     runtime::workspaces::folders::SessionFolders,
@@ -47,6 +48,18 @@ pub(crate) struct TerminalSettings {
     pub run_as: Option<RunAs>,
     /// Time between SIGTERM and SIGKILL.
     pub kill_grace: Duration,
+    pub jail: TerminalJail,
+}
+
+/// The jail of one agent, in which its commands run too.
+#[derive(Clone)]
+pub(crate) struct TerminalJail {
+    pub confinement: Confinement,
+    /// The jail of the agent's own process. It does not cover the folder of a session that the agent's client did not name
+    /// in `initialize`.
+    pub of_agent: Arc<Enforcement>,
+    /// True if it covers the folders of all sessions.
+    pub covers_sessions: bool,
 }
 
 /// Commands of one agent. Dropping this value ends them all.
@@ -118,6 +131,8 @@ impl Terminals {
         let cwd = self.cwd(request.cwd.as_ref())?;
         // Variables of the request override the inherited ones.
         let mut env: HashMap<_, _> = self.settings.inherited.iter().cloned().collect();
+        let confinement = self.settings.jail.confinement.clone();
+        env.extend(confinement.variables().map(|(name, value)| (name.into(), value.into())));
         env.extend(request.env.into_iter().map(|variable| (variable.name.into(), variable.value.into())));
         let path = env.get(OsStr::new("PATH")).cloned().unwrap_or_default();
         let (program, args) = command_line(request.command, request.args, &cwd, &path).await;
@@ -129,8 +144,9 @@ impl Terminals {
             run_as: self.settings.run_as,
             kill_grace: self.settings.kill_grace,
             streams: Streams::Merged,
+            jail: Some(self.jail().await?),
         };
-        let started = group::spawn(command, ())
+        let started = group::spawn(command, confinement)
             .await
             .map_err(|cause| RpcError::new(jsonrpc::INVALID_PARAMS, cause.to_string()))?;
         let limit = request.output_byte_limit.and_then(|limit| usize::try_from(limit).ok());
@@ -212,6 +228,19 @@ impl Terminals {
             return Ok(());
         };
         Err(RpcError::new(jsonrpc::INTERNAL_ERROR, detail))
+    }
+
+    async fn jail(&self) -> Result<Arc<Enforcement>, RpcError> {
+        let TerminalJail { confinement, of_agent, covers_sessions } = self.settings.jail.clone();
+        if covers_sessions {
+            return Ok(of_agent);
+        }
+        let folders = self.folders.paths();
+        let making = tokio::task::spawn_blocking(move || confinement.enforcement(&folders));
+        let made = making.await.map_err(std::io::Error::other).and_then(|made| made);
+        made.map(Arc::new).map_err(|cause| {
+            RpcError::new(jsonrpc::INTERNAL_ERROR, format!("the jail of the command cannot be made: {cause}"))
+        })
     }
 
     fn cwd(&self, asked: Option<&PathBuf>) -> Result<PathBuf, RpcError> {
@@ -319,18 +348,30 @@ mod tests {
     use serde_json::json;
 
     use super::*;
-    use crate::runtime::workspaces::folders::AllowedFolders;
+    use crate::{
+        process::sandbox::{AgentPlan, JailSettings, Sandbox},
+        runtime::workspaces::folders::AllowedFolders,
+    };
 
     fn terminals(base: &tempfile::TempDir) -> Terminals {
         std::fs::create_dir_all(base.path().join("root/ws/sub")).unwrap();
-        let allowed = AllowedFolders::new(&base.path().join("root"), &[]).unwrap();
+        let allowed = AllowedFolders::new(&base.path().join("root"), &[], &[]).unwrap();
         let folders = SessionFolders::default();
         folders.add(allowed.open(base.path().join("root/ws").to_str().unwrap()).unwrap()).unwrap();
+        let sandbox = Sandbox::for_tests(allowed.root());
+        let environment = [("PATH".to_owned(), "/usr/bin:/bin".into())].into();
+        let plan = Arc::new(AgentPlan::new(JailSettings::default(), &[], environment, None));
+        let confinement = sandbox.confine(&plan, &[], "").unwrap();
         let settings = TerminalSettings {
             running: 2,
             inherited: vec![("PATH".into(), "/usr/bin:/bin".into())],
             run_as: None,
             kill_grace: Duration::from_millis(100),
+            jail: TerminalJail {
+                of_agent: Arc::new(confinement.enforcement(&[]).unwrap()),
+                confinement,
+                covers_sessions: false,
+            },
         };
         Terminals::new(settings, folders)
     }

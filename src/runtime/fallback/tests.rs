@@ -179,6 +179,7 @@ async fn open_with(address: SocketAddr, cwd: String, grace: Duration, frame_byte
     let fallback = HttpFallback::new(&format!("ws://{address}/acp"), Some("secret".into()), limits).unwrap();
     let request = OpenRequest {
         session_id: SessionId(Uuid::now_v7()),
+        installation_id: None,
         is_ephemeral: false,
         agent: None,
         cwd,

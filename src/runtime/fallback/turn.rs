@@ -84,6 +84,7 @@ impl Run {
         let asked = InitializeMeta {
             agent: self.request.agent.clone(),
             cwd: Some(self.request.workspace.path.clone()),
+            installation_id: self.request.installation_id.clone(),
             resumable: false,
         };
         // Reserved before the turn begins, so that a refusal is answered with a status and not in a body that has
@@ -143,6 +144,7 @@ impl Run {
             let started = limit.keep(agents.start_in(place)).await?;
             let opening = OpenRequest {
                 session_id: request.session_id,
+                installation_id: request.installation_id.clone(),
                 is_ephemeral: request.workspace.is_ephemeral,
                 agent: None,
                 cwd: request.workspace.path.clone(),

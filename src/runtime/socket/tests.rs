@@ -18,7 +18,7 @@ use tokio_tungstenite::{
     },
 };
 
-use crate::{contract::runtime::close_code, runtime::*};
+use crate::{contract::runtime::close_code, process::sandbox::JailSettings, runtime::*};
 
 /// Answers `initialize` and `session/new` like an agent, and each prompt by doing what its text says.
 pub(crate) const AGENT: &str = r#"
@@ -72,6 +72,7 @@ pub(crate) fn options(base: &Path, script: &str) -> RuntimeOptions {
         environment: BTreeMap::from([("PATH".to_owned(), "/usr/bin:/bin".into())]),
         run_as: None,
         serves: ServedRequests { fs, terminal: fs },
+        jail: JailSettings::default(),
     };
     let mut missing = shell("missing", "", true);
     missing.command = vec!["/no/such/agent".into()];
@@ -84,6 +85,9 @@ pub(crate) fn options(base: &Path, script: &str) -> RuntimeOptions {
         git_hosts: Vec::new(),
         clone_timeout: Duration::from_secs(10),
         agents: vec![shell("default", script, true), shell("closed", script, false), missing],
+        own: OwnPaths::default(),
+        serves_on: SocketAddr::from(([127, 0, 0, 1], 0)),
+        inherited: Inherited::of_tests(),
         environment: BTreeMap::new(),
         max_agents: 2,
         kill_grace: Duration::from_millis(300),

@@ -9,7 +9,10 @@ use std::{
 use cap_std::{ambient_authority, fs::Dir};
 use parking_lot::RwLock;
 
-use crate::domain::turn::outcome::{ErrorCode, Failure};
+use crate::{
+    domain::turn::outcome::{ErrorCode, Failure},
+    process::sandbox::without_links,
+};
 
 /// Largest number of folders of one connection. Each session may add one; known clients open a handful of sessions.
 const MAX_FOLDERS: usize = 64;
@@ -17,11 +20,17 @@ const MAX_FOLDERS: usize = 64;
 /// Reason of a refusal that reveals nothing about the path.
 const NOT_ALLOWED: &str = "is neither a workspace nor under one of `[workspaces] allow_paths`";
 
+/// Reason of a refusal of a folder with files of this program: its agent could read the database of all tenants.
+const OWN_FILES: &str =
+    "contains the data folder, the database or the configuration file of this program, or is in the data folder";
+
 /// Folders that the configuration allows, with links resolved.
 #[derive(Debug, Clone)]
 pub(crate) struct AllowedFolders {
     root: PathBuf,
     allow_paths: Vec<PathBuf>,
+    /// Files and folders of this program.
+    own_files: Vec<PathBuf>,
 }
 
 /// Checked folder. The folder is held open, so replacing it by a link later has no effect.
@@ -35,11 +44,12 @@ pub(crate) struct Folder {
 }
 
 impl AllowedFolders {
-    /// Creates the root if it is missing, and resolves links in all paths. Blocks.
+    /// Creates the root if it is missing, and resolves links in all paths. No folder may contain one of `own_files` or be
+    /// inside one, but for workspaces. Blocks.
     ///
     /// # Errors
     /// The root cannot be created, or an allowed path does not exist.
-    pub(crate) fn new(root: &Path, allow_paths: &[PathBuf]) -> io::Result<Self> {
+    pub(crate) fn new(root: &Path, allow_paths: &[PathBuf], own_files: &[PathBuf]) -> io::Result<Self> {
         std::fs::create_dir_all(root)?;
         let root = root.canonicalize()?;
         let allow_paths = allow_paths
@@ -50,7 +60,8 @@ impl AllowedFolders {
                 })
             })
             .collect::<io::Result<_>>()?;
-        Ok(Self { root, allow_paths })
+        let own_files = own_files.iter().map(|path| without_links(path)).collect();
+        Ok(Self { root, allow_paths, own_files })
     }
 
     /// Root of the workspaces, with links resolved.
@@ -72,13 +83,14 @@ impl AllowedFolders {
         let path = given_path.canonicalize().map_err(|cause| self.unresolved(given_path, &cause))?;
         let allowed = match path.strip_prefix(&self.root) {
             Ok(below) => is_workspace(below),
-            // A folder that contains the root would give access to every workspace.
-            Err(_) => {
-                !self.root.starts_with(&path) && self.allow_paths.iter().any(|allowed| path.starts_with(allowed))
-            }
+            Err(_) => self.allow_paths.iter().any(|allowed| path.starts_with(allowed)),
         };
         if !allowed {
             return Err(refused(NOT_ALLOWED));
+        }
+        let mut own_files = self.own_files.iter().chain([&self.root]);
+        if !path.starts_with(&self.root) && own_files.any(|own| own.starts_with(&path) || path.starts_with(own)) {
+            return Err(refused(OWN_FILES));
         }
         let dir = Dir::open_ambient_dir(&path, ambient_authority()).map_err(|cause| refused(&cause.to_string()))?;
         Ok(Folder { path, given: given_path.to_owned(), dir: Arc::new(dir) })
@@ -169,6 +181,11 @@ impl SessionFolders {
         folders.iter().rev().find_map(|folder| Some((folder.clone(), folder.relative(path)?.to_owned())))
     }
 
+    /// Paths of all folders, without links.
+    pub(crate) fn paths(&self) -> Vec<PathBuf> {
+        self.folders.read().iter().map(|folder| folder.path.clone()).collect()
+    }
+
     /// Folder that was added last; `None` before the first session.
     pub(crate) fn latest(&self) -> Option<Folder> {
         self.folders.read().last().cloned()
@@ -190,7 +207,7 @@ mod tests {
         }
         symlink(base.join("other"), base.join("root/ws/link")).unwrap();
         symlink(base.join("other"), base.join("allowed/link")).unwrap();
-        let allowed = AllowedFolders::new(&base.join("root"), &[base.join("allowed")]).unwrap();
+        let allowed = AllowedFolders::new(&base.join("root"), &[base.join("allowed")], &[]).unwrap();
         let open = |name: &str| allowed.open(base.join(name).to_str().unwrap());
         for name in ["root/ws", "root/ws/src", "root/ws/../ws", "allowed", "allowed/project"] {
             assert!(open(name).is_ok(), "{name}");
@@ -213,7 +230,26 @@ mod tests {
         }
         assert!(allowed.open("root/ws").is_err());
         assert!(allowed.open_allowed_path(base.join("root/ws").to_str().unwrap()).is_err());
-        let wide = AllowedFolders::new(&base.join("root"), std::slice::from_ref(&base)).unwrap();
+        let wide = AllowedFolders::new(&base.join("root"), std::slice::from_ref(&base), &[]).unwrap();
         assert!(wide.open(base.to_str().unwrap()).is_err(), "a folder around the root");
+    }
+
+    #[test]
+    fn folder_with_the_data_folder_or_the_configuration_cannot_be_opened() {
+        let base = tempfile::tempdir().unwrap();
+        let base = base.path().canonicalize().unwrap();
+        for name in ["project/data/workspaces/ws", "project/data/cache", "project/src", "conf"] {
+            std::fs::create_dir_all(base.join(name)).unwrap();
+        }
+        let own = [base.join("project/data"), base.join("conf/lumilink.toml")];
+        let allow = [base.clone()];
+        let allowed = AllowedFolders::new(&base.join("project/data/workspaces"), &allow, &own).unwrap();
+        let open = |name: &str| allowed.open(base.join(name).to_str().unwrap());
+        assert!(open("project/src").is_ok() && open("project/data/workspaces/ws").is_ok());
+        for name in ["project", "project/data", "project/data/cache", "conf"] {
+            let refused = open(name).unwrap_err();
+            assert_eq!(refused.code, ErrorCode::PathNotAllowed, "{name}");
+        }
+        assert!(open("project").unwrap_err().detail.contains("data folder"));
     }
 }

@@ -97,6 +97,7 @@ impl Git {
             run_as: None,
             kill_grace: KILL_GRACE,
             streams: Streams::Output,
+            jail: None,
         };
         let mut started = group::spawn(command, ()).await.map_err(|cause| failed(&cause.to_string()))?;
         let work = async {

@@ -76,7 +76,7 @@ impl Place {
     fn new(hosts: Vec<String>) -> Self {
         let base = tempfile::tempdir().unwrap();
         std::fs::create_dir_all(base.path().join("allowed/project")).unwrap();
-        let allowed = AllowedFolders::new(&base.path().join("root"), &[base.path().join("allowed")]).unwrap();
+        let allowed = AllowedFolders::new(&base.path().join("root"), &[base.path().join("allowed")], &[]).unwrap();
         let settings =
             WorkspaceSettings { git_hosts: hosts, clone_timeout: Duration::from_secs(20), diff_bytes: 10_000 };
         let git = Git::new(BTreeMap::from([("PATH".to_owned(), PATH.into())]));

@@ -25,6 +25,7 @@ use self::{
 };
 use super::labels::{HttpMethod, PermissionAnswer, Queue, RestartCause, UpdateKind};
 use crate::domain::{
+    jail::Right,
     routing::Route,
     session::lifecycle::SessionState,
     turn::{TurnOutcome, outcome::ErrorCode},
@@ -43,7 +44,8 @@ const FIRST_UPDATE_BUCKETS: [f64; 16] =
     [0.0005, 0.001, 0.002, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 5.0, 15.0, 30.0, 60.0, 120.0];
 
 /// The metrics of a process that is a runtime alone, beside those of the process itself.
-const OF_RUNTIME: [&str; 5] = [
+const OF_RUNTIME: [&str; 6] = [
+    "lumilink_agent_jail",
     "lumilink_agent_processes",
     "lumilink_arbiter_lag_seconds",
     "lumilink_arbiter_stalls_total",
@@ -70,6 +72,7 @@ struct All {
     restarts: Family<RestartCause, IntCounter>,
     connections: Connections,
     agent_processes: IntGauge,
+    agent_jail: Family<Right, IntGauge>,
     queue_depth: Family<Queue, IntGauge>,
     permissions: Family<PermissionAnswer, IntCounter>,
     writer: Writer,
@@ -115,6 +118,12 @@ impl All {
             agent_processes: make.gauge(
                 "lumilink_agent_processes",
                 "Agent processes that this process runs; those of a separate runtime are at the runtime's own /metrics.",
+            )?,
+            agent_jail: make.gauges(
+                "lumilink_agent_jail",
+                "1 if the jail enforces the right on every agent of this process; tcp_connect only with agent.ports. The \
+                 jail of a separate runtime is at the runtime's own /metrics.",
+                &["right"],
             )?,
             queue_depth: make.gauges(
                 "lumilink_queue_depth",
@@ -276,6 +285,13 @@ impl Metrics {
     /// The process of an agent was reaped.
     pub(crate) fn agent_process_ended(&self) {
         self.all.agent_processes.dec();
+    }
+
+    /// Sets whether the jail enforces a right on every agent.
+    pub(crate) fn jailed(&self, right: Right, is_enforced: bool) {
+        if let Some(gauge) = self.all.agent_jail.get(right) {
+            gauge.set(i64::from(is_enforced));
+        }
     }
 
     /// The runtime became available or unavailable.

@@ -335,6 +335,7 @@ impl Handshake {
                 let meta = InitializeMeta {
                     agent: request.agent.clone(),
                     cwd: Some(request.cwd.clone()),
+                    installation_id: request.installation_id.clone(),
                     resumable: *resumable,
                 };
                 params["_meta"] = json!({META_KEY: meta});

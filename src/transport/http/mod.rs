@@ -172,6 +172,7 @@ impl AgentSession for Link {
             prompt: turn.prompt.as_json(),
             conversation: turn.context.map(str::to_owned),
             workspace: ResultWorkspace { path: request.cwd.clone(), is_ephemeral: request.is_ephemeral },
+            installation_id: request.installation_id.clone(),
             agent: request.agent.clone(),
             mcp_servers: request.mcp_servers.clone(),
             auth_method: limits.auth_methods.get(request.agent.as_deref().unwrap_or_default()).cloned(),

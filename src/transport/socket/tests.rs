@@ -605,6 +605,7 @@ async fn handshake_asks_for_numbers_and_settles_itself() {
     let runtime = Runtime::new().await;
     let request = OpenRequest {
         session_id: SessionId(Uuid::nil()),
+        installation_id: None,
         is_ephemeral: false,
         agent: None,
         cwd: "/w".into(),

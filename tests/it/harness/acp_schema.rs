@@ -1,6 +1,10 @@
 //! Records an agent's stdio and checks each message against the official JSON schema.
 
-use std::{collections::BTreeMap, fs, path::PathBuf};
+use std::{
+    collections::BTreeMap,
+    fs,
+    path::{Path, PathBuf},
+};
 
 use super::{Value, json, program::Folder, repository};
 
@@ -106,7 +110,14 @@ pub(crate) struct Recorder {
 impl Recorder {
     /// Records into files in `folder`.
     pub(crate) fn new(folder: &Folder) -> Self {
-        Self { to_agent: folder.path().join("to-agent.jsonl") }
+        let recording = folder.path().join("recording");
+        fs::create_dir_all(&recording).expect("a folder");
+        Self { to_agent: recording.join("to-agent.jsonl") }
+    }
+
+    /// The folder of the files, which agents in a jail must be allowed to write.
+    pub(crate) fn folder(&self) -> &Path {
+        self.to_agent.parent().expect("a folder")
     }
 
     /// The command that runs and records `agent`. The agent has to exit when its stdin closes, because the shell

@@ -97,3 +97,26 @@ impl Process {
         let _ = self.child.wait();
     }
 }
+
+/// Simulates a kernel without Landlock: a filter answers its first system call as an older kernel does.
+pub(crate) fn without_landlock(command: &mut Command) {
+    let forbid = || {
+        let instruction = |code: u32, jt, jf, k| libc::sock_filter { code: code as u16, jt, jf, k };
+        let returns = libc::BPF_RET | libc::BPF_K;
+        let mut filter = [
+            instruction(libc::BPF_LD | libc::BPF_W | libc::BPF_ABS, 0, 0, 0),
+            instruction(libc::BPF_JMP | libc::BPF_JEQ | libc::BPF_K, 0, 1, libc::SYS_landlock_create_ruleset as u32),
+            instruction(returns, 0, 0, libc::SECCOMP_RET_ERRNO | libc::ENOSYS as u32),
+            instruction(returns, 0, 0, libc::SECCOMP_RET_ALLOW),
+        ];
+        let program = libc::sock_fprog { len: filter.len() as u16, filter: filter.as_mut_ptr() };
+        // SAFETY: the filter is valid during the calls, which are async-signal-safe.
+        let done = unsafe {
+            libc::prctl(libc::PR_SET_NO_NEW_PRIVS, 1, 0, 0, 0) == 0
+                && libc::prctl(libc::PR_SET_SECCOMP, libc::SECCOMP_MODE_FILTER, &program) == 0
+        };
+        if done { Ok(()) } else { Err(std::io::Error::last_os_error()) }
+    };
+    // SAFETY: the closure allocates nothing and makes only async-signal-safe calls.
+    unsafe { command.pre_exec(forbid) };
+}

@@ -1,6 +1,6 @@
 //! Starts the built program, and checks that it leaves nothing behind.
 
-use std::{fs, net::SocketAddr, time::Duration};
+use std::{fs, net::SocketAddr, os::unix::process::CommandExt, time::Duration};
 
 use super::{
     Api, DEADLINE, Value, disk::Disk, eventually, free_port, hostile::RawRequest, metrics::Scrape, processes,
@@ -8,7 +8,7 @@ use super::{
 };
 pub(crate) use super::{
     postgres::PostgresDatabase,
-    process::{Folder, Process},
+    process::{Folder, Process, without_landlock},
 };
 
 /// Started turns, without labels.
@@ -28,6 +28,9 @@ pub(crate) struct Builder {
     separate_runtime: Option<String>,
     behind_proxy: bool,
     disk: Option<Disk>,
+    arguments: Vec<String>,
+    user: Option<u32>,
+    without_landlock: bool,
 }
 
 impl Builder {
@@ -35,6 +38,37 @@ impl Builder {
     pub(crate) fn set(mut self, key: &str, value: impl ToString) -> Self {
         self.settings.push((key.to_owned(), value.to_string()));
         self
+    }
+
+    /// Adds a flag of `serve` with its value.
+    pub(crate) fn argument(mut self, flag: &str, value: &str) -> Self {
+        self.arguments.extend([flag.to_owned(), value.to_owned()]);
+        self
+    }
+
+    /// Runs `serve` as on a kernel without Landlock.
+    pub(crate) fn without_landlock(mut self) -> Self {
+        self.without_landlock = true;
+        self
+    }
+
+    /// Runs `serve` as this user, who gets the folder. Requires root.
+    pub(crate) fn user(mut self, uid: u32) -> Self {
+        self.user = Some(uid);
+        self
+    }
+
+    /// Allows the agent to write in this folder, in spite of its jail.
+    pub(crate) fn agent_writes(self, folder: &std::path::Path) -> Self {
+        let paths = super::json!([folder]);
+        self.set("agent.write", paths)
+    }
+
+    /// Makes this folder in the program's folder, and allows the agent to write in it.
+    pub(crate) fn agent_writes_below(self, name: &str) -> Self {
+        let folder = self.folder.path().join(name);
+        fs::create_dir_all(&folder).expect("a folder");
+        self.agent_writes(&folder)
     }
 
     /// Uses the demo agent with `flags`.
@@ -135,8 +169,16 @@ impl Builder {
             fs::write(&file, toml).expect("the configuration can be written");
             arguments.extend(["--config".into(), file.display().to_string()]);
         }
+        arguments.extend(self.arguments.iter().cloned());
         arguments.extend(self.setting_arguments());
         let prepare = |command: &mut std::process::Command| {
+            if let Some(user) = self.user {
+                give(self.folder.path(), user);
+                command.uid(user).gid(user);
+            }
+            if self.without_landlock {
+                without_landlock(command);
+            }
             if let Some(disk) = self.disk {
                 disk.prepare(&self.folder, command);
             }
@@ -214,6 +256,9 @@ impl Program {
             separate_runtime: None,
             behind_proxy: false,
             disk: None,
+            arguments: Vec::new(),
+            user: None,
+            without_landlock: false,
         }
     }
 
@@ -407,6 +452,14 @@ impl Drop for Program {
             return;
         }
         program.0.finish();
+    }
+}
+
+/// Changes the owner of a folder and everything in it.
+fn give(path: &std::path::Path, user: u32) {
+    std::os::unix::fs::lchown(path, Some(user), Some(user)).expect("root changes owners");
+    if path.is_dir() && !path.is_symlink() {
+        fs::read_dir(path).expect("a folder").flatten().for_each(|entry| give(&entry.path(), user));
     }
 }
 
