@@ -174,6 +174,7 @@ fn runtime_has_probes_without_a_token_and_only_its_own_metrics() {
     assert_eq!(
         ours,
         [
+            "lumilink_agent_jail",
             "lumilink_agent_processes",
             "lumilink_arbiter_lag_seconds",
             "lumilink_arbiter_stalls_total",

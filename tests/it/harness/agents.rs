@@ -53,7 +53,7 @@ pub(crate) fn goose(model: &str, home: &Path) -> InteropAgent {
         env: BTreeMap::from([
             ("HOME", home.display().to_string()),
             ("XDG_CONFIG_HOME", folder("config")),
-            ("XDG_DATA_HOME", folder("data")),
+            ("XDG_DATA_HOME", folder("share")),
             ("XDG_STATE_HOME", folder("state")),
             ("GOOSE_PROVIDER", "openai".into()),
             ("GOOSE_MODEL", "stub-model".into()),
