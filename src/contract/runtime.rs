@@ -289,7 +289,7 @@ pub(crate) struct JailStatus {
     pub unconfined_agents: Vec<String>,
     /// Sockets of container engines to which agents can connect. An agent that does is root on the machine.
     pub reachable_sockets: Vec<String>,
-    /// What the jail does not do on this kernel.
+    /// Gaps of the jail on this kernel.
     pub warnings: Vec<String>,
 }
 

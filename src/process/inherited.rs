@@ -1,4 +1,4 @@
-//! What this process was started with and changes for itself: agents get it back.
+//! Protection of this process, and the limits of its start, which agents get back.
 
 use rustix::{
     fs::Mode,

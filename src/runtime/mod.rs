@@ -96,7 +96,7 @@ pub(crate) struct RuntimeOptions {
     pub own: OwnPaths,
     /// The address on which the program serves; without file rules of the jail it must be loopback.
     pub serves_on: SocketAddr,
-    /// What agents get back of the limits with which this process was started.
+    /// Limits with which this process was started; agents get them back.
     pub inherited: Inherited,
     /// Environment of git and of the commands that agents run through `terminal/*`.
     pub environment: BTreeMap<String, SecretString>,

@@ -97,7 +97,7 @@ pub(crate) struct KernelRights {
 }
 
 impl KernelRights {
-    /// Those of a Landlock ABI. An ABI without usable file rules counts as none.
+    /// The rights of a Landlock ABI. An ABI without usable file rules counts as none.
     pub(crate) fn of_abi(abi: u32) -> Self {
         Self { abi: if abi < Right::Files.since_abi() { 0 } else { abi } }
     }
@@ -128,7 +128,7 @@ impl JailState {
     }
 }
 
-/// What the jail of agents does not do on this kernel, as sentences. `limits_ports` is true if an agent has
+/// Gaps of the jail on this kernel, as sentences. `limits_ports` is true if an agent has
 /// `agent.ports`.
 pub(crate) fn warnings(kernel: KernelRights, limits_ports: bool) -> Vec<&'static str> {
     let mut found = Vec::new();

@@ -1,4 +1,4 @@
-//! What known agents and development tools write below `HOME`.
+//! Files that known agents and development tools write below `HOME`.
 
 use std::path::{Path, PathBuf};
 
@@ -173,7 +173,7 @@ impl Preset {
         words.iter().find_map(of_word).unwrap_or(Self::None)
     }
 
-    /// What the agent writes below `HOME`.
+    /// Files and folders that the agent writes below `HOME`.
     pub(crate) fn states(self) -> &'static [State] {
         KNOWN.iter().find(|known| known.preset == self).map_or(&[], |known| known.states)
     }

@@ -1,4 +1,4 @@
-//! What Landlock offers on this kernel, found once at the start.
+//! Rights that Landlock offers on this kernel, found once at the start.
 
 use std::{fs::File, io};
 

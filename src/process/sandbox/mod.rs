@@ -80,7 +80,7 @@ pub(crate) struct OwnPaths {
     pub program: Option<PathBuf>,
 }
 
-/// What all jails of a runtime have in common. Cheap to clone.
+/// The common part of all jails of a runtime. Cheap to clone.
 #[derive(Debug, Clone)]
 pub(crate) struct Sandbox(Arc<Common>);
 
@@ -102,7 +102,7 @@ struct Common {
 pub(crate) struct AgentPlan {
     settings: JailSettings,
     user: Option<RunAs>,
-    /// What the preset and the tools in `PATH` write below `HOME`.
+    /// Files and folders that the preset and the tools in `PATH` write below `HOME`.
     states: Vec<State>,
     environment: AgentEnvironment,
 }

@@ -142,8 +142,8 @@ pub(crate) fn restrict_self(ruleset: &impl AsRawFd) -> io::Result<()> {
 
 /// Rules for `path` and everything below it, except for the `hidden` paths and what is below them.
 ///
-/// Landlock has no exceptions, so a folder that contains a hidden path is replaced by the entries beside it. What is made
-/// in such a folder later is therefore not covered. Links are left out: their targets have rules of their own or none.
+/// Landlock has no exceptions, so a folder that contains a hidden path is replaced by the entries beside it. Entries that
+/// are made in such a folder later are therefore not covered. Links are left out: their targets have rules of their own or none.
 /// All paths must be without links. Blocks while folders are read.
 pub(crate) fn around(path: &Path, access: Access, hidden: &[PathBuf]) -> Vec<Rule> {
     if hidden.iter().any(|hidden| path.starts_with(hidden)) {
@@ -172,7 +172,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn hidden_paths_are_left_out_by_listing_what_is_beside_them() {
+    fn hidden_paths_are_excluded_by_rules_for_the_entries_beside_them() {
         let home = tempfile::tempdir().unwrap();
         let home = home.path().canonicalize().unwrap();
         for name in ["src/project/data/workspaces", "src/project/code", "src/other", "docs"] {

@@ -108,7 +108,7 @@ impl Scratch {
 impl Drop for Scratch {
     fn drop(&mut self) {
         let path = std::mem::take(&mut self.path);
-        // An agent may leave many files. What is left when the program ends is removed with the folder of the run.
+        // An agent may leave many files. The end of the program removes the rest with the folder of the run.
         drop(std::thread::Builder::new().spawn(move || remove_tree(&path)));
     }
 }
