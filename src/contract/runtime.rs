@@ -13,6 +13,7 @@ use uuid::Uuid;
 
 use crate::domain::{
     ids::{FolderId, InstallationId, PromptId},
+    jail::JailState,
     routing::Route,
 };
 
@@ -277,11 +278,11 @@ pub(crate) enum ChangeStatus {
 }
 
 /// State of the agents' jail.
-#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize, utoipa::ToSchema)]
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, utoipa::ToSchema)]
 #[serde(rename_all = "camelCase")]
 pub(crate) struct JailStatus {
     /// `on`; `partial`: the file rules are on, and a later right is missing; `off`: an agent runs without the file rules.
-    pub state: String,
+    pub state: JailState,
     /// The rights that the kernel can enforce, by name, and whether it does. `tcp_connect` is in use only with
     /// `agent.ports`.
     pub rights: BTreeMap<String, bool>,

@@ -13,6 +13,7 @@ use crate::domain::{
     clock::Timestamp,
     explain::EntryKind,
     ids::{InstallationId, MAX_NAME_LENGTH, PromptId, SessionId, UserId, WorkspaceId},
+    jail::JailState,
     migration::MigrationSkip,
     routing::{FlipTrigger, Initiator, Route, Stage, success_window::WindowState},
     session::{
@@ -60,6 +61,7 @@ word_schemas! {
     FlipTrigger => "FlipTrigger", "Why the route of a workspace was flipped.";
     FollowUp => "RollbackFollowUp", "Action after a rollback.";
     Initiator => "Initiator", "Initiator of a change.";
+    JailState => "JailState", "State of the jail of the agents: `partial` lacks a later right, `off` the file rules for at least one agent.";
     MigrationSkip => "MigrationSkip", "Why a migration skips a workspace.";
     MigrationStatus => "MigrationStatus", "Status of a migration.";
     PermissionPolicy => "PermissionPolicy", "Answer to the permission requests of agents.";

@@ -4,6 +4,8 @@ pub(crate) mod presets;
 
 use serde::{Deserialize, Serialize};
 
+use super::words::words;
+
 /// Mode of `agent.jail`.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize)]
 #[serde(rename_all = "lowercase")]
@@ -43,39 +45,25 @@ impl HomeMode {
     }
 }
 
-/// One kind of restriction that the kernel can enforce.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
-pub(crate) enum Right {
-    /// Reading, writing, running, creating, removing, linking and renaming files.
-    Files,
-    /// Truncating files.
-    Truncate,
-    /// TCP connections to listed ports only; in use with `agent.ports`.
-    TcpConnect,
-    /// `ioctl` on devices.
-    IoctlDev,
-    /// Signals to processes outside the jail.
-    Signals,
-    /// Connections to abstract UNIX sockets outside the jail.
-    AbstractSockets,
+words! {
+    /// One kind of restriction that the kernel can enforce.
+    Right {
+        /// Reading, writing, running, creating, removing, linking and renaming files.
+        Files = "files",
+        /// Truncating files.
+        Truncate = "truncate",
+        /// TCP connections to listed ports only; in use with `agent.ports`.
+        TcpConnect = "tcp_connect",
+        /// `ioctl` on devices.
+        IoctlDev = "ioctl_dev",
+        /// Signals to processes outside the jail.
+        Signals = "signals",
+        /// Connections to abstract UNIX sockets outside the jail.
+        AbstractSockets = "abstract_sockets",
+    }
 }
 
 impl Right {
-    pub(crate) const ALL: [Self; 6] =
-        [Self::Files, Self::Truncate, Self::TcpConnect, Self::IoctlDev, Self::Signals, Self::AbstractSockets];
-
-    /// The name in health, metric and log.
-    pub(crate) fn as_str(self) -> &'static str {
-        match self {
-            Self::Files => "files",
-            Self::Truncate => "truncate",
-            Self::TcpConnect => "tcp_connect",
-            Self::IoctlDev => "ioctl_dev",
-            Self::Signals => "signals",
-            Self::AbstractSockets => "abstract_sockets",
-        }
-    }
-
     /// The Landlock ABI that brought the right. The file rules are usable from ABI 2 on: with ABI 1 no file can be
     /// renamed between folders.
     fn since_abi(self) -> u32 {
@@ -107,24 +95,15 @@ impl KernelRights {
     }
 }
 
-/// State of the jail of all agents together.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(crate) enum JailState {
-    /// Every right is on for every agent.
-    On,
-    /// The file rules are on for every agent; a later right is missing.
-    Partial,
-    /// At least one agent runs without the file rules.
-    Off,
-}
-
-impl JailState {
-    pub(crate) fn as_str(self) -> &'static str {
-        match self {
-            Self::On => "on",
-            Self::Partial => "partial",
-            Self::Off => "off",
-        }
+words! {
+    /// State of the jail of all agents together.
+    JailState {
+        /// Every right is on for every agent.
+        On = "on",
+        /// The file rules are on for every agent; a later right is missing.
+        Partial = "partial",
+        /// At least one agent runs without the file rules.
+        Off = "off",
     }
 }
 

@@ -178,7 +178,7 @@ impl Agents {
         let sockets: BTreeSet<_> = sockets.map(|path| path.display().to_string()).collect();
         let limits_ports = settings().any(|agent| !agent.jail.ports.is_empty());
         JailStatus {
-            state: jail::state(settings().map(|agent| agent.jail.mode), kernel).as_str().to_owned(),
+            state: jail::state(settings().map(|agent| agent.jail.mode), kernel),
             rights: Right::ALL.iter().map(|right| (right.as_str().to_owned(), kernel.has(*right))).collect(),
             unconfined_agents: unconfined.map(|agent| agent.name.clone()).collect(),
             reachable_sockets: sockets.into_iter().collect(),
@@ -193,7 +193,7 @@ impl Agents {
             let named = status.rights.iter().filter(|(_, on)| **on == is_on).map(|(name, _)| name.as_str());
             named.collect::<Vec<_>>().join(" ")
         };
-        let (on, off, state) = (names(true), names(false), &status.state);
+        let (on, off, state) = (names(true), names(false), status.state.as_str());
         let sockets = status.reachable_sockets.join(" ");
         tracing::info!(marker = "[ACP]", state, on, off, sockets, "jail of agents");
         for agent in &status.unconfined_agents {
