@@ -48,6 +48,8 @@ codes! {
         HandshakeTimeout CapacityExhausted FallbackUnavailable Interrupted;
     /// A turn is refused, fails, or ends elsewhere.
     OfTurn = TurnRunning ModeUnavailable Interrupted Fenced FallbackUnavailable;
+    /// Too many calls to the agent are pending.
+    OfCall = TurnRunning;
     /// The `Idempotency-Key` belongs to another request.
     OfKey = IdempotencyMismatch;
     /// The permission request is not pending.
@@ -57,7 +59,7 @@ codes! {
     /// The route of a fleet cannot be changed.
     OfMigration = MigrationState RouteChanged RuntimeUnavailable Draining;
     /// The runtime cannot answer.
-    OfRuntime = RuntimeUnavailable WorkspaceUnavailable ConnectionLost HandshakeTimeout;
+    OfRuntime = RuntimeUnavailable WorkspaceUnavailable FolderMissing ConnectionLost HandshakeTimeout;
     /// No WebSocket can be opened.
     OfSocket = CapacityExhausted Draining;
     /// The session does not exist, although no path names it.

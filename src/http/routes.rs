@@ -199,7 +199,9 @@ mod tests {
     }
 
     /// Members and parameters with these names hold a word of a closed list.
-    const WORDS: [&str; 14] = [
+    const WORDS: [&str; 16] = [
+        "level",
+        "status",
         "state",
         "protocol",
         "route",

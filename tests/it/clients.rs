@@ -111,10 +111,25 @@ fn generated_python_client_type_checks_and_runs_a_session() {
     assert!(text.contains("session closed"), "{text}");
 }
 
+/// Describes single events in place of streams, as the fuzzer wants it before OpenAPI 3.2, from `x-event-data`.
+fn with_single_events(document: &mut Value) {
+    for name in ["SessionStream", "TurnStream"] {
+        let stream = &mut document["components"]["schemas"][name];
+        let events = stream["x-event-data"].as_object().expect("the schemas of the events");
+        let event = |(name, schema): (&String, &Value)| {
+            let data = json!({"type": "string", "contentMediaType": "application/json", "contentSchema": schema});
+            json!({"properties": {"event": {"const": name}, "data": data}})
+        };
+        let events: Vec<_> = events.iter().map(event).collect();
+        *stream = json!({"type": "object", "required": ["event", "data"], "oneOf": events});
+    }
+}
+
 /// The document, with sessions and turns that exist as the only valid ids: a random id is never found, and the fuzzer
 /// would not get further.
 fn with_live_ids(program: &Program) -> Value {
     let mut document = program.api.contract().document().clone();
+    with_single_events(&mut document);
     let sessions: Vec<_> = (0..6).map(|number| program.api.open(&format!("ws-{number}"))).collect();
     let prompts: Vec<_> =
         sessions.iter().map(|session| session.completes("echo a")["meta"]["promptId"].clone()).collect();

@@ -17,7 +17,7 @@ use serde_json::value::RawValue;
 use super::{
     HttpState,
     problem::{ApiError, REPLAYED},
-    refusals::{OfAgent, OfBody, OfKey, OfPermission, OfRuntime, OfSession, OfStart, Problems},
+    refusals::{OfAgent, OfBody, OfCall, OfKey, OfPermission, OfRuntime, OfSession, OfStart, Problems},
     request::{Body, find_session, idempotency, parse_body, path_id, run_to_completion},
 };
 use crate::{
@@ -282,7 +282,7 @@ async fn change(state: &HttpState, live: &LiveSession, setting: Setting) -> Resu
     request_body = ModeBody,
     responses(
         (status = 200, description = "Answer of the agent", body = AgentAnswer),
-        Problems<(OfAgent, OfSession, OfBody)>,
+        Problems<(OfCall, OfAgent, OfSession, OfBody)>,
     )
 )]
 #[post("/acp/session/mode")]
@@ -299,7 +299,7 @@ pub(crate) async fn set_mode(state: web::Data<HttpState>, body: Body) -> Result<
     request_body = ModelBody,
     responses(
         (status = 200, description = "Answer of the agent", body = AgentAnswer),
-        Problems<(OfAgent, OfSession, OfBody)>,
+        Problems<(OfCall, OfAgent, OfSession, OfBody)>,
     )
 )]
 #[post("/acp/session/model")]
@@ -316,7 +316,7 @@ pub(crate) async fn set_model(state: web::Data<HttpState>, body: Body) -> Result
     request_body = ConfigBody,
     responses(
         (status = 200, description = "Answer of the agent", body = AgentAnswer),
-        Problems<(OfAgent, OfSession, OfBody)>,
+        Problems<(OfCall, OfAgent, OfSession, OfBody)>,
     )
 )]
 #[post("/acp/session/config")]
