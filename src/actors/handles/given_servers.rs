@@ -116,7 +116,8 @@ mod tests {
         }
         assert_eq!(given.sessions().len(), 3, "three quarters, because each server has a name as well");
         given.0.lock().insert(session(9), servers(MAX_BYTES));
-        assert_eq!((given.sessions().len(), given.0.lock().bytes, given.0.lock().used.len()), (0, 0, 0));
+        let left = given.0.lock();
+        assert_eq!((left.servers.len(), left.used.len(), left.bytes), (0, 0, 0));
     }
 
     #[test]
