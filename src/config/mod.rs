@@ -10,6 +10,7 @@ mod layers;
 pub(crate) mod load;
 mod reloadable;
 pub(crate) mod render;
+mod secret_file;
 pub(crate) mod sections;
 pub(crate) mod sources;
 
@@ -22,3 +23,5 @@ pub(crate) use self::{
     sections::{Config, DEFAULT_AGENT, Listener},
     sources::{Flag, Sources},
 };
+#[cfg(test)]
+pub(crate) use self::layers::SECRETS;
