@@ -120,7 +120,8 @@ pub(crate) struct ServerFlags {
     /// Address of the server; without it `LUMILINK_URL`, else `http://127.0.0.1:8080`.
     #[arg(long, global = true, value_name = "URL")]
     server: Option<String>,
-    /// Bearer token. Prefer `LUMILINK_TOKEN`: other users of the machine can read arguments.
+    /// Bearer token. Prefer `LUMILINK_TOKEN`, or `LUMILINK_TOKEN_FILE` with the path of a file: other users of the machine
+    /// can read arguments.
     #[arg(long, global = true, value_name = "TOKEN")]
     token: Option<SecretString>,
     /// Prints JSON, one object per line, for scripts.

@@ -1,10 +1,13 @@
 //! The server that the command line calls.
 
+use std::path::Path;
+
 use secrecy::SecretString;
 
 use super::{
     environment::Environment,
     error::{ConfigError, Origin},
+    secret_file,
 };
 
 /// Default address of `serve`.
@@ -13,6 +16,9 @@ pub(crate) const DEFAULT_URL: &str = "http://127.0.0.1:8080";
 pub(crate) const URL_VARIABLE: &str = "LUMILINK_URL";
 /// Token, unless `--token` is given. Other users of the machine can read flags, but not this.
 pub(crate) const TOKEN_VARIABLE: &str = "LUMILINK_TOKEN";
+
+/// A file with the token, in place of [`TOKEN_VARIABLE`].
+pub(crate) const TOKEN_FILE_VARIABLE: &str = "LUMILINK_TOKEN_FILE";
 
 /// Address and token of a server.
 #[derive(Debug, Clone)]
@@ -26,7 +32,8 @@ impl ClientSettings {
     /// Uses the flags, else the environment, else the default.
     ///
     /// # Errors
-    /// The address is not an http or https URL with a host.
+    /// The address is not an http or https URL with a host, or the environment gives the token twice or in a file that
+    /// cannot be read.
     pub(crate) fn resolve(
         url: Option<&str>,
         token: Option<SecretString>,
@@ -43,14 +50,46 @@ impl ClientSettings {
             .filter(|url| matches!(url.scheme(), "http" | "https") && url.has_host() && url.username().is_empty())
             .filter(|url| url.password().is_none())
             .ok_or_else(|| ConfigError::new("server address", origin, what))?;
-        let token = token.or_else(|| environment.get(TOKEN_VARIABLE).map(SecretString::from));
+        let token = match token {
+            Some(flag) => Some(flag),
+            None => token_of(environment)?,
+        };
         Ok(Self { url, token })
+    }
+}
+
+fn token_of(environment: &Environment) -> Result<Option<SecretString>, ConfigError> {
+    let (token, file) = (environment.get(TOKEN_VARIABLE), environment.get(TOKEN_FILE_VARIABLE));
+    let bad = |what| ConfigError::new("token", Origin::Environment(TOKEN_FILE_VARIABLE.into()), what);
+    match (token, file) {
+        (Some(_), Some(_)) => Err(bad(format!("is set by {TOKEN_VARIABLE} too; set only one of them"))),
+        (None, Some(file)) => secret_file::read(Path::new(file)).map(Some).map_err(bad),
+        (token, None) => Ok(token.map(SecretString::from)),
     }
 }
 
 #[cfg(test)]
 mod tests {
+    use secrecy::ExposeSecret;
+
     use super::*;
+
+    #[test]
+    fn token_is_read_from_the_file_that_the_environment_names() {
+        let folder = tempfile::tempdir().unwrap();
+        let file = folder.path().join("token");
+        let file = file.to_str().unwrap();
+        let resolve = |variables: &[(&str, &str)]| {
+            ClientSettings::resolve(None, None, &variables.iter().copied().collect::<Environment>())
+        };
+        let missing = resolve(&[(TOKEN_FILE_VARIABLE, file)]).unwrap_err().to_string();
+        assert!(missing.contains(TOKEN_FILE_VARIABLE) && missing.contains(file), "{missing}");
+        std::fs::write(file, "from-file\n").unwrap();
+        let token = resolve(&[(TOKEN_FILE_VARIABLE, file)]).unwrap().token.unwrap();
+        assert_eq!(token.expose_secret(), "from-file");
+        let twice = resolve(&[(TOKEN_FILE_VARIABLE, file), (TOKEN_VARIABLE, "t")]).unwrap_err().to_string();
+        assert!(twice.contains("only one"), "{twice}");
+    }
 
     #[test]
     fn a_flag_beats_the_environment_which_beats_the_default() {

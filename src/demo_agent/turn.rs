@@ -144,6 +144,13 @@ impl Agent {
             "output" => self.output(turn, command.number(0, 10), command.number(1, 1000)),
             "emoji" => self.say_in_halves(turn),
             "null-id" => self.say_with_null_id(turn, &command.rest),
+            "update-as-request" => {
+                let text = command.rest.clone();
+                turn.answer.push_str(&text);
+                let params = json!({"sessionId": turn.session, "update": chunk("agent_message_chunk", &text)});
+                let answer = self.request(turn, "session/update", params)?;
+                self.say(turn, &answer["result"].to_string())
+            }
             "message" => {
                 let (id, text) = command.name_and_text();
                 turn.message_id = Some(id.to_owned());
@@ -175,6 +182,10 @@ impl Agent {
             "context" => {
                 let said = format!("{} blocks ahead: {}", turn.ahead.len(), turn.ahead.join("\n"));
                 self.say(turn, &said)
+            }
+            "mcp" => {
+                let servers = self.conversations.get(&turn.session).map(|it| it.mcp_servers.to_string());
+                self.say(turn, &servers.unwrap_or_default())
             }
             "count" => self.say(turn, &self.prompts_seen.to_string()),
             "env" => {

@@ -29,6 +29,7 @@ mod http_manners;
 mod idempotency;
 mod interop;
 mod left_agents;
+mod mcp_servers;
 mod memory;
 mod metrics;
 mod migrations;

@@ -7,6 +7,7 @@ pub(crate) mod capacity_guard;
 pub(crate) mod closing;
 pub(crate) mod event_feed;
 pub(crate) mod folder_use;
+pub(crate) mod given_servers;
 pub(crate) mod index;
 pub(crate) mod left_agents;
 pub(crate) mod messages;

@@ -81,6 +81,69 @@ fn text_is_parsed_by_the_type_of_its_setting() {
 }
 
 #[test]
+fn secret_is_read_from_the_file_that_its_variable_names() {
+    let folder = tempfile::tempdir().unwrap();
+    let path = |name: &str| folder.path().join(name).to_str().unwrap().to_owned();
+    let write = |name: &str, bytes: &[u8]| std::fs::write(path(name), bytes).unwrap();
+    write("token", b"{\"0123456789\"}\r\n");
+    write("url", b"postgres://u:p@h/db");
+    write("secret", b"whsec_MfKQ9r8GKYqrTwjUPD8ILPZIo2LaLaSw\n");
+    write("hook", b"https://example.com/hook\n");
+    let mut files = vec![
+        ("LUMILINK_SERVER__TOKEN_FILE", path("token")),
+        ("LUMILINK_RUNTIME__TOKEN_FILE", path("token")),
+        ("LUMILINK_DATABASE__URL_FILE", path("url")),
+        ("LUMILINK_WEBHOOK__URL_FILE", path("hook")),
+        ("LUMILINK_WEBHOOK__SECRET_FILE", path("secret")),
+        ("LUMILINK_WEBHOOK__PREVIOUS_SECRET_FILE", path("secret")),
+        ("LUMILINK_AGENT__ENV__KEY_FILE", "/run/key".to_owned()),
+    ];
+    let pairs = |files: &[(&'static str, String)]| files.to_vec();
+    let load_with = |files: &[(&'static str, String)]| {
+        let environment = pairs(files).into_iter().collect();
+        load(&Sources { environment, ..sources(&[], &[]) })
+    };
+    let loaded = load_with(&files).unwrap();
+    let config = &loaded.config;
+    let shown = |secret: &Option<SecretString>| secret.as_ref().unwrap().expose_secret().to_owned();
+    assert_eq!(shown(&config.server.token), "{\"0123456789\"}");
+    assert_eq!(shown(&config.runtime.token), "{\"0123456789\"}");
+    assert_eq!(shown(&config.database.url), "postgres://u:p@h/db");
+    assert_eq!(shown(&config.webhook.url), "https://example.com/hook");
+    assert_eq!(shown(&config.webhook.secret), "whsec_MfKQ9r8GKYqrTwjUPD8ILPZIo2LaLaSw");
+    assert_eq!(shown(&config.webhook.previous_secret), shown(&config.webhook.secret));
+    assert_eq!(config.agent.env["KEY_FILE"].expose_secret(), "/run/key", "a variable of an agent is its own");
+    assert_eq!(loaded.origins["server.token"], Origin::Environment("LUMILINK_SERVER__TOKEN_FILE".into()));
+    // The file is read again by each load.
+    write("token", b"rotated-0123456789\n");
+    assert_eq!(shown(&load_with(&files).unwrap().config.server.token), "rotated-0123456789");
+    files.push(("LUMILINK_SERVER__TOKEN", "twice-0123456789".to_owned()));
+    let twice = load_with(&files).unwrap_err().to_string();
+    let parts = ["server.token", "LUMILINK_SERVER__TOKEN_FILE", "LUMILINK_SERVER__TOKEN too"];
+    assert!(parts.iter().all(|part| twice.contains(part)) && !twice.contains("twice-"), "{twice}");
+}
+
+#[test]
+fn unreadable_file_of_a_secret_is_reported_with_variable_and_path() {
+    let folder = tempfile::tempdir().unwrap();
+    let path = |name: &str| folder.path().join(name).to_str().unwrap().to_owned();
+    std::fs::write(path("empty"), "\n").unwrap();
+    std::fs::write(path("bytes"), [0xff, 0xfe]).unwrap();
+    std::fs::write(path("large"), "x".repeat(70_000)).unwrap();
+    for (name, what) in
+        [("none", "cannot be read"), ("empty", "is empty"), ("bytes", "cannot be read"), ("large", "larger")]
+    {
+        let message = refused(&[("LUMILINK_WEBHOOK__SECRET_FILE", &path(name))], &[]);
+        let parts = ["webhook.secret", "LUMILINK_WEBHOOK__SECRET_FILE", &path(name), what];
+        assert!(parts.iter().all(|part| message.contains(part)), "{message}");
+    }
+    load(&sources(&[("LUMILINK_WEBHOOK__SECRET_FILE", "")], &[])).unwrap();
+    // A flag overrides the environment, and no other setting is read from a file.
+    let message = refused(&[("LUMILINK_SERVER__LISTEN_FILE", "/x")], &[]);
+    assert!(message.contains("server.listen_file"), "{message}");
+}
+
+#[test]
 fn an_invalid_value_is_reported_with_source_and_allowed_values() {
     for (environment, flags, parts) in [
         (

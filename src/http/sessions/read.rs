@@ -81,6 +81,7 @@ fn info(state: &HttpState, row: SessionRow, whole: bool) -> SessionInfo {
         Some(view) => facts_with(facts, view.chosen.offers()),
         None => facts_with(facts, Chosen::of_row(row.choices.clone(), Some(facts)).offers()),
     });
+    let mcp_secrets_lost = if whole { state.workspaces.lost_servers(&row) } else { Vec::new() };
     SessionInfo {
         session_id: row.session_id,
         installation_id: row.key.installation_id,
@@ -103,6 +104,8 @@ fn info(state: &HttpState, row: SessionRow, whole: bool) -> SessionInfo {
         workspace_path: None,
         permission_requests: Vec::new(),
         agent_facts,
+        mcp_servers: RawValue::from_string(row.mcp_servers).ok().filter(|_| whole),
+        mcp_secrets_lost,
         mode_unavailable: view.as_ref().and_then(|view| view.chosen.mode_unavailable()).map(str::to_owned),
         created_at: row.created.to_string(),
         last_used_at: view.map_or(row.last_used, |view| view.last_used).to_string(),
