@@ -9,7 +9,7 @@ use secrecy::{ExposeSecret, SecretString};
 
 use super::{
     Config,
-    environment::absolute,
+    environment::{Environment, absolute},
     error::{BadSetting, ConfigError, Origin},
     layers::{Layers, SECRETS},
     secret_file::{self, SUFFIX},
@@ -123,12 +123,17 @@ fn add_environment(layers: &mut Layers, sources: &Sources) -> Result<(), ConfigE
 }
 
 fn data_dir(sources: &Sources) -> (PathBuf, Origin) {
-    let (path, origin) = match (&sources.data_dir, sources.environment.get(DATA_DIR_VARIABLE)) {
-        (Some(flag), _) => (flag.as_path(), Origin::Flag("--data-dir".into())),
+    data_dir_of(sources.data_dir.as_deref(), &sources.environment, &sources.current_folder)
+}
+
+/// The data folder: the flag, else the environment, else the default in the current folder.
+pub(crate) fn data_dir_of(flag: Option<&Path>, environment: &Environment, current: &Path) -> (PathBuf, Origin) {
+    let (path, origin) = match (flag, environment.get(DATA_DIR_VARIABLE)) {
+        (Some(flag), _) => (flag, Origin::Flag("--data-dir".into())),
         (None, Some(variable)) => (Path::new(variable), Origin::Environment(DATA_DIR_VARIABLE.into())),
         (None, None) => (Path::new(DEFAULT_DATA_DIR), Origin::Default),
     };
-    (absolute(path, &sources.current_folder), origin)
+    (absolute(path, current), origin)
 }
 
 fn make_absolute(config: &mut Config, data_dir: &Path, current: &Path) {

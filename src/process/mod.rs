@@ -1,9 +1,10 @@
 //! Agent processes: commands that speak ACP on stdin and stdout, started with an explicit environment. Also the identity
-//! and the terminal of this process.
+//! and the terminal of this process, and how another one finds it.
 
 pub(crate) mod cgroup;
 pub(crate) mod group;
 pub(crate) mod identity;
+pub(crate) mod local_server;
 pub(crate) mod members;
 pub(crate) mod orphans;
 pub(crate) mod stdio;

@@ -5,7 +5,7 @@ use std::io::Read;
 use crate::harness::{
     Program, Value, block_on, eventually,
     hostile::{RawAnswer, RawRequest, exchange},
-    json,
+    json, tokens,
 };
 
 fn raw(program: &Program, method: &str, path: &str) -> RawAnswer {
@@ -154,7 +154,9 @@ fn encoded(program: &Program, path: &str, accept: &str) -> (Option<String>, Vec<
     let url = format!("{}{path}", program.api.base());
     block_on(async {
         let client = reqwest::Client::builder().no_proxy().build().expect("a client");
-        let answer = client.get(url).header("accept-encoding", accept).send().await.expect("an answer");
+        let token = tokens::of(program.address).expect("the program made a token");
+        let answer =
+            client.get(url).bearer_auth(token).header("accept-encoding", accept).send().await.expect("an answer");
         assert_eq!(answer.status().as_u16(), 200);
         let text = |name| answer.headers().get(name).map(|value| value.to_str().expect("text").to_owned());
         let (coding, vary) = (text("content-encoding"), text("vary").unwrap_or_default());

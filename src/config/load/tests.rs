@@ -201,19 +201,32 @@ fn rules_beyond_types_are_checked_all_at_once() {
 }
 
 #[test]
-fn an_address_beyond_loopback_needs_a_token_if_served() {
+fn an_address_beyond_loopback_needs_a_long_token_if_served() {
     for section in ["server", "runtime"] {
         let listen = format!("{section}.listen=0.0.0.0:0");
-        let message = refused(&[], &[&listen]);
-        assert!(message.contains(&format!("set {section}.token")), "{message}");
-        let token = format!("{section}.token=secret");
-        load(&sources(&[], &[&listen, &token])).unwrap();
-        let mut closed = sources(&[], &[&listen]);
+        let token = |token: &str| format!("{section}.token={token}");
+        let long = token("012345678901234567890123");
+        load(&sources(&[], &[&listen, &long])).unwrap();
+        let short = token("01234567890123456789012");
+        let message = refused(&[], &[&listen, &short]);
+        assert!(message.contains(&format!("{section}.token")) && message.contains("must have 24"), "{message}");
+        load(&sources(&[], &[&short])).unwrap();
+        let mut closed = sources(&[], &[&listen, &short]);
         closed.listeners.clear();
         load(&closed).unwrap();
     }
-    load(&sources(&[], &["server.listen=[::ffff:127.0.0.1]:0"])).unwrap();
-    assert!(refused(&[], &["server.token="]).contains("leave it out"));
+    assert!(refused(&[], &["runtime.listen=0.0.0.0:0"]).contains("set runtime.token"));
+    assert!(refused(&[], &["server.token="]).contains("left out"));
+}
+
+#[test]
+fn server_without_a_token_is_refused_beyond_loopback() {
+    let token_of = |flags: &[&str]| format!("{:?}", load(&sources(&[], flags)).unwrap().config.server.client_token());
+    assert_eq!(token_of(&["server.listen=0.0.0.0:0"]), "OfDataFolder");
+    assert_eq!(token_of(&["server.token=none"]), "None");
+    assert_eq!(token_of(&["server.token=none", "server.listen=[::ffff:127.0.0.1]:0"]), "None");
+    let message = refused(&[], &["server.token=none", "server.listen=0.0.0.0:0"]);
+    assert!(message.contains("server.token") && message.contains("other machines"), "{message}");
 }
 
 #[test]

@@ -24,6 +24,7 @@ pub(crate) mod resources;
 pub(crate) mod sse;
 pub(crate) mod stdio_client;
 pub(crate) mod stub_model;
+pub(crate) mod tokens;
 
 use std::{
     future::Future,

@@ -4,7 +4,7 @@ use std::{fs, net::SocketAddr, time::Duration};
 
 use super::{
     Api, DEADLINE, Value, disk::Disk, eventually, free_port, hostile::RawRequest, metrics::Scrape, processes,
-    proxy::Proxy, wait_for,
+    proxy::Proxy, tokens, wait_for,
 };
 pub(crate) use super::{
     postgres::PostgresDatabase,
@@ -106,7 +106,7 @@ impl Builder {
         }
         let (process, address) = self.start_supervisor();
         Program {
-            api: Api::new(&format!("http://{address}"), self.token.clone()),
+            api: Api::new(&format!("http://{address}"), self.client_token()),
             address,
             folder: self.folder.clone(),
             process,
@@ -149,7 +149,17 @@ impl Builder {
         let base = announced["http"].as_str().expect("`http` is a string").to_owned();
         assert_eq!(announced["pid"].as_i64(), Some(i64::from(process.pid())), "the announced pid");
         let address = base.strip_prefix("http://").and_then(|it| it.parse().ok()).expect("http://ADDR:PORT");
+        if self.token.is_none()
+            && let Some(token) = self.client_token()
+        {
+            tokens::add(address, &token);
+        }
         (process, address)
+    }
+
+    /// The configured token, else that of the data folder.
+    fn client_token(&self) -> Option<String> {
+        self.token.clone().or_else(|| tokens::of_folder(&self.folder.path().join("data")))
     }
 
     fn start_runtime(&self, token: &str) -> (Process, SocketAddr) {
@@ -249,7 +259,7 @@ impl Program {
 
     /// Scrapes its metrics, over a blocking socket.
     pub(crate) fn metrics(&self) -> Scrape {
-        scrape(self.address, self.builder.token.as_deref())
+        scrape(self.address, self.builder.client_token().as_deref())
     }
 
     /// Scrapes the metrics of the separate runtime, through the proxy if there is one.
