@@ -187,6 +187,7 @@ impl Workspaces {
         let protocol = self.carrier_of(session_id);
         let chosen = self.chosen(session_id);
         let servers = (request.mcp_servers.without_secrets(), Vec::new());
+        let tenant = request.workspace.installation_id.clone();
         let opened =
             self.ready(session_id, request.workspace.clone(), prepared, facts.clone(), protocol, servers.clone());
         let answer = once.map(|once| (once.answer_of)(&opened));
@@ -216,6 +217,10 @@ impl Workspaces {
         if let Err(cause) = services.store.create_session_with(new, deferred, key).await {
             // A session without a row could not be loaded or recovered, so its agent must not survive.
             let _ = supervised.supervisor.send(CloseSession { session_id }).await;
+            if let Some(once) = once {
+                // Fails only if the queue is full or closed; the key then expires.
+                let _ = services.store.try_release_key(&tenant, once.idempotency.key.clone(), session_id);
+            }
             return Err(store::failure(&cause));
         }
         self.mark_stored(session_id);
