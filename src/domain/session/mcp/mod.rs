@@ -171,7 +171,7 @@ mod tests {
     }
 
     #[test]
-    fn server_whose_secrets_are_lost_is_left_out_and_named() {
+    fn server_whose_secrets_are_lost_is_omitted_and_named() {
         let given = servers(
             r#"[{"name":"a","command":"x","args":[],"env":[{"name":"KEY","value":"s3cret"}]},
             {"type":"http","name":"b","url":"https://x","headers":[{"name":"Authorization","value":"s3cret"}]},
@@ -179,7 +179,9 @@ mod tests {
         );
         assert!(check(given.expose()).is_ok());
         let kept = given.without_secrets();
-        assert!(given.has_secrets() && !kept.as_str().contains("s3cret") && kept.as_str().contains("\"command\":\"x\""));
+        assert!(
+            given.has_secrets() && !kept.as_str().contains("s3cret") && kept.as_str().contains("\"command\":\"x\"")
+        );
         assert!(check(kept.as_raw()).unwrap_err().detail.contains("secretsRemoved"), "the kept form is no servers");
         let again = McpServers::of_row(kept.as_str());
         assert_eq!(again.lost(), ["a", "b"]);

@@ -93,7 +93,7 @@ fn replace(text: &mut String, with: Option<String>, place: impl Fn() -> String, 
     }
 }
 
-/// Removes every value of a list of names and values. What is no such list is removed as a whole.
+/// Removes every value of a list of names and values. A member of another form is removed as a whole.
 fn remove_values(place: &str, pairs: &mut Value, removed: &mut Vec<String>) {
     let is_list = pairs.as_array().is_some_and(|pairs| pairs.iter().all(|pair| pair["name"].is_string()));
     if !is_list {
@@ -127,7 +127,9 @@ impl Expected {
     fn after(argument: &str) -> Self {
         match argument {
             "-e" | "--env" | "-H" | "--header" | "--headers" => Self::Pair,
-            option if option.starts_with('-') && !option.contains('=') && names_credential(option) => Self::Credential,
+            option if option.starts_with('-') && !option.contains('=') && names_credential(option) => {
+                Self::Credential
+            }
             _ => Self::Anything,
         }
     }
@@ -216,7 +218,8 @@ fn without_credentials(text: &str) -> Option<String> {
         None => authority.to_owned(),
     };
     let (path, parameters) = rest.split_at(rest.find(['?', '#']).unwrap_or(rest.len()));
-    let segments: Vec<_> = path.split('/').map(|segment| if is_secret_segment(segment) { REDACTED } else { segment }).collect();
+    let segments: Vec<_> =
+        path.split('/').map(|segment| if is_secret_segment(segment) { REDACTED } else { segment }).collect();
     let mut shown = format!("{scheme}{host}{}", segments.join("/"));
     for parameter in parameters.split_inclusive(['?', '#', '&', ';']) {
         let (parameter, separator) = match parameter.char_indices().next_back() {
@@ -238,7 +241,8 @@ fn without_credentials(text: &str) -> Option<String> {
 }
 
 fn is_secret_segment(segment: &str) -> bool {
-    let is_token = segment.bytes().all(|byte| byte.is_ascii_alphanumeric() || matches!(byte, b'-' | b'_' | b'=' | b'~'));
+    let is_token =
+        segment.bytes().all(|byte| byte.is_ascii_alphanumeric() || matches!(byte, b'-' | b'_' | b'=' | b'~'));
     segment.len() >= RANDOM && is_token && has_letter_and_digit(segment)
 }
 
@@ -267,7 +271,10 @@ mod tests {
         for url in urls {
             let (server, removed) = kept(json!({"type": "http", "name": "a", "url": url, "headers": []}));
             assert!(!server.to_string().contains(secret), "{server}");
-            assert_eq!((removed, server["_meta"]["lumilink"]["secretsRemoved"].clone()), (vec!["url".to_owned()], json!(["url"])));
+            assert_eq!(
+                (removed, server["_meta"]["lumilink"]["secretsRemoved"].clone()),
+                (vec!["url".to_owned()], json!(["url"]))
+            );
         }
         let arguments: [&[&str]; 12] = [
             &["--token", "Zq7rT2wX9cV4bN6m"],
