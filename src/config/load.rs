@@ -113,7 +113,9 @@ fn add_environment(layers: &mut Layers, sources: &Sources) -> Result<(), ConfigE
             None => secret_file::read(&absolute(Path::new(value), &sources.current_folder)),
         };
         match read {
-            Ok(secret) => layers.add_secret(origin, &setting.split('.').map(str::to_owned).collect::<Vec<_>>(), &secret),
+            Ok(secret) => {
+                layers.add_secret(origin, &setting.split('.').map(str::to_owned).collect::<Vec<_>>(), &secret)
+            }
             Err(what) => problems.push(BadSetting { setting, origin, what }),
         }
     }

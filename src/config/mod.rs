@@ -14,6 +14,8 @@ mod secret_file;
 pub(crate) mod sections;
 pub(crate) mod sources;
 
+#[cfg(test)]
+pub(crate) use self::layers::SECRETS;
 pub(crate) use self::{
     client::ClientSettings,
     environment::Environment,
@@ -23,5 +25,3 @@ pub(crate) use self::{
     sections::{Config, DEFAULT_AGENT, Listener},
     sources::{Flag, Sources},
 };
-#[cfg(test)]
-pub(crate) use self::layers::SECRETS;

@@ -130,7 +130,9 @@ fn unreadable_file_of_a_secret_is_reported_with_variable_and_path() {
     std::fs::write(path("empty"), "\n").unwrap();
     std::fs::write(path("bytes"), [0xff, 0xfe]).unwrap();
     std::fs::write(path("large"), "x".repeat(70_000)).unwrap();
-    for (name, what) in [("none", "cannot be read"), ("empty", "is empty"), ("bytes", "cannot be read"), ("large", "larger")] {
+    for (name, what) in
+        [("none", "cannot be read"), ("empty", "is empty"), ("bytes", "cannot be read"), ("large", "larger")]
+    {
         let message = refused(&[("LUMILINK_WEBHOOK__SECRET_FILE", &path(name))], &[]);
         let parts = ["webhook.secret", "LUMILINK_WEBHOOK__SECRET_FILE", &path(name), what];
         assert!(parts.iter().all(|part| message.contains(part)), "{message}");

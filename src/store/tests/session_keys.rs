@@ -4,7 +4,11 @@ use uuid::Uuid;
 
 use super::fixture::*;
 use crate::{
-    domain::{ids::{InstallationId, SessionId}, redaction::RedactedJson, retention::IDEMPOTENCY_PERIOD},
+    domain::{
+        ids::{InstallationId, SessionId},
+        redaction::RedactedJson,
+        retention::IDEMPOTENCY_PERIOD,
+    },
     store::{NewSession, SessionKey, StoreError},
 };
 
