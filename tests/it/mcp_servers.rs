@@ -69,7 +69,8 @@ fn removed_mcp_secrets_are_marked_where_a_session_is_shown() {
         assert!(shown.get("mcpSecretsLost").is_none() && !shown.to_string().contains(SECRET), "{shown}");
     }
     // What is shown is no list of servers to give.
-    let refused = session.post("load", json!({"mcpServers": session.opened["mcpServers"]})).problem(400, "invalid_request");
+    let refused =
+        session.post("load", json!({"mcpServers": session.opened["mcpServers"]})).problem(400, "invalid_request");
     assert!(refused["detail"].as_str().unwrap().contains("mcpServers[0]"), "{refused}");
 }
 

@@ -7,7 +7,9 @@ use parking_lot::RwLock;
 use tokio::sync::watch;
 
 use super::{
-    messages::{AnswerPermission, CancelTurn, ChangeServers, ChangeSetting, CloseSession, EndSession, Probe, RunPrompt},
+    messages::{
+        AnswerPermission, CancelTurn, ChangeServers, ChangeSetting, CloseSession, EndSession, Probe, RunPrompt,
+    },
     session::SessionShared,
 };
 use crate::domain::ids::{SessionId, WorkspaceKey};

@@ -38,7 +38,10 @@ use crate::{
     },
     store::{StoreError, TranscriptAppend},
     telemetry::labels::PermissionAnswer,
-    transport::{AgentEvent, acp::connection::{answer_unserved, closed_in_turn}},
+    transport::{
+        AgentEvent,
+        acp::connection::{answer_unserved, closed_in_turn},
+    },
 };
 
 /// Time that the answer to a cancel waits for its write.

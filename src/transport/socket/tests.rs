@@ -27,7 +27,11 @@ use super::{
 use crate::{
     acp::numbered::{self, Numbers},
     contract::runtime::{ACKNOWLEDGED, CONNECTION_ID_HEADER, RECEIVED_HEADER, RESUMED, Resumed, close_code},
-    domain::{heartbeat::Heartbeat, session::{choices::Choices, mcp::McpServers}, turn::outcome::ErrorCode},
+    domain::{
+        heartbeat::Heartbeat,
+        session::{choices::Choices, mcp::McpServers},
+        turn::outcome::ErrorCode,
+    },
     transport::{
         acp::AcpTransport,
         pipe::{ConnectionState, FrameReceiver, Incoming, PipeLimits},
