@@ -131,6 +131,8 @@ impl Session {
             let opened = opened.map_err(|failure| this.with_credentials_named(failure));
             let outcome = opened.as_ref().map(|opened| &opened.facts);
             if route == Route::Acp {
+                let now = this.services.clock.now();
+                this.services.handshakes.record(this.shared.spec.agent_name(), outcome, took, now);
                 let counted_for = this.route_of_handshake(outcome.is_err());
                 let id = Uuid::now_v7();
                 let session_notice =
@@ -262,7 +264,8 @@ impl Session {
     pub(super) fn replace_connection(&mut self, opening: Opening, ctx: &mut Context<Self>) {
         self.was_on_fallback = self.connection_route == Route::Http;
         let is_other_route = self.connection_route != opening.route;
-        let cause = if is_other_route { "the workspace's route changed" } else { "the session got other MCP servers" };
+        let cause =
+            if is_other_route { "the workspace's route changed" } else { "the session got other MCP servers" };
         self.drop_connection(cause, ctx);
         let status = ConnectionStatus::Connecting;
         self.announce(SessionState::Starting, status);

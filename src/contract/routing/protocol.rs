@@ -125,6 +125,9 @@ pub(crate) struct TenantQuery {
 #[derive(Debug, Deserialize, ToSchema)]
 #[serde(rename_all = "camelCase", deny_unknown_fields)]
 pub(crate) struct ProtocolBody {
+    /// Name of the tenant, here or in the query; optional while only one tenant has a workspace of this name.
+    #[schema(value_type = Option<String>)]
+    pub installation_id: Option<InstallationId>,
     /// The route when the workspace is neither pinned nor rolled back.
     #[schema(value_type = Option<String>)]
     pub default_protocol: Option<Route>,
@@ -160,6 +163,9 @@ pub(crate) struct PinBody {
 #[derive(Debug, Deserialize, ToSchema)]
 #[serde(rename_all = "camelCase", deny_unknown_fields)]
 pub(crate) struct FlipBody {
+    /// Name of the tenant, here or in the query; optional while only one tenant has a workspace of this name.
+    #[schema(value_type = Option<String>)]
+    pub installation_id: Option<InstallationId>,
     /// Name of the person or program that makes the change; recorded in the audit. At most 128 characters.
     #[schema(max_length = 128)]
     pub actor: String,
