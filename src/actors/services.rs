@@ -10,6 +10,7 @@ use std::{
 };
 
 use super::handles::{
+    agent_handshakes::AgentHandshakes,
     closing::{Automate, ClosingTurns},
     folder_use::FolderUse,
     given_servers::GivenServers,
@@ -54,6 +55,8 @@ pub(crate) struct Services {
     pub closing: ClosingTurns,
     /// Agents that an earlier process left idle.
     pub left: LeftAgents,
+    /// The newest handshake with each agent.
+    pub handshakes: AgentHandshakes,
     /// MCP servers with the secrets that rows do not have.
     pub given_servers: GivenServers,
     /// Automation of the changes of turns; this version has no automation of its own.
@@ -112,6 +115,7 @@ impl Services {
             closing: ClosingTurns::default(),
             left: LeftAgents::default(),
             given_servers: GivenServers::default(),
+            handshakes: AgentHandshakes::default(),
             automate: None,
             folders: FolderUse::default(),
             storm,

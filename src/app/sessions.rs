@@ -12,6 +12,7 @@ use super::{AppError, runtime::transports};
 use crate::{
     actors::{
         handles::{
+            agent_handshakes::AgentHandshakes,
             capacity_guard::CapacityGuard,
             closing::ClosingTurns,
             folder_use::FolderUse,
@@ -88,6 +89,7 @@ pub(super) async fn start_sessions(
         closing: ClosingTurns::default(),
         left: LeftAgents::default(),
         given_servers: GivenServers::default(),
+        handshakes: AgentHandshakes::default(),
         automate: None,
         folders: FolderUse::default(),
         storm,

@@ -27,6 +27,7 @@ pub(super) fn routes(table: &mut ServiceConfig<'_>) {
         .service(sessions::read::get_diff)
         .service(sessions::read::follow_events)
         .service(sessions::prompt::get_prompt)
+        .service(sessions::prompt::list_prompts)
         .service(sessions::read::list_sessions)
         .service(sessions::read::list_workspaces)
         .service(sessions::read::list_agents)
@@ -122,7 +123,7 @@ mod tests {
     #[test]
     fn document_has_every_route_and_schema() {
         let document = document();
-        assert_eq!(document.paths.paths.len(), 46);
+        assert_eq!(document.paths.paths.len(), 47);
         let components = document.components.unwrap();
         for name in ["ACPSessionResult", "GithubAutomation", "Toast", "TranscriptNote", "Problem"] {
             assert!(components.schemas.contains_key(name), "{name}");

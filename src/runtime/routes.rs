@@ -200,9 +200,12 @@ async fn readyz(state: web::Data<RuntimeState>) -> HttpResponse {
 
 async fn status(state: web::Data<RuntimeState>) -> HttpResponse {
     let agents = &state.sockets.agents;
+    let looking = state.clone();
+    let agent_details = web::block(move || looking.sockets.agents.details()).await.unwrap_or_default();
     answer(Ok(RuntimeStatus {
         version: env!("CARGO_PKG_VERSION").to_owned(),
         agents: agents.names(),
+        agent_details,
         agent_processes: agents.running() as u64,
         max_agents: agents.max() as u64,
         held_conversations: state.sockets.conversations.away() as u64,

@@ -147,7 +147,7 @@ fn every_documented_operation_is_exercised() {
     let session = api.open("ws");
     session.completes("echo a");
     api.get("/acp/sessions").expect(200);
-    for path in ["", "/transcript", "/diff", "/explain"] {
+    for path in ["", "/prompts", "/transcript", "/diff", "/explain"] {
         session.get(path).expect(200);
     }
     let records =

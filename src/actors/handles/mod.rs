@@ -3,6 +3,7 @@
 //! Invariant: nothing here is an actor or imports one. The part that owns a handle creates it; every reader holds a
 //! clone.
 
+pub(crate) mod agent_handshakes;
 pub(crate) mod capacity_guard;
 pub(crate) mod closing;
 pub(crate) mod event_feed;

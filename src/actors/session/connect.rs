@@ -131,6 +131,8 @@ impl Session {
             let opened = opened.map_err(|failure| this.with_credentials_named(failure));
             let outcome = opened.as_ref().map(|opened| &opened.facts);
             if route == Route::Acp {
+                let now = this.services.clock.now();
+                this.services.handshakes.record(this.shared.spec.agent_name(), outcome, took, now);
                 let counted_for = this.route_of_handshake(outcome.is_err());
                 let id = Uuid::now_v7();
                 let session_notice =

@@ -264,7 +264,8 @@ impl Session {
         self.disarm_idle_timer(ctx);
         let idle = self.services.settings.idle_timeout;
         self.idle_timer = Some(ctx.run_later(idle, |this, ctx| {
-            if this.services.closing.get(this.shared.spec.session_id).is_some() {
+            // The request has a limit of its own, which may be later than that of the agent's work.
+            if this.services.closing.get(this.shared.spec.session_id).is_some() || this.permissions.is_waiting() {
                 return this.arm_idle_timer(ctx);
             }
             if this.outside.is_working() {

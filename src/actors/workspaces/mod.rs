@@ -187,6 +187,7 @@ impl Workspaces {
         let protocol = self.carrier_of(session_id);
         let chosen = self.chosen(session_id);
         let servers = (request.mcp_servers.without_secrets(), Vec::new());
+        let tenant = request.workspace.installation_id.clone();
         let opened =
             self.ready(session_id, request.workspace.clone(), prepared, facts.clone(), protocol, servers.clone());
         let answer = once.map(|once| (once.answer_of)(&opened));
@@ -214,8 +215,7 @@ impl Workspaces {
             SessionKey { key, body_hash, answer }
         });
         if let Err(cause) = services.store.create_session_with(new, deferred, key).await {
-            // A session without a row could not be loaded or recovered, so its agent must not survive.
-            let _ = supervised.supervisor.send(CloseSession { session_id }).await;
+            self.abandon(&supervised, session_id, &tenant, once).await;
             return Err(store::failure(&cause));
         }
         self.mark_stored(session_id);
@@ -228,6 +228,22 @@ impl Workspaces {
             services.store.update_session(change).await.map_err(|cause| store::failure(&cause))?;
         }
         Ok((opened, answer))
+    }
+
+    /// Ends a session whose row could not be written, and releases the key with which it was opened.
+    async fn abandon(
+        &self,
+        supervised: &Supervised,
+        session_id: SessionId,
+        tenant: &InstallationId,
+        once: Option<&OpenOnce>,
+    ) {
+        // A session without a row could not be loaded or recovered, so its agent must not survive.
+        let _ = supervised.supervisor.send(CloseSession { session_id }).await;
+        if let Some(once) = once {
+            // Fails only if the queue is full or closed; the key then expires.
+            let _ = self.0.services.store.try_release_key(tenant, once.idempotency.key.clone(), session_id);
+        }
     }
 
     /// Loads a session that is not live; returns the facts of one that is. `given` replaces the session's MCP servers: one

@@ -12,7 +12,7 @@ use crate::{
         FlipBody, PinInfo, ProtocolBody, RecoveryInfo, RollbackInfo, TenantQuery, WindowInfo, WorkspaceProtocol,
     },
     domain::{
-        ids::{WorkspaceId, WorkspaceKey},
+        ids::{InstallationId, WorkspaceId, WorkspaceKey},
         redaction::Redacted,
         routing::{Attribution, Initiator, success_window::WindowFigures},
         turn::outcome::{ErrorCode, Failure},
@@ -77,7 +77,7 @@ pub(crate) async fn put_protocol(
         let detail = "give at least one of defaultProtocol, migrationEnabled, autoRollout and pin";
         return Err(ApiError::new(ErrorCode::InvalidRequest, detail));
     }
-    let key = workspace_key(&state, &id, query.into_inner()).await?;
+    let key = workspace_key(&state, &id, tenant_of(query.into_inner(), body.installation_id)?).await?;
     change(&state, key, ChangeRoute { changes, attribution, run_id: None }).await
 }
 
@@ -131,7 +131,7 @@ async fn flip(
 ) -> Result<web::Json<WorkspaceProtocol>, ApiError> {
     let body: FlipBody = parse_body(body)?;
     let attribution = attribution(&body.actor, &body.reason, body.initiated_by)?;
-    let key = workspace_key(state, id, query).await?;
+    let key = workspace_key(state, id, tenant_of(query, body.installation_id)?).await?;
     change(state, key, ChangeRoute { changes: vec![flip], attribution, run_id: None }).await
 }
 
@@ -170,6 +170,17 @@ pub(crate) fn attribution(actor: &str, reason: &str, initiator: Option<Initiator
     }
     let actor = checked("actor", actor, MAX_ACTOR_CHARS)?;
     Ok(Attribution { initiator, actor, reason: checked("reason", reason, MAX_REASON_CHARS)? })
+}
+
+/// The tenant of a change, from the query or the body.
+fn tenant_of(query: TenantQuery, body: Option<InstallationId>) -> Result<TenantQuery, ApiError> {
+    match (&query.installation_id, &body) {
+        (Some(one), Some(other)) if one != other => {
+            let detail = "installationId: the query and the body name different tenants";
+            Err(ApiError::new(ErrorCode::InvalidRequest, detail))
+        }
+        _ => Ok(TenantQuery { installation_id: query.installation_id.or(body) }),
+    }
 }
 
 /// The workspace of the tenant, or the only one of this name.

@@ -152,8 +152,9 @@ pub(crate) fn state_of(state: &HttpState, row: &SessionRow) -> SessionState {
     row.state.at_age(now.since(row.last_used), Duration::from_secs(state.config.session.max_age_s))
 }
 
-/// Brings back a session that is not live, with the agent's own memory or with the conversation as context. Never refused
-/// for lack of seats. A live session changes only if `mcpServers` differ from its own: its agent is then replaced, at once
+/// Brings back a session that is not live.
+///
+/// The agent has its own memory of it, or gets the conversation as context. Never refused for lack of seats. A live session changes only if `mcpServers` differ from its own: its agent is then replaced, at once
 /// or, while it works, ahead of the next prompt.
 #[utoipa::path(
     tag = "sessions",

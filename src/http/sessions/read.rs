@@ -5,19 +5,19 @@ use serde_json::value::RawValue;
 
 use super::{state_of, stream};
 use crate::{
-    actors::handles::event_feed::ReadFrom,
+    actors::handles::{agent_handshakes::LastHandshake, event_feed::ReadFrom},
     contract::{
         events::SessionStream,
         lists::{
-            AgentItem, EventsQuery, From, Page, SessionQuery, TranscriptItem, TranscriptPage, TranscriptQuery,
-            WorkspaceItem, WorkspaceQuery,
+            AgentHandshake, AgentItem, EventsQuery, From, Page, SessionQuery, TranscriptItem, TranscriptPage,
+            TranscriptQuery, WorkspaceItem, WorkspaceQuery,
         },
         runtime::WorkspaceDiff,
         session::{FailureInfo, Mode, SessionInfo, WaitingPermission},
     },
     domain::{
         ids::SessionId,
-        redaction::RedactedJson,
+        redaction::{Redacted, RedactedJson},
         session::{
             choices::{Chosen, Offers},
             lifecycle::SessionMode,
@@ -309,7 +309,7 @@ pub(crate) async fn list_workspaces(
     Ok(web::Json(Page { items: items.collect(), next_cursor }))
 }
 
-/// Lists the configured agents.
+/// Lists the configured agents, with what is known about each.
 #[utoipa::path(
     tag = "workspaces",
     responses(
@@ -320,8 +320,31 @@ pub(crate) async fn list_workspaces(
 #[get("/acp/agents")]
 pub(crate) async fn list_agents(state: web::Data<HttpState>) -> Result<web::Json<Page<AgentItem>>, ApiError> {
     let status = state.workspaces.workspace_client().status().await?;
-    let item = |(index, name)| AgentItem { name, is_default: index == 0 };
+    let handshakes = &state.workspaces.services().handshakes;
+    let item = |(index, name): (usize, String)| {
+        let details = status.agent_details.iter().find(|it| it.name == name);
+        AgentItem {
+            is_default: index == 0,
+            program: details.map(|it| it.program.clone()),
+            is_installed: details.and_then(|it| it.is_installed),
+            has_oneshot: details.is_some_and(|it| it.has_oneshot),
+            last_handshake: handshakes.of(&name).map(handshake),
+            name,
+        }
+    };
     Ok(web::Json(Page { items: status.agents.into_iter().enumerate().map(item).collect(), next_cursor: None }))
+}
+
+fn handshake(last: LastHandshake) -> AgentHandshake {
+    let failure = last
+        .failure
+        .map(|it| FailureInfo { code: it.code.as_str().to_owned(), detail: Redacted::new(&it.detail).into_string() });
+    AgentHandshake {
+        at: last.at,
+        took_ms: u64::try_from(last.took.as_millis()).unwrap_or(u64::MAX),
+        failure,
+        agent_facts: last.facts.map(RedactedJson::into_raw),
+    }
 }
 
 #[cfg(test)]

@@ -12,7 +12,7 @@ use self::outcomes::OutcomeCount;
 use super::{
     Store, StoreError, automation,
     engine::{
-        columns::{self, clean, clean_option},
+        columns::{self, Cursor, Page, clean, clean_option, page_of},
         connection::{AnyConnection, Cached, Update, execute},
         room::Room,
         writer::{Job, Outage, WriteTx},
@@ -116,6 +116,13 @@ pub(crate) struct PromptRow {
     pub initiator: TurnInitiator,
     /// The number of the agent's last message that the end of the turn covers; 0 if it is unknown.
     pub settled_seq: u64,
+}
+
+impl PromptRow {
+    /// The position of this row in [`Store::list_turns`].
+    pub(crate) fn cursor(&self) -> Cursor {
+        Cursor { created: self.accepted, id: self.prompt_id.to_string() }
+    }
 }
 
 /// The part of a turn's end that a write records.
@@ -522,6 +529,17 @@ impl Store {
                 .first(connection)
                 .optional()?;
             newest.map(Record::read).transpose()
+        })
+        .await
+    }
+
+    /// Reads a page of the turns of a session, newest first. Cancel-safe.
+    pub(crate) async fn list_turns(&self, session_id: SessionId, page: Page) -> Result<Vec<PromptRow>, StoreError> {
+        self.read(move |connection| {
+            let rows = prompts::table.filter(prompts::session_id.eq(session_id.to_string())).into_boxed();
+            let records: Vec<Record> =
+                page_of!(rows, page, prompts::accepted_us, prompts::prompt_id).load(connection)?;
+            records.into_iter().map(Record::read).collect()
         })
         .await
     }

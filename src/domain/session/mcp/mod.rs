@@ -171,7 +171,7 @@ mod tests {
     }
 
     #[test]
-    fn server_whose_secrets_are_lost_is_left_out_and_named() {
+    fn server_whose_secrets_are_lost_is_omitted_and_named() {
         let given = servers(
             r#"[{"name":"a","command":"x","args":[],"env":[{"name":"KEY","value":"s3cret"}]},
             {"type":"http","name":"b","url":"https://x","headers":[{"name":"Authorization","value":"s3cret"}]},

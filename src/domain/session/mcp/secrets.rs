@@ -93,7 +93,7 @@ fn replace(text: &mut String, with: Option<String>, place: impl Fn() -> String, 
     }
 }
 
-/// Removes every value of a list of names and values. What is no such list is removed as a whole.
+/// Removes every value of a list of names and values. A member of another form is removed as a whole.
 fn remove_values(place: &str, pairs: &mut Value, removed: &mut Vec<String>) {
     let is_list = pairs.as_array().is_some_and(|pairs| pairs.iter().all(|pair| pair["name"].is_string()));
     if !is_list {
