@@ -67,7 +67,10 @@ impl Reloader {
         let mut reloaded = changes(&self.current, &loaded);
         reloaded.retain(|name| self.applies(name) && name != SERVER_TOKEN);
         match self.reload_client_token(&loaded) {
-            Ok(true) => reloaded.push(SERVER_TOKEN.to_owned()),
+            Ok(true) => {
+                reloaded.push(SERVER_TOKEN.to_owned());
+                reloaded.sort();
+            }
             Ok(false) => {}
             Err(cause) => {
                 tracing::error!(marker = "[ACP]", %cause, "configuration not reloaded; the old settings remain");

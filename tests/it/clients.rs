@@ -90,7 +90,8 @@ fn generated_typescript_client_compiles_and_runs_a_session() {
     succeeds(npm("openapi-typescript/bin/cli.js").arg(&document).arg("-o").arg(folder.join("schema.d.ts")));
     succeeds(npm("typescript/bin/tsc").arg("-p").arg(folder));
     let session = folder.join("session.ts");
-    let text = succeeds(Command::new(node()).arg("--no-warnings").arg(session).args([program.api.base(), token(&program)]));
+    let text =
+        succeeds(Command::new(node()).arg("--no-warnings").arg(session).args([program.api.base(), token(&program)]));
     assert!(text.contains("session closed"), "{text}");
 }
 
@@ -112,7 +113,8 @@ fn generated_python_client_type_checks_and_runs_a_session() {
             .current_dir(folder),
     );
     succeeds(python("mypy").args(["--cache-dir", "mypy-cache", "session.py"]).current_dir(folder));
-    let text = succeeds(python("python").arg("session.py").args([program.api.base(), token(&program)]).current_dir(folder));
+    let text =
+        succeeds(python("python").arg("session.py").args([program.api.base(), token(&program)]).current_dir(folder));
     assert!(text.contains("session closed"), "{text}");
 }
 

@@ -42,7 +42,11 @@ fn head_is_answered_as_get_without_the_body() {
         |route| program.metrics().sum("lumilink_http_requests_total", &[("method", "HEAD"), ("route", route)]);
     assert_eq!((requests("/livez"), requests("/acp/session/{id}")), (1.0, 1.0));
     // The connection of a HEAD to a stream takes the next request.
-    let events = format!("HEAD /acp/session/{}/events HTTP/1.1\r\nHost: localhost\r\n\r\n", session.id);
+    let token = tokens::of(program.address).expect("the program made a token");
+    let events = format!(
+        "HEAD /acp/session/{}/events HTTP/1.1\r\nHost: localhost\r\nAuthorization: Bearer {token}\r\n\r\n",
+        session.id
+    );
     let both = exchange(
         program.address,
         format!("{events}GET /livez HTTP/1.1\r\nHost: localhost\r\nConnection: close\r\n\r\n").as_bytes(),

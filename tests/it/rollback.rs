@@ -172,7 +172,7 @@ fn fr_007_workspace_can_be_rolled_back_pinned_and_restored_manually() {
     ] {
         assert_eq!(flip("rollback", body).status, 400, "{why}");
     }
-    flip("rollback", json!({"actor": "a", "reason": "r", "installationId": "x"})).problem(400, "invalid_request");
+    flip("rollback", json!({"actor": "a", "reason": "r", "tenant": "x"})).problem(400, "invalid_request");
     session.api.get("/acp/workspaces/unknown/protocol").problem(404, "not_found");
 }
 

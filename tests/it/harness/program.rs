@@ -89,7 +89,8 @@ impl Builder {
     /// Keeps its data on a disk that the test can fill.
     pub(crate) fn disk(mut self, disk: Disk) -> Self {
         self.disk = Some(disk);
-        self
+        // The disk may be mounted for the program alone, with the token that it makes.
+        self.token("token-of-a-small-disk-0123456789")
     }
 
     /// Starts the program and waits until it has announced its address.
