@@ -27,7 +27,7 @@
 //!
 //! | floor | folders |
 //! |---|---|
-//! | 9 | `main.rs`: arguments, command, exit code |
+//! | 9 | `main.rs`: arguments, command, exit code, allocator |
 //! | 8 | [`commands`]: one file per subcommand, each with its own rendering |
 //! | 7 | [`app`]: one file per area with `start_*` and `stop` functions, called in order by `start.rs` and `stop.rs`; the command `demo` |
 //! | 6 | [`http`]: the public API · [`runtime`]: the container side · [`demo_agent`] · [`client`]: our own HTTP client |

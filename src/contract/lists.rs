@@ -1,6 +1,6 @@
 //! Lists of the API: pages, their entries and their filters.
 
-use serde::{Deserialize, Serialize};
+use serde::{Deserialize, Deserializer, Serialize, de::Error};
 use serde_json::value::RawValue;
 use utoipa::{IntoParams, ToSchema};
 
@@ -133,6 +133,24 @@ pub(crate) struct AgentHandshake {
     pub agent_facts: Option<Box<RawValue>>,
 }
 
+/// States of sessions, separated by commas; none: every state.
+#[derive(Debug, Clone, Default)]
+pub(crate) struct SessionStates(pub Vec<SessionState>);
+
+impl<'de> Deserialize<'de> for SessionStates {
+    fn deserialize<D: Deserializer<'de>>(from: D) -> Result<Self, D::Error> {
+        let text = String::deserialize(from)?;
+        let state = |name: &str| {
+            let unknown = || {
+                let known: Vec<_> = SessionState::ALL.into_iter().map(SessionState::as_str).collect();
+                D::Error::custom(format!("unknown state {name:?}, expected some of {}", known.join(", ")))
+            };
+            SessionState::from_name(name).ok_or_else(unknown)
+        };
+        text.split(',').map(state).collect::<Result<_, _>>().map(Self)
+    }
+}
+
 /// Filters of `GET /acp/sessions`.
 #[derive(Debug, Deserialize, IntoParams)]
 #[serde(rename_all = "camelCase", deny_unknown_fields)]
@@ -144,8 +162,10 @@ pub(crate) struct SessionQuery {
     pub workspace_id: Option<WorkspaceId>,
     /// Only entries of this user.
     pub user_id: Option<UserId>,
-    /// Only entries in this state.
-    pub state: Option<SessionState>,
+    /// Only entries in one of these states, separated by commas.
+    #[serde(default)]
+    #[param(value_type = Option<Vec<SessionState>>, style = Form, explode = false)]
+    pub state: SessionStates,
     /// Most entries on the page, 1 to `limits.page_entries`; 50 by default.
     #[param(minimum = 1, maximum = 1000)]
     pub limit: Option<usize>,

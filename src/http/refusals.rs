@@ -54,6 +54,8 @@ codes! {
     OfKey = IdempotencyMismatch;
     /// The permission request is not pending.
     OfPermission = PermissionNotPending;
+    /// No tenant is named, and several have a workspace of this name.
+    OfWorkspace = AmbiguousWorkspace;
     /// The route of a workspace cannot be read or changed.
     OfRoute = AmbiguousWorkspace RouteChanged RuntimeUnavailable Draining;
     /// The route of a fleet cannot be changed.

@@ -30,6 +30,7 @@ pub(super) fn routes(table: &mut ServiceConfig<'_>) {
         .service(sessions::prompt::list_prompts)
         .service(sessions::read::list_sessions)
         .service(sessions::read::list_workspaces)
+        .service(sessions::read::get_workspace)
         .service(sessions::read::list_agents)
         .service(routing::protocol::get_protocol)
         .service(routing::protocol::put_protocol)
@@ -123,7 +124,7 @@ mod tests {
     #[test]
     fn document_has_every_route_and_schema() {
         let document = document();
-        assert_eq!(document.paths.paths.len(), 47);
+        assert_eq!(document.paths.paths.len(), 48);
         let components = document.components.unwrap();
         for name in ["ACPSessionResult", "GithubAutomation", "Toast", "TranscriptNote", "Problem"] {
             assert!(components.schemas.contains_key(name), "{name}");

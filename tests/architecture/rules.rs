@@ -133,6 +133,7 @@ fn allowed(outside: &str) -> Option<Allowed> {
         "actix_http" => Only(&["runtime/socket/mod.rs"]),
         "actix_web_actors" => Only(&["http/notifications/socket.rs", "runtime/socket/mod.rs"]),
         "clap" => From(8),
+        "mimalloc" => Only(&["main.rs"]),
         _ => return None,
     })
 }

@@ -268,6 +268,7 @@ fn every_required_route_is_documented() {
         ("GET", "/acp/session/{id}/events"),
         ("GET", "/acp/prompt/{id}"),
         ("GET", "/acp/health"),
+        ("GET", "/acp/workspaces/{id}"),
         ("GET", "/acp/workspaces/{id}/protocol"),
         ("PUT", "/acp/workspaces/{id}/protocol"),
         ("POST", "/acp/workspaces/{id}/rollback"),

@@ -234,3 +234,18 @@ fn a_second_agent_is_chosen_by_its_name() {
     let workspaces = program.api.get("/acp/workspaces").expect(200);
     assert!(!workspaces.to_string().contains("never"), "a refused request leaves no workspace: {workspaces}");
 }
+
+#[test]
+fn single_workspace_is_read_by_its_name_and_its_tenant() {
+    let program = Program::start();
+    program.api.open("ws");
+    let read = |query: &str| program.api.get(&format!("/acp/workspaces/ws{query}"));
+    let workspace = read("").expect(200);
+    assert_eq!((&workspace["workspaceId"], &workspace["installationId"]), (&json!("ws"), &json!("tenant-1")));
+    assert!(workspace["path"].is_string(), "{workspace}");
+    program.api.open_with(json!({"workspaceId": "ws", "installationId": "tenant-2"}));
+    read("").problem(409, "ambiguous_workspace");
+    assert_eq!(read("?installationId=tenant-2").expect(200)["installationId"], "tenant-2");
+    read("?installationId=tenant-3").problem(404, "not_found");
+    program.api.get("/acp/workspaces/other").problem(404, "not_found");
+}

@@ -21,9 +21,8 @@ use crate::{
         HttpState,
         problem::ApiError,
         refusals::{OfRoute, Problems},
-        request::{Body, Query, parse_body, run_to_completion},
+        request::{Body, Query, find_workspace, parse_body, run_to_completion},
     },
-    store::{Page, WorkspaceFilter},
 };
 
 /// Route of a workspace, with its success window and its recovery.
@@ -185,15 +184,7 @@ fn tenant_of(query: TenantQuery, body: Option<InstallationId>) -> Result<TenantQ
 
 /// The workspace of the tenant, or the only one of this name.
 pub(crate) async fn workspace_key(state: &HttpState, id: &str, query: TenantQuery) -> Result<WorkspaceKey, ApiError> {
-    let unknown = || ApiError::new(ErrorCode::NotFound, "no workspace with this id");
-    let workspace_id = id.parse().map_err(|_| unknown())?;
-    let filter = WorkspaceFilter { installation_id: query.installation_id, workspace_id: Some(workspace_id) };
-    let found = state.workspaces.services().store.list_workspaces(filter, Page { limit: 2, after: None }).await?;
-    match found.as_slice() {
-        [] => Err(unknown()),
-        [row] => Ok(row.key.clone()),
-        _ => Err(ApiError::new(ErrorCode::AmbiguousWorkspace, "several tenants have a workspace of this name")),
-    }
+    Ok(find_workspace(state, id, query).await?.key)
 }
 
 fn protocol(key: WorkspaceKey, view: RouteView, figures: WindowFigures) -> WorkspaceProtocol {

@@ -9,14 +9,15 @@ use crate::{
     contract::{
         events::SessionStream,
         lists::{
-            AgentHandshake, AgentItem, EventsQuery, From, Page, SessionQuery, TranscriptItem, TranscriptPage,
-            TranscriptQuery, WorkspaceItem, WorkspaceQuery,
+            AgentHandshake, AgentItem, EventsQuery, From, Page, SessionQuery, SessionStates, TranscriptItem,
+            TranscriptPage, TranscriptQuery, WorkspaceItem, WorkspaceQuery,
         },
+        routing::protocol::TenantQuery,
         runtime::WorkspaceDiff,
         session::{FailureInfo, Mode, SessionInfo, WaitingPermission},
     },
     domain::{
-        ids::SessionId,
+        ids::{SessionId, WorkspaceId},
         redaction::{Redacted, RedactedJson},
         session::{
             choices::{Chosen, Offers},
@@ -28,10 +29,10 @@ use crate::{
     http::{
         HttpState,
         problem::ApiError,
-        refusals::{OfRuntime, OfSession, Problems},
-        request::{Query, find_session, page, page_size, path_id},
+        refusals::{OfRuntime, OfSession, OfWorkspace, Problems},
+        request::{Query, find_session, find_workspace, page, page_size, path_id},
     },
-    store::{self, SessionFilter, SessionRow, TranscriptRow, WorkspaceFilter},
+    store::{self, SessionFilter, SessionRow, TranscriptRow, WorkspaceFilter, WorkspaceRow},
 };
 
 /// The most pages of rows read for one page of sessions in a given state.
@@ -253,10 +254,11 @@ pub(crate) async fn list_sessions(
     state: web::Data<HttpState>,
     query: Query<SessionQuery>,
 ) -> Result<web::Json<Page<SessionInfo>>, ApiError> {
-    let SessionQuery { installation_id, workspace_id, user_id, state: wanted, limit, cursor } = query.into_inner();
+    let SessionQuery { installation_id, workspace_id, user_id, state: SessionStates(wanted), limit, cursor } =
+        query.into_inner();
     let mut page = page(&state, limit, cursor)?;
     let limit = page.limit;
-    let states = wanted.map_or_else(Vec::new, |wanted| wanted.kept_as().to_vec());
+    let states = wanted.iter().flat_map(|wanted| wanted.kept_as()).copied().collect();
     let filter = SessionFilter { installation_id, workspace_id, user_id, states };
     let mut items = Vec::new();
     let mut next_cursor = None;
@@ -266,9 +268,8 @@ pub(crate) async fn list_sessions(
         let rows = state.workspaces.services().store.list_sessions(filter.clone(), page.clone()).await?;
         let more = rows.len() == page.limit;
         let last = rows.last().map(|row| row.cursor());
-        items.extend(
-            rows.into_iter().map(|row| info(&state, row, false)).filter(|it| wanted.is_none_or(|w| w == it.state)),
-        );
+        let is_wanted = |it: &SessionInfo| wanted.is_empty() || wanted.contains(&it.state);
+        items.extend(rows.into_iter().map(|row| info(&state, row, false)).filter(is_wanted));
         next_cursor = last.filter(|_| more);
         if items.len() == limit || next_cursor.is_none() {
             break;
@@ -297,7 +298,29 @@ pub(crate) async fn list_workspaces(
     let filter = WorkspaceFilter { installation_id, workspace_id };
     let rows = state.workspaces.services().store.list_workspaces(filter, page).await?;
     let next_cursor = if rows.len() < limit { None } else { rows.last().map(|row| row.cursor().to_string()) };
-    let items = rows.into_iter().map(|row| WorkspaceItem {
+    Ok(web::Json(Page { items: rows.into_iter().map(workspace_item).collect(), next_cursor }))
+}
+
+/// The workspace as it is now.
+#[utoipa::path(
+    tag = "workspaces",
+    params(("id" = WorkspaceId, Path, description = "workspaceId"), TenantQuery),
+    responses(
+        (status = 200, description = "The workspace", body = WorkspaceItem),
+        Problems<OfWorkspace>,
+    )
+)]
+#[get("/acp/workspaces/{id}")]
+pub(crate) async fn get_workspace(
+    state: web::Data<HttpState>,
+    id: web::Path<String>,
+    query: Query<TenantQuery>,
+) -> Result<web::Json<WorkspaceItem>, ApiError> {
+    Ok(web::Json(workspace_item(find_workspace(&state, &id, query.into_inner()).await?)))
+}
+
+fn workspace_item(row: WorkspaceRow) -> WorkspaceItem {
+    WorkspaceItem {
         installation_id: row.key.installation_id,
         workspace_id: row.key.workspace_id,
         repository: row.repository,
@@ -305,8 +328,7 @@ pub(crate) async fn list_workspaces(
         permission_policy: row.permission_policy,
         created_at: row.created.to_string(),
         last_used_at: row.last_used.to_string(),
-    });
-    Ok(web::Json(Page { items: items.collect(), next_cursor }))
+    }
 }
 
 /// Lists the configured agents, with what is known about each.

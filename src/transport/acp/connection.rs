@@ -2,6 +2,7 @@
 
 use std::{
     borrow::Cow,
+    collections::BTreeMap,
     pin::Pin,
     sync::Arc,
     task::{Context, Poll},
@@ -221,12 +222,12 @@ struct PromptParams<'a> {
     session_id: &'a str,
     prompt: &'a [Box<RawValue>],
     #[serde(rename = "_meta")]
-    meta: serde_json::Value,
+    meta: BTreeMap<&'static str, PromptMeta>,
 }
 
 impl AgentSession for Link {
     fn prompt(&mut self, call: u64, turn: TurnRequest<'_>) -> Result<(), SendError> {
-        let meta = json!({META_KEY: PromptMeta { prompt_id: turn.prompt_id }});
+        let meta = BTreeMap::from([(META_KEY, PromptMeta { prompt_id: turn.prompt_id })]);
         let blocks = turn.prompt.with_context(turn.context, self.takes);
         let params = PromptParams { session_id: &self.session_id, prompt: &blocks, meta };
         self.to_agent.try_send(jsonrpc::request(call, agent_method::SESSION_PROMPT, params))
