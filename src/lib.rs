@@ -27,7 +27,7 @@
 //!
 //! | floor | folders |
 //! |---|---|
-//! | 9 | `main.rs`: arguments, command, exit code |
+//! | 9 | `main.rs`: arguments, command, exit code, allocator |
 //! | 8 | [`commands`]: one file per subcommand, each with its own rendering |
 //! | 7 | [`app`]: one file per area with `start_*` and `stop` functions, called in order by `start.rs` and `stop.rs`; the command `demo` |
 //! | 6 | [`http`]: the public API · [`runtime`]: the container side · [`demo_agent`] · [`client`]: our own HTTP client |
@@ -78,6 +78,7 @@
 //! | work of an agent outside a turn | `domain/session/background.rs` decides, `actors/session/background.rs` applies, `actors/session/woken.rs` records |
 //! | the agent of a killed supervisor is found again | `actors/session/adoption.rs`, called by `app/sessions.rs` (running turns, background) and `actors/workspaces/mod.rs` (loads) |
 //! | mode, model and options survive the agent | `domain/session/choices.rs` decides, `actors/session/choices.rs` keeps them, `transport/acp/reapply.rs` sets them in a fresh agent |
+//! | secrets of MCP servers survive the agent | `actors/handles/given_servers.rs` keeps them, `domain/session/mcp` removes them from the row, `actors/session/mcp_servers.rs` replaces servers and reports lost ones |
 //! | an idle session hibernates | `actors/session/mod.rs` stops it (`EndCause::Idle`), `actors/workspaces/supervisor.rs` writes `Hibernated` |
 //! | a notification subscriber is evicted | `actors/handles/subscriber.rs` (queue full, stalled), `http/notifications/socket.rs` (malformed frame, silent, expired) |
 //! | a peer is pinged and counts as dead | `domain/heartbeat.rs` |

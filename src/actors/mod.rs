@@ -15,6 +15,7 @@
 //! | http | `CancelTurn` | session | once the request is on disk, or after 1 s: `true` if a turn was running | the caller waits |
 //! | http | `AnswerPermission` | session | once the agent has the answer, or an error | the caller waits |
 //! | http | `ChangeSetting` | session | the agent's answer | the caller waits |
+//! | workspaces | `ChangeServers` | session | once a fresh agent has the servers; at once while the agent works | the caller waits |
 //! | supervisor | `EndSession` | session | none; `SessionEnded` follows | a task waits |
 //! | supervisor | `Probe` | session | empty; a missing reply means that the session is stuck | waits; the wait counts as silence |
 //! | session's guard | `SessionEnded` | supervisor (64) | none | own slot |

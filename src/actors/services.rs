@@ -10,8 +10,10 @@ use std::{
 };
 
 use super::handles::{
+    agent_handshakes::AgentHandshakes,
     closing::{Automate, ClosingTurns},
     folder_use::FolderUse,
+    given_servers::GivenServers,
     index::SessionIndex,
     left_agents::LeftAgents,
     rollback_storm::Storm,
@@ -53,6 +55,10 @@ pub(crate) struct Services {
     pub closing: ClosingTurns,
     /// Agents that an earlier process left idle.
     pub left: LeftAgents,
+    /// The newest handshake with each agent.
+    pub handshakes: AgentHandshakes,
+    /// MCP servers with the secrets that rows do not have.
+    pub given_servers: GivenServers,
     /// Automation of the changes of turns; this version has no automation of its own.
     pub automate: Option<Arc<dyn Automate>>,
     /// Keeps the removal of folders and their use apart.
@@ -108,6 +114,8 @@ impl Services {
             index: SessionIndex::default(),
             closing: ClosingTurns::default(),
             left: LeftAgents::default(),
+            given_servers: GivenServers::default(),
+            handshakes: AgentHandshakes::default(),
             automate: None,
             folders: FolderUse::default(),
             storm,

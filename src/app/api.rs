@@ -1,6 +1,9 @@
 //! The public API, and the driver of the migrations that it starts.
 
-use std::net::TcpListener;
+use std::{
+    net::TcpListener,
+    path::{Path, PathBuf},
+};
 
 use tokio::task::JoinHandle;
 
@@ -9,21 +12,25 @@ use crate::{
     actors::migrations::Migrations,
     config::Config,
     http::{self, ApiState, EmbeddedListener, RunningHttp},
+    process::local_server,
     runtime::{self, EmbeddedRuntime},
     telemetry::watchdog::Watchdog,
 };
 
 pub(super) struct HttpHandle {
     running: RunningHttp,
+    data_dir: PathBuf,
 }
 
-/// Starts the server of the API on its bound address, which also serves the routes of an embedded runtime.
+/// Starts the server of the API on its bound address, which also serves the routes of an embedded runtime. Records the
+/// address in the data folder for commands of this machine.
 pub(super) fn start_http(
     config: &Config,
     state: ApiState,
     watchdog: Watchdog,
     embedded: Option<EmbeddedRuntime>,
     listener: TcpListener,
+    data_dir: &Path,
 ) -> Result<HttpHandle, AppError> {
     let beside = embedded.map(|embedded| EmbeddedListener {
         routes: embedded.routes(),
@@ -32,7 +39,9 @@ pub(super) fn start_http(
     });
     let running = http::serve(state, config, watchdog, beside, listener)
         .map_err(AppError::io(format!("server.listen {}", config.server.listen)))?;
-    Ok(HttpHandle { running })
+    local_server::record(data_dir, running.address)
+        .map_err(AppError::io(format!("data folder {}", data_dir.display())))?;
+    Ok(HttpHandle { running, data_dir: data_dir.to_owned() })
 }
 
 impl HttpHandle {
@@ -43,6 +52,7 @@ impl HttpHandle {
     /// Answers the requests that are under way, and closes the listeners.
     pub(super) async fn stop(self) {
         self.running.handle.stop(true).await;
+        local_server::forget(&self.data_dir);
     }
 }
 

@@ -4,6 +4,7 @@
 //!
 //! Invariant: no other module names all the parts. A part gets what it needs as a value; none looks for another.
 
+mod access;
 mod api;
 mod backup;
 mod demo;

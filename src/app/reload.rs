@@ -2,14 +2,17 @@
 
 use std::sync::Arc;
 
-use secrecy::SecretString;
+use secrecy::{ExposeSecret, SecretString};
 
+use super::{AppError, access::client_token};
 use crate::{
     config::{self, Config, Loaded, Reloadable, Sources, changes::changes},
     domain::redaction::known,
     telemetry::logging::LogFilter,
     webhook::{Poster, Signer},
 };
+
+const SERVER_TOKEN: &str = "server.token";
 
 /// The sources of the configuration, which a reload reads again, and the log whose filter it changes.
 #[derive(Debug, Clone)]
@@ -62,8 +65,19 @@ impl Reloader {
         };
         known::hide(loaded.credentials());
         let mut reloaded = changes(&self.current, &loaded);
-        reloaded.retain(|name| self.applies(name));
-        for name in &reloaded {
+        reloaded.retain(|name| self.applies(name) && name != SERVER_TOKEN);
+        match self.reload_client_token(&loaded) {
+            Ok(true) => {
+                reloaded.push(SERVER_TOKEN.to_owned());
+                reloaded.sort();
+            }
+            Ok(false) => {}
+            Err(cause) => {
+                tracing::error!(marker = "[ACP]", %cause, "configuration not reloaded; the old settings remain");
+                return;
+            }
+        }
+        for name in reloaded.iter().filter(|name| *name != SERVER_TOKEN) {
             if let Err(cause) = self.apply(name, &loaded.config, log) {
                 tracing::error!(marker = "[ACP]", setting = name, %cause, "setting not reloaded");
             }
@@ -84,7 +98,7 @@ impl Reloader {
         let targets = &self.targets;
         match name {
             "log.level" => true,
-            "server.token" => targets.server_token.is_some(),
+            SERVER_TOKEN => targets.server_token.is_some(),
             "runtime.token" => targets.runtime_token.is_some(),
             "webhook.secret" | "webhook.previous_secret" => targets.poster.is_some(),
             name if name.starts_with("github.blocked_repositories") => targets.blocked_repositories.is_some(),
@@ -92,12 +106,24 @@ impl Reloader {
         }
     }
 
+    /// Replaces the token of the API, also by that of the data folder, whose file may have changed or be gone: then it is made
+    /// again. Returns whether it differs from the current one.
+    fn reload_client_token(&self, loaded: &Loaded) -> Result<bool, AppError> {
+        let Some(target) = &self.targets.server_token else { return Ok(false) };
+        let token = client_token(loaded)?;
+        let text = |token: &Option<SecretString>| token.as_ref().map(|token| token.expose_secret().to_owned());
+        let differs = text(&target.get()) != text(&token);
+        if differs {
+            target.set(token);
+        }
+        Ok(differs)
+    }
+
     fn apply(&self, name: &str, config: &Config, log: &LogFilter) -> Result<(), String> {
-        let Targets { server_token, runtime_token, blocked_repositories, poster } = &self.targets;
+        let Targets { server_token: _, runtime_token, blocked_repositories, poster } = &self.targets;
         let failed = |cause: &dyn std::error::Error| cause.to_string();
         match name {
             "log.level" => log.set(&config.log.level).map_err(|cause| failed(&cause))?,
-            "server.token" => replace(server_token.as_ref(), &config.server.token),
             "runtime.token" => replace(runtime_token.as_ref(), &config.runtime.token),
             "webhook.secret" | "webhook.previous_secret" => {
                 let secrets = config.webhook.secret.iter().chain(&config.webhook.previous_secret);

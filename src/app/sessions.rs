@@ -12,9 +12,11 @@ use super::{AppError, runtime::transports};
 use crate::{
     actors::{
         handles::{
+            agent_handshakes::AgentHandshakes,
             capacity_guard::CapacityGuard,
             closing::ClosingTurns,
             folder_use::FolderUse,
+            given_servers::GivenServers,
             index::SessionIndex,
             left_agents::LeftAgents,
             rollback_storm::Storm,
@@ -86,6 +88,8 @@ pub(super) async fn start_sessions(
         index: SessionIndex::default(),
         closing: ClosingTurns::default(),
         left: LeftAgents::default(),
+        given_servers: GivenServers::default(),
+        handshakes: AgentHandshakes::default(),
         automate: None,
         folders: FolderUse::default(),
         storm,

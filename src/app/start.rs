@@ -4,6 +4,7 @@ use std::net::{SocketAddr, TcpListener};
 
 use super::{
     AppError,
+    access::{client_token, client_token_place},
     api::{HttpHandle, MigrationsHandle, start_http, start_migrations},
     membership::join,
     notifications::{NotificationsHandle, WebhooksHandle, start_notifications, start_webhooks, webhooks},
@@ -45,6 +46,7 @@ impl Service {
         // First: a taken address must not cost anything, and nothing is recovered before the address is ours.
         let listener = bind(config.server.listen)?;
         let store = start_store(loaded, metrics.clone()).await?;
+        let server_token = Reloadable::new(client_token(loaded)?);
         let membership = join(config, &listener, &store.url, store.held.is_some()).await?;
         let watchdog = watchdog(metrics.clone())?;
         let (runtime, embedded, endpoint) = start_runtime(loaded, inherited, &metrics).await?;
@@ -64,7 +66,6 @@ impl Service {
         // Another process may write notifications to a database that is not held for this one alone.
         let looks = store.held.is_none();
         let notifications = start_notifications(config, store.store.clone(), progress, keeper.clone(), looks);
-        let server_token = Reloadable::new(config.server.token.clone());
         let state = ApiState {
             workspaces: workspaces.clone(),
             migrations: migrations.clone(),
@@ -72,7 +73,7 @@ impl Service {
             token: server_token.clone(),
         };
         // The API starts after everything that its handlers call.
-        let http = start_http(config, state, watchdog, embedded, listener)?;
+        let http = start_http(config, state, watchdog, embedded, listener, &loaded.data_dir)?;
         let migrations = start_migrations(migrations);
         let webhooks = start_webhooks(webhooks, keeper);
         let targets = Targets {
@@ -82,7 +83,8 @@ impl Service {
             poster: webhooks.poster.clone(),
         };
         let embedded_runtime = runtime.is_embedded();
-        tracing::info!(marker = "[ACP]", address = %http.address(), embedded_runtime, "serves");
+        let client_token = client_token_place(loaded);
+        tracing::info!(marker = "[ACP]", address = %http.address(), embedded_runtime, client_token, "serves");
         Ok(Self { store, membership, runtime, sessions, upkeep, notifications, http, migrations, webhooks, targets })
     }
 

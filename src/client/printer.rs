@@ -110,6 +110,7 @@ impl<W: Write> Printer<W> {
                 let message = update["message"].as_str().unwrap_or_default();
                 self.line(&format!("[note] {}", short(message)))
             }
+            "settings" => settings_lines(update).iter().try_for_each(|line| self.line(line)),
             _ => Ok(()),
         }
     }
@@ -200,6 +201,39 @@ pub(crate) fn plan_lines(entries: &Value) -> Vec<String> {
         format!("  [{mark}] {}", short(entry["content"].as_str().unwrap_or_default()))
     });
     std::iter::once(format!("{done} of {} done", entries.len())).chain(steps).collect()
+}
+
+/// The event `settings` as lines: the mode, model and options as they are now, or what was set again in a fresh agent,
+/// and what could not be.
+fn settings_lines(update: &Value) -> Vec<String> {
+    let texts = |name: &str| {
+        let texts = update[name].as_array().into_iter().flatten();
+        texts.filter_map(Value::as_str).map(short).collect::<Vec<_>>()
+    };
+    let (applied, failed) = (texts("applied"), texts("failed"));
+    let mut lines = Vec::new();
+    if !applied.is_empty() {
+        lines.push(format!("[settings] set again: {}", applied.join(", ")));
+    }
+    lines.extend(failed.iter().map(|failed| format!("[settings] {failed}")));
+    if let Some(reason) = update["modeUnavailable"].as_str() {
+        lines.push(format!("[settings] {}", short(reason)));
+    }
+    if lines.is_empty() {
+        let current = &update["current"];
+        let named = [("mode", &current["modeId"]), ("model", &current["modelId"])].into_iter();
+        let options = current["options"].as_object().into_iter().flatten();
+        let values = named.chain(options.map(|(name, value)| (name.as_str(), value))).filter_map(|(name, value)| {
+            let value = match value {
+                Value::String(text) => short(text),
+                Value::Bool(value) => value.to_string(),
+                _ => return None,
+            };
+            Some(format!("{} {value}", short(name)))
+        });
+        lines.push(format!("[settings] {}", values.collect::<Vec<_>>().join(", ")));
+    }
+    lines
 }
 
 /// An option of a permission request.

@@ -13,6 +13,7 @@ use crate::{
         environment::current_folder,
         sections::{Log, LogFormat},
     },
+    process::local_server,
     telemetry::logging::{self, LineForm, LogFilter},
 };
 
@@ -117,12 +118,18 @@ pub(crate) fn print(line: &str) -> Result<(), CommandError> {
 /// The server, and the form of the output.
 #[derive(Debug, Args)]
 pub(crate) struct ServerFlags {
-    /// Address of the server; without it `LUMILINK_URL`, else `http://127.0.0.1:8080`.
+    /// Address of the server; without it `LUMILINK_URL`, else that of the running server of the data folder, else
+    /// `http://127.0.0.1:8080`.
     #[arg(long, global = true, value_name = "URL")]
     server: Option<String>,
-    /// Bearer token. Prefer `LUMILINK_TOKEN`: other users of the machine can read arguments.
+    /// Bearer token. Prefer `LUMILINK_TOKEN`, or `LUMILINK_TOKEN_FILE` with the path of a file: other users of the machine
+    /// can read arguments.
     #[arg(long, global = true, value_name = "TOKEN")]
     token: Option<SecretString>,
+    /// Data folder of a server of this machine, whose address and token the command finds there; without it
+    /// `LUMILINK_DATA_DIR`, else .lumilink.
+    #[arg(long, global = true, value_name = "DIR")]
+    data_dir: Option<PathBuf>,
     /// Prints JSON, one object per line, for scripts.
     #[arg(long, global = true)]
     pub json: bool,
@@ -138,7 +145,12 @@ impl ServerFlags {
         F: Future<Output = Result<ExitCode, CommandError>>,
     {
         let environment = Environment::of_process();
-        let settings = ClientSettings::resolve(self.server.as_deref(), self.token, &environment)?;
+        // Without a current folder there is no default data folder, and no server is found.
+        let local = current_folder().ok().and_then(|current| {
+            let (data_dir, _) = config::load::data_dir_of(self.data_dir.as_deref(), &environment, &current);
+            local_server::find(&data_dir)
+        });
+        let settings = ClientSettings::resolve(self.server.as_deref(), self.token, &environment, local)?;
         let client = ApiClient::new(&settings)?;
         let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build();
         let runtime = runtime.map_err(|cause| CommandError::failed("the event loop", &cause))?;

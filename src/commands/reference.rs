@@ -12,7 +12,7 @@ use super::{
     flags::{Attribution, CommonFlags, ServerFlags},
 };
 use crate::{
-    config::{Config, render::toml_value},
+    config::{Config, SECRETS, render::toml_value},
     contract::problem::status_of,
     domain::turn::outcome::ErrorCode,
     http::{RouteTable, document},
@@ -108,9 +108,21 @@ fn described(source: &str) -> BTreeMap<String, Described> {
     structs
 }
 
+/// The variable of a setting.
+fn variable_of(setting: &str, suffix: &str) -> String {
+    format!("LUMILINK_{}{suffix}", setting.to_uppercase().replace('.', "__"))
+}
+
 fn configuration() -> String {
     let what = "Every setting with its default. How settings are given: [operations](operations.md#configuration).";
     let mut out = page("Configuration reference", what, "the doc comments of `src/config/sections/`");
+    let files: Vec<_> = SECRETS.iter().map(|it| code(&variable_of(it, "_FILE"))).collect();
+    let _ = write!(
+        out,
+        "\nA secret may be in a file instead, whose path is the value of {}. A line end at the end of the file is \
+         removed. It is an error if the file cannot be read, is empty, or if the variable without `_FILE` is set too.\n",
+        files.join(", ")
+    );
     let structs: BTreeMap<_, _> = SECTIONS.into_iter().flat_map(described).collect();
     let defaults = serde_json::to_value(Config::default()).unwrap();
     for (section, kind, _) in &structs["Config"].fields {

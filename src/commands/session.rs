@@ -118,7 +118,7 @@ struct ListArgs {
     /// Only sessions of this workspace.
     #[arg(long, value_name = "NAME")]
     workspace: Option<String>,
-    /// Only sessions in this state.
+    /// Only sessions in one of these states, separated by commas.
     #[arg(long, value_name = "STATE")]
     state: Option<String>,
 }

@@ -7,7 +7,7 @@ use figment::{
     error::{Actual, Kind},
     value::{Dict, Map, Value},
 };
-use secrecy::SecretString;
+use secrecy::{ExposeSecret, SecretString};
 
 use super::error::{ConfigError, Origin};
 
@@ -60,6 +60,15 @@ impl Layers {
                 value = parsed;
             }
         }
+        self.add_value(origin, path, value);
+    }
+
+    /// Adds one text, whatever it looks like.
+    pub(crate) fn add_secret(&mut self, origin: Origin, path: &[String], secret: &SecretString) {
+        self.add_value(origin, path, Value::from(secret.expose_secret()));
+    }
+
+    fn add_value(&mut self, origin: Origin, path: &[String], value: Value) {
         let mut values = Dict::new();
         let Some((last, above)) = path.split_last() else { return };
         values.insert(last.clone(), value);
@@ -137,10 +146,13 @@ impl Layers {
     }
 }
 
+/// Settings whose values are secrets, beside the variables of agents.
+pub(crate) const SECRETS: [&str; 6] =
+    ["server.token", "runtime.token", "database.url", "webhook.url", "webhook.secret", "webhook.previous_secret"];
+
 /// True if the value of a setting is a secret.
 pub(super) fn is_secret(setting: &str) -> bool {
-    let hidden = ["database.url", "webhook.url", "webhook.secret", "webhook.previous_secret"];
-    setting.ends_with(".token") || hidden.contains(&setting) || setting.split('.').any(|part| part == "env")
+    setting.ends_with(".token") || SECRETS.contains(&setting) || setting.split('.').any(|part| part == "env")
 }
 
 fn shown(setting: &str, found: &Actual) -> String {

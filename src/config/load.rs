@@ -9,9 +9,10 @@ use secrecy::{ExposeSecret, SecretString};
 
 use super::{
     Config,
-    environment::absolute,
-    error::{ConfigError, Origin},
-    layers::Layers,
+    environment::{Environment, absolute},
+    error::{BadSetting, ConfigError, Origin},
+    layers::{Layers, SECRETS},
+    secret_file::{self, SUFFIX},
     sections::{Agent, DEFAULT_AGENT, sqlite_path},
     sources::Sources,
 };
@@ -69,9 +70,7 @@ pub(crate) fn load(sources: &Sources) -> Result<Loaded, ConfigError> {
     if let Some(path) = &sources.file {
         layers.add_file(&absolute(path, &sources.current_folder))?;
     }
-    for (variable, path, value) in sources.environment.settings() {
-        layers.add_text(Origin::Environment(variable.to_owned()), &path, value);
-    }
+    add_environment(&mut layers, sources)?;
     if sources.environment.get(KILL_SWITCH_VARIABLE).is_some_and(|value| ["1", "true"].contains(&value)) {
         let path = ["github", "kill_switch"].map(str::to_owned);
         layers.add_text(Origin::Environment(KILL_SWITCH_VARIABLE.into()), &path, "true");
@@ -101,13 +100,46 @@ pub(crate) fn load(sources: &Sources) -> Result<Loaded, ConfigError> {
     })
 }
 
+/// Adds the settings of the environment. `LUMILINK_<SECTION>__<KEY>_FILE` names a file with the value of a secret.
+fn add_environment(layers: &mut Layers, sources: &Sources) -> Result<(), ConfigError> {
+    let mut problems = Vec::new();
+    for (variable, path, value) in sources.environment.settings() {
+        let origin = Origin::Environment(variable.to_owned());
+        let plain = variable.strip_suffix(SUFFIX).zip(path.join(".").strip_suffix("_file").map(str::to_owned));
+        let Some((plain, setting)) = plain.filter(|(_, setting)| SECRETS.contains(&setting.as_str())) else {
+            layers.add_text(origin, &path, value);
+            continue;
+        };
+        // An empty variable counts as absent.
+        if value.is_empty() {
+            continue;
+        }
+        let read = match sources.environment.get(plain) {
+            Some(_) => Err(format!("is set by {plain} too; set only one of them")),
+            None => secret_file::read(&absolute(Path::new(value), &sources.current_folder)),
+        };
+        match read {
+            Ok(secret) => {
+                layers.add_secret(origin, &setting.split('.').map(str::to_owned).collect::<Vec<_>>(), &secret)
+            }
+            Err(what) => problems.push(BadSetting { setting, origin, what }),
+        }
+    }
+    if problems.is_empty() { Ok(()) } else { Err(ConfigError { problems }) }
+}
+
 fn data_dir(sources: &Sources) -> (PathBuf, Origin) {
-    let (path, origin) = match (&sources.data_dir, sources.environment.get(DATA_DIR_VARIABLE)) {
-        (Some(flag), _) => (flag.as_path(), Origin::Flag("--data-dir".into())),
+    data_dir_of(sources.data_dir.as_deref(), &sources.environment, &sources.current_folder)
+}
+
+/// The data folder: the flag, else the environment, else the default in the current folder.
+pub(crate) fn data_dir_of(flag: Option<&Path>, environment: &Environment, current: &Path) -> (PathBuf, Origin) {
+    let (path, origin) = match (flag, environment.get(DATA_DIR_VARIABLE)) {
+        (Some(flag), _) => (flag, Origin::Flag("--data-dir".into())),
         (None, Some(variable)) => (Path::new(variable), Origin::Environment(DATA_DIR_VARIABLE.into())),
         (None, None) => (Path::new(DEFAULT_DATA_DIR), Origin::Default),
     };
-    (absolute(path, &sources.current_folder), origin)
+    (absolute(path, current), origin)
 }
 
 fn own_files(config: &Config, data_dir: &Path, sources: &Sources) -> Vec<PathBuf> {

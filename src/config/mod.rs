@@ -10,9 +10,12 @@ mod layers;
 pub(crate) mod load;
 mod reloadable;
 pub(crate) mod render;
+mod secret_file;
 pub(crate) mod sections;
 pub(crate) mod sources;
 
+#[cfg(test)]
+pub(crate) use self::layers::SECRETS;
 pub(crate) use self::{
     client::ClientSettings,
     environment::Environment,

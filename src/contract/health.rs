@@ -4,14 +4,14 @@ use serde::Serialize;
 use utoipa::ToSchema;
 
 use super::runtime::JailStatus;
-use crate::domain::{clock::Timestamp, ids::InstallationId};
+use crate::domain::{capacity::AlertLevel, clock::Timestamp, ids::InstallationId};
 
 /// Answer to `GET /acp/health`: the state of the service and of its parts.
 #[derive(Debug, Serialize, ToSchema)]
 #[serde(rename_all = "camelCase")]
 pub(crate) struct Health {
-    /// `ok`, `degraded` (a part is not ok) or `draining`.
-    pub status: &'static str,
+    /// State of the whole.
+    pub status: ServiceStatus,
     /// Version of the program (semver).
     pub version: &'static str,
     /// Turns by protocol since the start.
@@ -27,6 +27,49 @@ pub(crate) struct Health {
     /// The jail of the agents; absent if the runtime is unavailable.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub jail: Option<JailStatus>,
+}
+
+/// State of the service.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, ToSchema)]
+#[serde(rename_all = "camelCase")]
+pub(crate) enum ServiceStatus {
+    /// Everything works.
+    Ok,
+    /// The database or the runtime is unavailable.
+    Degraded,
+    /// The service finishes running turns and accepts no new ones.
+    Draining,
+}
+
+/// State of a part of the service.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, ToSchema)]
+#[serde(rename_all = "camelCase")]
+pub(crate) enum PartStatus {
+    /// The part works.
+    Ok,
+    /// The part does not answer.
+    Unavailable,
+}
+
+/// Level of the open capacity alert.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, ToSchema)]
+#[serde(rename_all = "camelCase")]
+pub(crate) enum CapacityLevel {
+    /// No alert is open.
+    Ok,
+    /// Seats become scarce.
+    Warning,
+    /// Few or no seats are left.
+    Critical,
+}
+
+impl From<AlertLevel> for CapacityLevel {
+    fn from(level: AlertLevel) -> Self {
+        match level {
+            AlertLevel::Warning => Self::Warning,
+            AlertLevel::Critical => Self::Critical,
+        }
+    }
 }
 
 /// Turns since the start of this process, by protocol.
@@ -81,8 +124,8 @@ pub(crate) struct CapacityHealth {
     pub taken: usize,
     /// Seats up to which new sessions are admitted.
     pub limit: usize,
-    /// `ok`, or the level of the open alert: `warning` or `critical`.
-    pub level: &'static str,
+    /// `ok`, or the level of the open alert.
+    pub level: CapacityLevel,
     /// The open alert, if any.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub alert: Option<CapacityAlertHealth>,
@@ -118,8 +161,8 @@ pub(crate) struct TenantSeats {
 #[derive(Debug, Serialize, ToSchema)]
 #[serde(rename_all = "camelCase")]
 pub(crate) struct PartHealth {
-    /// `ok` or `unavailable`.
-    pub status: &'static str,
+    /// State of the part.
+    pub status: PartStatus,
     /// The error, if the part is unavailable.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub detail: Option<String>,
@@ -129,8 +172,8 @@ pub(crate) struct PartHealth {
 #[derive(Debug, Serialize, ToSchema)]
 #[serde(rename_all = "camelCase")]
 pub(crate) struct RuntimeHealth {
-    /// `ok` or `unavailable`.
-    pub status: &'static str,
+    /// State of the part.
+    pub status: PartStatus,
     /// The error, if the part is unavailable.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub detail: Option<String>,
@@ -149,9 +192,10 @@ pub(crate) struct RuntimeHealth {
 #[derive(Debug, Serialize, ToSchema)]
 #[serde(rename_all = "camelCase")]
 pub(crate) struct Probe {
-    /// `ok`.
-    pub status: &'static str,
+    /// `ok`; otherwise the answer is a problem.
+    pub status: PartStatus,
     /// `unavailable` while the runtime does not answer; absent otherwise. The status does not change with it.
     #[serde(skip_serializing_if = "Option::is_none")]
-    pub runtime: Option<&'static str>,
+    #[schema(nullable = false)]
+    pub runtime: Option<PartStatus>,
 }

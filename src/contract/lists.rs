@@ -1,11 +1,10 @@
 //! Lists of the API: pages, their entries and their filters.
 
-use serde::{Deserialize, Serialize};
+use serde::{Deserialize, Deserializer, Serialize, de::Error};
 use serde_json::value::RawValue;
 use utoipa::{IntoParams, ToSchema};
 
-use super::inputs::TranscriptEventType;
-
+use super::{inputs::TranscriptEventType, session::FailureInfo, words::AgentObject};
 use crate::domain::{
     clock::Timestamp,
     ids::{InstallationId, PromptId, UserId, WorkspaceId},
@@ -104,6 +103,52 @@ pub(crate) struct AgentItem {
     pub name: String,
     /// True if sessions that name no agent get this one.
     pub is_default: bool,
+    /// Program of its command, without arguments; absent if the runtime is of an earlier version.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub program: Option<String>,
+    /// True if the runtime finds the program; absent if that depends on the workspace.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub is_installed: Option<bool>,
+    /// True if it has a headless command, which runs its turns over the fallback.
+    pub has_oneshot: bool,
+    /// The newest handshake of a session with the agent; absent if there was none since the start of the service.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub last_handshake: Option<AgentHandshake>,
+}
+
+/// A handshake with an agent.
+#[derive(Debug, Serialize, ToSchema)]
+#[serde(rename_all = "camelCase")]
+pub(crate) struct AgentHandshake {
+    /// Time, RFC 3339 in UTC.
+    pub at: Timestamp,
+    /// Duration, in milliseconds.
+    pub took_ms: u64,
+    /// The failure, if it failed.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub failure: Option<FailureInfo>,
+    /// `agentInfo`, `agentCapabilities`, `modes`, `models` and `configOptions` of the newest handshake that succeeded.
+    #[schema(value_type = Option<AgentObject>)]
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub agent_facts: Option<Box<RawValue>>,
+}
+
+/// States of sessions, separated by commas; none: every state.
+#[derive(Debug, Clone, Default)]
+pub(crate) struct SessionStates(pub Vec<SessionState>);
+
+impl<'de> Deserialize<'de> for SessionStates {
+    fn deserialize<D: Deserializer<'de>>(from: D) -> Result<Self, D::Error> {
+        let text = String::deserialize(from)?;
+        let state = |name: &str| {
+            let unknown = || {
+                let known: Vec<_> = SessionState::ALL.into_iter().map(SessionState::as_str).collect();
+                D::Error::custom(format!("unknown state {name:?}, expected some of {}", known.join(", ")))
+            };
+            SessionState::from_name(name).ok_or_else(unknown)
+        };
+        text.split(',').map(state).collect::<Result<_, _>>().map(Self)
+    }
 }
 
 /// Filters of `GET /acp/sessions`.
@@ -117,8 +162,10 @@ pub(crate) struct SessionQuery {
     pub workspace_id: Option<WorkspaceId>,
     /// Only entries of this user.
     pub user_id: Option<UserId>,
-    /// Only entries in this state.
-    pub state: Option<SessionState>,
+    /// Only entries in one of these states, separated by commas.
+    #[serde(default)]
+    #[param(value_type = Option<Vec<SessionState>>, style = Form, explode = false)]
+    pub state: SessionStates,
     /// Most entries on the page, 1 to `limits.page_entries`; 50 by default.
     #[param(minimum = 1, maximum = 1000)]
     pub limit: Option<usize>,
@@ -141,6 +188,18 @@ pub(crate) struct WorkspaceQuery {
     pub limit: Option<usize>,
     /// `nextCursor` of the previous page.
     #[param(pattern = r"^-?[0-9]{1,18}~[!-~]{0,300}$")]
+    pub cursor: Option<String>,
+}
+
+/// Page of `GET /acp/session/{id}/prompts`.
+#[derive(Debug, Deserialize, IntoParams)]
+#[serde(rename_all = "camelCase", deny_unknown_fields)]
+#[into_params(parameter_in = Query)]
+pub(crate) struct PromptQuery {
+    /// Most entries on the page, 1 to `limits.page_entries`; 50 by default.
+    #[param(minimum = 1, maximum = 1000)]
+    pub limit: Option<usize>,
+    /// `nextCursor` of the previous page.
     pub cursor: Option<String>,
 }
 

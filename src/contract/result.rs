@@ -247,7 +247,7 @@ impl ACPSessionResult {
             }),
             diagnostics: std::mem::take(&mut progress.diagnostics)
                 .into_iter()
-                .map(|it| ResultDiagnostic { severity: it.severity, message: it.message, context: None })
+                .map(|it| ResultDiagnostic { severity: it.severity, message: it.message, context: it.context })
                 .collect(),
         }
     }

@@ -301,6 +301,9 @@ pub(crate) struct RuntimeStatus {
     pub version: String,
     /// Names of the configured agents; the first is the default.
     pub agents: Vec<String>,
+    /// The same agents; empty from an earlier version.
+    #[serde(default)]
+    pub agent_details: Vec<AgentStatus>,
     pub agent_processes: u64,
     /// Limit of agent processes.
     pub max_agents: u64,
@@ -313,6 +316,20 @@ pub(crate) struct RuntimeStatus {
     /// Supported protocols: `acp` (`GET /acp`) and `http` (`POST /process-prompt`). Absent: `acp`.
     #[serde(default = "acp_alone")]
     pub protocols: Vec<String>,
+}
+
+/// A configured agent, as the runtime finds it.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub(crate) struct AgentStatus {
+    pub name: String,
+    /// The program of its command, without arguments, which may be secrets.
+    pub program: String,
+    /// True if the program exists and can be executed; absent for a path that is relative to the workspace.
+    #[serde(default)]
+    pub is_installed: Option<bool>,
+    /// True if it has a headless command for the fallback.
+    pub has_oneshot: bool,
 }
 
 fn acp_alone() -> Vec<String> {

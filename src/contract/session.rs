@@ -95,6 +95,14 @@ pub(crate) struct SessionReady {
     /// ACP `configOptions` of the session, with their current values.
     #[schema(value_type = Option<Vec<AgentObject>>)]
     pub config_options: Option<serde_json::Value>,
+    /// ACP `mcpServers` without their secrets; `_meta.lumilink.secretsRemoved` of a server names what was removed.
+    #[schema(value_type = Vec<McpServer>)]
+    pub mcp_servers: Box<RawValue>,
+    /// Names of the MCP servers that the agent lacks because their secrets were lost with the process that had them; a load
+    /// with `mcpServers` gives them again.
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    #[schema(required = false)]
+    pub mcp_secrets_lost: Vec<String>,
     /// The workspace of the session.
     pub workspace: WorkspaceInfo,
 }
@@ -172,7 +180,8 @@ pub(crate) struct LoadBody {
     /// Id of the session.
     #[schema(value_type = SessionId)]
     pub session_id: String,
-    /// ACP `mcpServers`. Absent: those of the session without their secrets, which are not persisted.
+    /// ACP `mcpServers`, in place of those of the session. Absent: those of the session; servers whose secrets are lost are
+    /// left out (`mcpSecretsLost`).
     #[schema(value_type = Option<Vec<McpServer>>, max_items = 32)]
     pub mcp_servers: Option<Box<RawValue>>,
 }
@@ -334,6 +343,16 @@ pub(crate) struct SessionInfo {
     #[schema(value_type = Option<AgentObject>)]
     #[serde(skip_serializing_if = "Option::is_none")]
     pub agent_facts: Option<Box<RawValue>>,
+    /// ACP `mcpServers` without their secrets; `_meta.lumilink.secretsRemoved` of a server names what was removed. Only
+    /// for a single session.
+    #[schema(value_type = Option<Vec<McpServer>>)]
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub mcp_servers: Option<Box<RawValue>>,
+    /// Names of the MCP servers that a fresh agent lacks because their secrets were lost with the process that had them; a
+    /// load with `mcpServers` gives them again. Only for a single session.
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    #[schema(required = false)]
+    pub mcp_secrets_lost: Vec<String>,
     /// The reason why the agent does not have the mode that a user set; prompts are refused meanwhile.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub mode_unavailable: Option<String>,

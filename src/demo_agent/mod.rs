@@ -45,6 +45,7 @@
 //! | `unannounced MS SCRIPT` | the same without an announcement and without a mark at the end |
 //! | `open-call MS` | leaves a tool call open as codex does, and completes it after MS milliseconds |
 //! | `leave SECONDS` | leaves a process that runs for that time |
+//! | `mcp` | says the MCP servers that it got, as JSON |
 //! | `context` | says the number of blocks ahead of the prompt, and their text |
 //! | `count` | says the number of prompts in this process |
 //! | `usage IN OUT` | reports that number of tokens with the answer |
@@ -52,6 +53,7 @@
 //! | `answer TEXT` | ends the turn with this text in place of an answer; `$ID` is the id of the prompt, for more see `odd.rs` |
 //! | `print TEXT` | prints this text, with the same placeholders |
 //! | `complain TEXT` | writes TEXT to stderr |
+//! | `update-as-request TEXT` | says TEXT in an update that is sent as a request, then the result of the answer |
 //! | `ask-as METHOD ID` | sends a request whose id is this JSON, and says the id of the answer |
 //!
 //! With the flag `--oneshot` the agent is the headless command of the fallback instead: it reads the script as text
@@ -102,6 +104,8 @@ struct Conversation {
     /// Value of the option `fast`, which is offered with `--models`.
     fast: bool,
     model: String,
+    /// `mcpServers`, as received.
+    mcp_servers: Value,
     /// The turns so far: the user's script and the agent's text.
     said: Vec<(String, String)>,
 }
@@ -114,6 +118,7 @@ impl Conversation {
             tone: TONES[0].0.to_owned(),
             fast: false,
             model: MODELS[0].0.to_owned(),
+            mcp_servers: params["mcpServers"].clone(),
             said,
         }
     }

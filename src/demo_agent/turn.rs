@@ -144,6 +144,7 @@ impl Agent {
             "output" => self.output(turn, command.number(0, 10), command.number(1, 1000)),
             "emoji" => self.say_in_halves(turn),
             "null-id" => self.say_with_null_id(turn, &command.rest),
+            "update-as-request" => self.update_by_request(command, turn),
             "message" => {
                 let (id, text) = command.name_and_text();
                 turn.message_id = Some(id.to_owned());
@@ -172,22 +173,35 @@ impl Agent {
                 let size = usize::try_from(command.number(0, 1_000_000)).unwrap_or_default();
                 self.say(turn, &"x".repeat(size))
             }
-            "context" => {
-                let said = format!("{} blocks ahead: {}", turn.ahead.len(), turn.ahead.join("\n"));
-                self.say(turn, &said)
+            "context" | "mcp" | "count" | "env" | "cwd" | "pid" => {
+                let value = self.value(command, turn)?;
+                self.say(turn, &value)
             }
-            "count" => self.say(turn, &self.prompts_seen.to_string()),
-            "env" => {
-                let environment = Environment::of_process();
-                self.say(turn, environment.get(&command.rest).unwrap_or("unset"))
-            }
-            "cwd" => {
-                let folder = current_folder()?.display().to_string();
-                self.say(turn, &folder)
-            }
-            "pid" => self.say(turn, &std::process::id().to_string()),
             _ => self.end_or_misbehave(command, turn),
         }
+    }
+
+    /// The value that a command asks for.
+    fn value(&self, command: &Command, turn: &Turn) -> io::Result<String> {
+        Ok(match command.word.as_str() {
+            "context" => format!("{} blocks ahead: {}", turn.ahead.len(), turn.ahead.join("\n")),
+            "mcp" => {
+                let conversation = self.conversations.get(&turn.session);
+                conversation.map(|it| it.mcp_servers.to_string()).unwrap_or_default()
+            }
+            "count" => self.prompts_seen.to_string(),
+            "env" => Environment::of_process().get(&command.rest).unwrap_or("unset").to_owned(),
+            "cwd" => current_folder()?.display().to_string(),
+            _ => std::process::id().to_string(),
+        })
+    }
+
+    /// Sends an update as a request, although it is a notification, and says the answer.
+    fn update_by_request(&mut self, command: &Command, turn: &mut Turn) -> io::Result<()> {
+        turn.answer.push_str(&command.rest);
+        let params = json!({"sessionId": turn.session, "update": chunk("agent_message_chunk", &command.rest)});
+        let answer = self.request(turn, "session/update", params)?;
+        self.say(turn, &answer["result"].to_string())
     }
 
     /// Runs a command that ends the turn in a special way or misbehaves.

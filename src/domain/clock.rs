@@ -99,6 +99,14 @@ mod tests {
     }
 
     #[test]
+    fn time_of_another_width_in_an_older_row_is_read() {
+        for (text, micros) in [("22.72698", 726_980), ("22.7", 700_000), ("22", 0), ("22.726980123", 726_980)] {
+            let text = format!("2023-11-14T22:13:{text}Z");
+            assert_eq!(Timestamp::parse(&text), Some(Timestamp(1_700_000_002_000_000 + micros)), "{text}");
+        }
+    }
+
+    #[test]
     fn timestamps_format_and_parse_as_rfc_3339() {
         let text = "2023-11-14T22:13:20.000001Z";
         assert_eq!(Timestamp(1_700_000_000_000_001).to_string(), text);

@@ -117,6 +117,10 @@ impl Guard {
     }
 
     fn check_token(&self, headers: &HeaderMap, is_socket: bool) -> Result<(), ApiError> {
+        if headers.get_all(header::AUTHORIZATION).count() > 1 {
+            // A proxy may have looked at the other one.
+            return Err(ApiError::new(ErrorCode::InvalidRequest, "several Authorization headers"));
+        }
         let token = self.token.get();
         let Some(token) = &*token else { return Ok(()) };
         let given = text(headers, header::AUTHORIZATION).unwrap_or_default();

@@ -10,8 +10,8 @@ use super::{
 use crate::{
     actors::handles::capacity_guard::CapacityGuard,
     contract::health::{
-        CapacityAlertHealth, CapacityHealth, Health, PartHealth, Probe, ProtocolHealth, Protocols, RuntimeHealth,
-        TenantSeats, WorkspacesHealth,
+        CapacityAlertHealth, CapacityHealth, CapacityLevel, Health, PartHealth, PartStatus, Probe, ProtocolHealth,
+        Protocols, RuntimeHealth, ServiceStatus, TenantSeats, WorkspacesHealth,
     },
     domain::{
         routing::{Route, success_window::Sample},
@@ -31,14 +31,14 @@ use crate::{
 pub(crate) async fn get_health(state: web::Data<HttpState>) -> web::Json<Health> {
     let workspaces = &state.workspaces;
     let database = match workspaces.services().store.ping().await {
-        Ok(()) => PartHealth { status: "ok", detail: None },
-        Err(cause) => PartHealth { status: "unavailable", detail: Some(cause.to_string()) },
+        Ok(()) => PartHealth { status: PartStatus::Ok, detail: None },
+        Err(cause) => PartHealth { status: PartStatus::Unavailable, detail: Some(cause.to_string()) },
     };
     let unavailable_for_s = workspaces.services().runtime.unavailable_for().map(|it| it.as_secs());
     let (runtime, jail) = match workspaces.workspace_client().status().await {
         Ok(status) => {
             let runtime = RuntimeHealth {
-                status: "ok",
+                status: PartStatus::Ok,
                 detail: None,
                 unavailable_for_s,
                 version: Some(status.version),
@@ -48,7 +48,7 @@ pub(crate) async fn get_health(state: web::Data<HttpState>) -> web::Json<Health>
         }
         Err(failure) => {
             let runtime = RuntimeHealth {
-                status: "unavailable",
+                status: PartStatus::Unavailable,
                 detail: Some(failure.detail),
                 unavailable_for_s,
                 version: None,
@@ -57,11 +57,11 @@ pub(crate) async fn get_health(state: web::Data<HttpState>) -> web::Json<Health>
             (runtime, None)
         }
     };
-    let whole = database.status == "ok" && runtime.status == "ok";
+    let whole = database.status == PartStatus::Ok && runtime.status == PartStatus::Ok;
     let status = match (workspaces.admission(), whole) {
-        (Err(refusal), _) if refusal.code == ErrorCode::Draining => "draining",
-        (Ok(()), true) => "ok",
-        _ => "degraded",
+        (Err(refusal), _) if refusal.code == ErrorCode::Draining => ServiceStatus::Draining,
+        (Ok(()), true) => ServiceStatus::Ok,
+        _ => ServiceStatus::Degraded,
     };
     let metrics = &workspaces.services().metrics;
     web::Json(Health {
@@ -85,7 +85,7 @@ fn capacity_health(guard: &CapacityGuard) -> CapacityHealth {
     CapacityHealth {
         taken: guard.taken(),
         limit: guard.rules().limit,
-        level: alert.map_or("ok", |alert| alert.level.as_str()),
+        level: alert.map_or(CapacityLevel::Ok, |alert| alert.level.into()),
         alert: alert.map(|it| CapacityAlertHealth { alert_id: it.alert_id.to_string(), since: it.since }),
         tenant_limit: guard.rules().tenant_limit(),
         tenants_near_limit: near
@@ -136,7 +136,7 @@ pub(crate) async fn livez(state: web::Data<HttpState>) -> Result<web::Json<Probe
     if !state.watchdog.is_alive() {
         return Err(ApiError::new(ErrorCode::Stalled, "a thread that runs sessions is stalled"));
     }
-    Ok(web::Json(Probe { status: "ok", runtime: None }))
+    Ok(web::Json(Probe { status: PartStatus::Ok, runtime: None }))
 }
 
 /// Readiness probe. 503 during a drain and while the database is unavailable: send work elsewhere. A
@@ -154,7 +154,10 @@ pub(crate) async fn readyz(state: web::Data<HttpState>) -> Result<web::Json<Prob
     state.workspaces.admission()?;
     let services = state.workspaces.services();
     services.store.ping().await?;
-    Ok(web::Json(Probe { status: "ok", runtime: (!services.runtime.answers()).then_some("unavailable") }))
+    Ok(web::Json(Probe {
+        status: PartStatus::Ok,
+        runtime: (!services.runtime.answers()).then_some(PartStatus::Unavailable),
+    }))
 }
 
 /// Metrics for Prometheus.

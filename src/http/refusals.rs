@@ -9,7 +9,7 @@ use utoipa::{
     IntoResponses, PartialSchema,
     openapi::{
         ContentBuilder, HeaderBuilder, Ref, RefOr, Response, ResponseBuilder,
-        path::{Operation, ParameterIn},
+        path::{Operation, Parameter, ParameterIn},
     },
 };
 
@@ -48,16 +48,20 @@ codes! {
         HandshakeTimeout CapacityExhausted FallbackUnavailable Interrupted;
     /// A turn is refused, fails, or ends elsewhere.
     OfTurn = TurnRunning ModeUnavailable Interrupted Fenced FallbackUnavailable;
+    /// Too many calls to the agent are pending.
+    OfCall = TurnRunning;
     /// The `Idempotency-Key` belongs to another request.
     OfKey = IdempotencyMismatch;
     /// The permission request is not pending.
     OfPermission = PermissionNotPending;
+    /// No tenant is named, and several have a workspace of this name.
+    OfWorkspace = AmbiguousWorkspace;
     /// The route of a workspace cannot be read or changed.
     OfRoute = AmbiguousWorkspace RouteChanged RuntimeUnavailable Draining;
     /// The route of a fleet cannot be changed.
     OfMigration = MigrationState RouteChanged RuntimeUnavailable Draining;
     /// The runtime cannot answer.
-    OfRuntime = RuntimeUnavailable WorkspaceUnavailable ConnectionLost HandshakeTimeout;
+    OfRuntime = RuntimeUnavailable WorkspaceUnavailable FolderMissing ConnectionLost HandshakeTimeout;
     /// No WebSocket can be opened.
     OfSocket = CapacityExhausted Draining;
     /// The session does not exist, although no path names it.
@@ -99,28 +103,17 @@ fn answered_by_all(path: &str, operation: &Operation, is_open: bool) -> Vec<Erro
     if is_open {
         return codes;
     }
-    codes.extend([ErrorCode::Unauthorized, ErrorCode::Internal]);
+    codes.extend([ErrorCode::Unauthorized, ErrorCode::InvalidRequest, ErrorCode::Internal]);
     if path.starts_with("/metrics") {
         return codes;
     }
     codes.push(ErrorCode::DatabaseUnavailable);
-    let mut has_path = false;
-    let mut has_other = false;
-    for parameter in operation.parameters.iter().flatten() {
-        let RefOr::T(parameter) = parameter else { continue };
-        match parameter.parameter_in {
-            ParameterIn::Path => has_path = true,
-            _ => has_other = true,
-        }
-    }
-    if has_path {
+    let is_in_path = |parameter: &RefOr<Parameter>| matches!(parameter, RefOr::T(parameter) if parameter.parameter_in == ParameterIn::Path);
+    if operation.parameters.iter().flatten().any(is_in_path) {
         codes.push(ErrorCode::NotFound);
     }
     if operation.request_body.is_some() {
         codes.extend([ErrorCode::PayloadTooLarge, ErrorCode::UnsupportedMediaType]);
-    }
-    if operation.request_body.is_some() || has_other {
-        codes.push(ErrorCode::InvalidRequest);
     }
     codes
 }

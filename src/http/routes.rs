@@ -27,8 +27,10 @@ pub(super) fn routes(table: &mut ServiceConfig<'_>) {
         .service(sessions::read::get_diff)
         .service(sessions::read::follow_events)
         .service(sessions::prompt::get_prompt)
+        .service(sessions::prompt::list_prompts)
         .service(sessions::read::list_sessions)
         .service(sessions::read::list_workspaces)
+        .service(sessions::read::get_workspace)
         .service(sessions::read::list_agents)
         .service(routing::protocol::get_protocol)
         .service(routing::protocol::put_protocol)
@@ -122,7 +124,7 @@ mod tests {
     #[test]
     fn document_has_every_route_and_schema() {
         let document = document();
-        assert_eq!(document.paths.paths.len(), 46);
+        assert_eq!(document.paths.paths.len(), 48);
         let components = document.components.unwrap();
         for name in ["ACPSessionResult", "GithubAutomation", "Toast", "TranscriptNote", "Problem"] {
             assert!(components.schemas.contains_key(name), "{name}");
@@ -199,7 +201,9 @@ mod tests {
     }
 
     /// Members and parameters with these names hold a word of a closed list.
-    const WORDS: [&str; 14] = [
+    const WORDS: [&str; 16] = [
+        "level",
+        "status",
         "state",
         "protocol",
         "route",

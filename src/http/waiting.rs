@@ -10,7 +10,10 @@ use actix_web::{
 };
 
 use super::{document, problem::ApiError, trace::trace};
-use crate::{contract::health::Probe, domain::turn::outcome::ErrorCode};
+use crate::{
+    contract::health::{PartStatus, Probe},
+    domain::turn::outcome::ErrorCode,
+};
 
 /// Time for answers that are being written when the wait ends, in seconds.
 const SHUTDOWN_S: u64 = 1;
@@ -29,7 +32,7 @@ pub(crate) fn wait_on(listener: &TcpListener, reason: String) -> std::io::Result
         let document = document.clone();
         App::new()
             .app_data(reason.clone())
-            .route("/livez", web::get().to(async || web::Json(Probe { status: "ok", runtime: None })))
+            .route("/livez", web::get().to(async || web::Json(Probe { status: PartStatus::Ok, runtime: None })))
             .route("/openapi.json", web::get().to(move || std::future::ready(web::Json(document.clone()))))
             .default_service(web::to(unready))
             .wrap(from_fn(trace))

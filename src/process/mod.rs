@@ -1,10 +1,11 @@
 //! Agent processes: commands that speak ACP on stdin and stdout, started with an explicit environment and in a jail. Also
-//! the identity and the terminal of this process.
+//! the identity and the terminal of this process, and how another one finds it.
 
 pub(crate) mod cgroup;
 pub(crate) mod group;
 pub(crate) mod identity;
 pub(crate) mod inherited;
+pub(crate) mod local_server;
 pub(crate) mod members;
 pub(crate) mod orphans;
 pub(crate) mod sandbox;

@@ -27,7 +27,7 @@ use crate::{
     contract::{
         authorization::bearer_token,
         fallback::PROCESS_PROMPT,
-        health::Probe,
+        health::{PartStatus, Probe},
         runtime::{
             AgentProcesses, CONNECTION_ID_HEADER, CountProcesses, DiffWorkspace, PrepareWorkspace, PreparedWorkspace,
             RECEIVED_HEADER, RemoveWorkspace, RuntimeStatus,
@@ -185,7 +185,7 @@ fn returning(request: &HttpRequest) -> Result<Option<(Uuid, Option<u64>)>, Failu
 /// Liveness: 503 if all threads that run sockets are stalled, or one has been stalled for a minute.
 async fn livez(state: web::Data<RuntimeState>) -> HttpResponse {
     match state.watchdog.as_ref().is_none_or(Watchdog::is_alive) {
-        true => answer(Ok(Probe { status: "ok", runtime: None })),
+        true => answer(Ok(Probe { status: PartStatus::Ok, runtime: None })),
         false => refuse(ErrorCode::Stalled, "a thread that runs sockets is stalled"),
     }
 }
@@ -193,16 +193,19 @@ async fn livez(state: web::Data<RuntimeState>) -> HttpResponse {
 /// Readiness: 503 once the runtime is stopping.
 async fn readyz(state: web::Data<RuntimeState>) -> HttpResponse {
     match *state.sockets.stopping.borrow() {
-        false => answer(Ok(Probe { status: "ok", runtime: None })),
+        false => answer(Ok(Probe { status: PartStatus::Ok, runtime: None })),
         true => refuse(ErrorCode::Draining, "the runtime is stopping"),
     }
 }
 
 async fn status(state: web::Data<RuntimeState>) -> HttpResponse {
     let agents = &state.sockets.agents;
+    let looking = state.clone();
+    let agent_details = web::block(move || looking.sockets.agents.details()).await.unwrap_or_default();
     answer(Ok(RuntimeStatus {
         version: env!("CARGO_PKG_VERSION").to_owned(),
         agents: agents.names(),
+        agent_details,
         agent_processes: agents.running() as u64,
         max_agents: agents.max() as u64,
         jail: Some(agents.jail()),

@@ -4,7 +4,10 @@ use diesel::{ExpressionMethods, OptionalExtension, QueryDsl, RunQueryDsl};
 
 use super::{
     Store, StoreError,
-    engine::{columns::clean, writer::WriteTx},
+    engine::{
+        columns::clean,
+        writer::{Job, Outage, WriteTx},
+    },
     schema::session_keys,
 };
 use crate::domain::{
@@ -70,6 +73,27 @@ pub(super) fn bind(
 }
 
 impl Store {
+    /// Releases the key of a session that could not be opened, without waiting: the commit that reported an error may
+    /// have taken effect. Does nothing if the key is of another session.
+    ///
+    /// # Errors
+    /// The queue is full or closed.
+    pub(crate) fn try_release_key(
+        &self,
+        tenant: &InstallationId,
+        key: String,
+        session_id: SessionId,
+    ) -> Result<(), StoreError> {
+        let (tenant, key, session_id) = (tenant.to_string(), clean(key), session_id.to_string());
+        let release = move |tx: &mut WriteTx<'_>| {
+            let row = session_keys::table.find((&tenant, &key)).filter(session_keys::session_id.eq(&session_id));
+            tx.rows += diesel::delete(row).execute(tx.connection)?;
+            Ok(())
+        };
+        self.place()?.send(Job::new(Outage::Keep, release, |_| ()));
+        Ok(())
+    }
+
     /// Reads the session that a tenant opened with a key within 24 h. Cancel-safe.
     pub(crate) async fn opened_with_key(
         &self,

@@ -1,4 +1,4 @@
-use std::time::Duration;
+use std::{collections::HashSet, time::Duration};
 
 use diesel::{AsChangeset, ExpressionMethods, Insertable, OptionalExtension, QueryDsl, Queryable, RunQueryDsl};
 
@@ -24,6 +24,9 @@ use crate::domain::{
     turn::{TurnInitiator, TurnPhase, outcome::Failure},
 };
 
+/// Ids in the condition of one read.
+const IDS_PER_READ: usize = 500;
+
 /// The row of a session that is being opened.
 #[derive(Debug, Clone)]
 pub(crate) struct NewSession {
@@ -41,9 +44,8 @@ pub(crate) struct NewSession {
     pub state: SessionState,
     /// The agent's own id of the session, if it has one already.
     pub agent_session_id: Option<String>,
-    /// The MCP servers that the agent gets, as a JSON array. Stored unchanged, because loading the session needs all
-    /// of it: the caller must leave secrets out.
-    pub mcp_servers: String,
+    /// The MCP servers that the agent gets, as a JSON array without their secrets.
+    pub mcp_servers: RedactedJson,
     /// The protocol that carries the session.
     pub protocol: Route,
     /// The negotiated version, after a handshake.
@@ -83,7 +85,7 @@ pub(crate) struct SessionRow {
     pub failure: Option<Failure>,
     /// The agent's own id of the session.
     pub agent_session_id: Option<String>,
-    /// The MCP servers of the agent, as a JSON array.
+    /// The MCP servers of the agent, as a JSON array without their secrets.
     pub mcp_servers: String,
     /// The protocol that carries the session.
     pub protocol: Route,
@@ -135,6 +137,8 @@ pub(crate) struct SessionChange {
     pub failure: Option<Failure>,
     /// The agent's own id of the session.
     pub agent_session_id: Option<String>,
+    /// Other MCP servers, as a JSON array without their secrets.
+    pub mcp_servers: Option<RedactedJson>,
     /// The protocol that carries the session.
     pub protocol: Option<Route>,
     pub protocol_version: Option<u16>,
@@ -159,6 +163,7 @@ impl SessionChange {
             state: None,
             failure: None,
             agent_session_id: None,
+            mcp_servers: None,
             protocol: None,
             protocol_version: None,
             agent_facts: None,
@@ -214,7 +219,7 @@ impl Record {
             failure_code: None,
             failure_detail: None,
             agent_session_id: clean_option(new.agent_session_id),
-            mcp_servers: clean(new.mcp_servers),
+            mcp_servers: clean(new.mcp_servers.into_string()),
             protocol: new.protocol.as_str().to_owned(),
             protocol_version: new.protocol_version.map(i32::from),
             agent_facts: clean_option(new.agent_facts.map(RedactedJson::into_string)),
@@ -263,6 +268,7 @@ struct Changes {
     failure_code: Option<Option<&'static str>>,
     failure_detail: Option<Option<String>>,
     agent_session_id: Option<String>,
+    mcp_servers: Option<String>,
     protocol: Option<&'static str>,
     protocol_version: Option<i32>,
     agent_facts: Option<String>,
@@ -293,6 +299,7 @@ pub(super) fn change(change: SessionChange) -> impl FnMut(&mut WriteTx<'_>) -> R
         failure_code: touches_failure.then_some(code),
         failure_detail: touches_failure.then_some(detail),
         agent_session_id: clean_option(change.agent_session_id),
+        mcp_servers: clean_option(change.mcp_servers.map(RedactedJson::into_string)),
         protocol: change.protocol.map(Route::as_str),
         protocol_version: change.protocol_version.map(i32::from),
         agent_facts: clean_option(change.agent_facts.map(RedactedJson::into_string)),
@@ -417,6 +424,22 @@ impl Store {
         self.read(move |connection| {
             let row = sessions::table.find(session_id.to_string());
             row.first::<Record>(connection).optional()?.map(Record::read).transpose()
+        })
+        .await
+    }
+}
+
+impl Store {
+    /// Returns those of the sessions that have no row. Cancel-safe.
+    pub(crate) async fn removed_sessions(&self, mut ids: Vec<SessionId>) -> Result<Vec<SessionId>, StoreError> {
+        self.read(move |connection| {
+            let mut left = HashSet::new();
+            for some in ids.chunks(IDS_PER_READ) {
+                let wanted = sessions::session_id.eq_any(some.iter().map(SessionId::to_string));
+                left.extend(sessions::table.filter(wanted).select(sessions::session_id).load::<String>(connection)?);
+            }
+            ids.retain(|id| !left.contains(&id.to_string()));
+            Ok(std::mem::take(&mut ids))
         })
         .await
     }

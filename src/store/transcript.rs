@@ -11,7 +11,7 @@ use super::{
     Store, StoreError,
     engine::{
         columns::{self, clean, clean_option},
-        connection::{AnyConnection, Cached, Update, execute},
+        connection::{AnyConnection, Cached, Update, execute, insert_of_row},
         writer::{Job, Outage, WriteTx},
     },
     schema::{prompts, transcript_entries},
@@ -169,8 +169,9 @@ pub(super) struct Entries {
     first_seq: Option<i64>,
 }
 
-/// Identifies the insert of one entry in the cache of prepared statements.
-struct InsertEntry;
+insert_of_row!(InsertEntry(NewRecord<'a>) => transcript_entries (
+    session_id, seq, installation_id, workspace_id, prompt_id, event_type, text, payload, created_us, changed, message_id,
+));
 /// Identifies the change of one entry in the cache of prepared statements.
 struct ChangeEntry;
 
@@ -241,9 +242,7 @@ impl Entries {
             }
             connection => {
                 for record in new {
-                    let insert = diesel::insert_into(transcript_entries::table).values(&record);
-                    let insert = Cached::<InsertEntry, _>::new(insert);
-                    tx.rows += execute!(connection, insert)?;
+                    tx.rows += execute!(connection, InsertEntry(&record))?;
                 }
             }
         }

@@ -3,13 +3,13 @@
 
 use std::{fmt, str::FromStr};
 
-use serde_json::{Value, value::RawValue};
+use serde_json::Value;
 use tracing::{Event, Subscriber};
 use tracing_subscriber::{
     EnvFilter, Registry,
     fmt::{
         FmtContext, FormatEvent, FormatFields,
-        format::{Format, Json, JsonFields, Writer},
+        format::{Format, Json, Writer},
     },
     layer::SubscriberExt,
     registry::LookupSpan,
@@ -17,9 +17,12 @@ use tracing_subscriber::{
     util::SubscriberInitExt,
 };
 
-use super::request_ids::{self, REQUEST_ID, RequestIds};
+use super::{
+    json_line::{self, SpanMembers},
+    request_ids::{self, REQUEST_ID, RequestIds},
+};
 use crate::domain::{
-    redaction::{Redacted, RedactedJson},
+    redaction::{self, Redacted},
     text,
 };
 
@@ -98,7 +101,7 @@ pub(crate) fn init(form: LineForm, level: &str) -> Result<LogFilter, LoggingErro
     let layer = tracing_subscriber::fmt::layer().with_writer(std::io::stderr).log_internal_errors(false);
     match form {
         LineForm::Json => {
-            registry.with(layer.fmt_fields(JsonFields::new()).event_format(BoundedJson(json_format()))).try_init()?;
+            registry.with(layer.fmt_fields(SpanMembers).event_format(BoundedJson::new())).try_init()?;
         }
         LineForm::Text => {
             registry.with(layer.with_ansi(false).event_format(BoundedText(Format::default()))).try_init()?;
@@ -107,12 +110,24 @@ pub(crate) fn init(form: LineForm, level: &str) -> Result<LogFilter, LoggingErro
     Ok(LogFilter(handle))
 }
 
-fn json_format() -> Format<Json> {
-    Format::default().json().flatten_event(true).with_current_span(true).with_span_list(false)
-}
+/// Room for a usual line.
+const USUAL_LINE_BYTES: usize = 640;
 
 /// One JSON object per line, with the id of the request whose span, or a span inside it, has the event.
-struct BoundedJson(Format<Json>);
+struct BoundedJson {
+    /// For records of the crate `log`.
+    library: Format<Json>,
+}
+
+impl BoundedJson {
+    fn new() -> Self {
+        let library = Format::default().json();
+        Self { library: library.flatten_event(true).with_current_span(true).with_span_list(false) }
+    }
+}
+
+/// The target of events that are records of the crate `log`; the library finds their own target in a field.
+const LOG_RECORD: &str = "log";
 
 impl<S, N> FormatEvent<S, N> for BoundedJson
 where
@@ -120,12 +135,20 @@ where
     N: for<'a> FormatFields<'a> + 'static,
 {
     fn format_event(&self, context: &FmtContext<'_, S, N>, mut to: Writer<'_>, event: &Event<'_>) -> fmt::Result {
-        let mut line = String::new();
-        self.0.format_event(context, Writer::new(&mut line), event)?;
-        let mut line = redacted(line.trim_end()).into_string();
+        let mut line = String::with_capacity(USUAL_LINE_BYTES);
+        if event.metadata().target() == LOG_RECORD {
+            self.library.format_event(context, Writer::new(&mut line), event)?;
+            line.truncate(line.trim_end().len());
+        } else {
+            json_line::write_event(&mut line, context, event)?;
+        }
+        let mut line = redaction::of_written_json(line);
         add_request_id(&mut line, context, event);
-        let line = line.as_str();
-        if line.len() < MAX_LINE_BYTES { writeln!(to, "{line}") } else { writeln!(to, "{}", bounded_json(line)) }
+        if line.len() >= MAX_LINE_BYTES {
+            line = bounded_json(&line);
+        }
+        line.push('\n');
+        to.write_str(&line)
     }
 }
 
@@ -141,15 +164,6 @@ where
     if let Some(id) = context.parent_span().and_then(request_ids::of_span) {
         line.pop();
         line.push_str(&format!(",\"{REQUEST_ID}\":{}}}", Value::from(id)));
-    }
-}
-
-/// A log line with each of its texts redacted.
-fn redacted(line: &str) -> RedactedJson {
-    match serde_json::from_str::<&RawValue>(line) {
-        Ok(line) => RedactedJson::new(line),
-        // The formatter wrote no JSON, so the line becomes one text.
-        Err(_) => RedactedJson::of(&line),
     }
 }
 
@@ -216,7 +230,7 @@ mod tests {
 
     use parking_lot::Mutex;
 
-    use tracing_subscriber::fmt::MakeWriter;
+    use tracing_subscriber::fmt::{MakeWriter, format::JsonFields};
 
     use super::*;
 
@@ -247,7 +261,7 @@ mod tests {
         let layer = tracing_subscriber::fmt::layer().with_writer(sink.clone());
         let registry = tracing_subscriber::registry().with(RequestIds);
         if json {
-            let layer = layer.fmt_fields(JsonFields::new()).event_format(BoundedJson(json_format()));
+            let layer = layer.fmt_fields(SpanMembers).event_format(BoundedJson::new());
             tracing::subscriber::with_default(registry.with(layer), log);
         } else {
             let layer = layer.with_ansi(false).event_format(BoundedText(Format::default()));
@@ -269,6 +283,66 @@ mod tests {
         assert_eq!(line["message"], "a turn\nended");
         assert_eq!(line["span"]["name"], "session.turn");
         assert_eq!(line["span"]["route"], "acp");
+    }
+
+    /// The event of `log` in the library's own form.
+    fn logged_by_the_library(log: impl FnOnce()) -> Value {
+        let sink = Sink::default();
+        let layer = tracing_subscriber::fmt::layer().with_writer(sink.clone());
+        let layer = layer.fmt_fields(JsonFields::new()).event_format(BoundedJson::new().library);
+        tracing::subscriber::with_default(tracing_subscriber::registry().with(layer), log);
+        serde_json::from_slice(&sink.0.lock()).unwrap()
+    }
+
+    #[test]
+    fn line_has_the_members_of_the_librarys_json_format() {
+        let error = std::io::Error::other("no \"disk\"\n");
+        let plain = || tracing::warn!("plain");
+        let all_kinds = || {
+            let outer = tracing::info_span!("outer", n = 1_u64, later = tracing::field::Empty);
+            outer.record("later", "said \"later\"\u{1}");
+            let _outer = outer.entered();
+            let _inner =
+                tracing::info_span!("inner \"name\"", text = "a\\b\n", shown = %"é\t", debug = ?Some("x"), f = 0.5);
+            let none: Option<u64> = None;
+            tracing::error!(
+                yes = true, less = -7, more = u64::MAX, large = u128::MAX, float = 1.5e300, infinite = f64::INFINITY,
+                text = "\"quoted\"\r\n\u{7f}", shown = %"a\u{0}b", debug = ?["x", "\\"], bytes = b"\x01a".as_slice(),
+                error = &error as &dyn std::error::Error, none, "a message with {} and {:?}", "text\n", "\"",
+            );
+        };
+        let in_empty_span = || {
+            let span = tracing::info_span!("empty");
+            tracing::info!(parent: &span, "inside");
+            let _span = span.entered();
+        };
+        let later = || {
+            let span = tracing::info_span!("later", a = tracing::field::Empty, b = tracing::field::Empty);
+            span.record("a", 1);
+            span.record("b", "2");
+            span.in_scope(|| tracing::info!(parent: None, "a root"));
+        };
+        for log in [&plain as &dyn Fn(), &all_kinds, &in_empty_span, &later] {
+            let ours = logged(true, log);
+            assert_eq!(ours.lines().count(), 1, "{ours}");
+            let (mut ours, mut theirs): (Value, _) =
+                (serde_json::from_str(&ours).unwrap(), logged_by_the_library(log));
+            for line in [&mut ours, &mut theirs] {
+                assert_eq!(line["timestamp"].take().as_str().map(str::len), Some(27), "{line}");
+            }
+            assert_eq!(ours, theirs);
+        }
+    }
+
+    #[test]
+    fn record_of_the_log_crate_keeps_its_own_target_and_level() {
+        let record = || {
+            let _span = tracing::info_span!("outer", n = 1).entered();
+            tracing::event!(target: "log", tracing::Level::WARN, log.target = "crate::module", "said");
+        };
+        let line: Value = serde_json::from_str(&logged(true, record)).unwrap();
+        assert_eq!((&line["message"], &line["log.target"]), (&Value::from("said"), &Value::from("crate::module")));
+        assert_eq!(line["span"], serde_json::json!({"n": 1, "name": "outer"}));
     }
 
     #[test]

@@ -4,6 +4,7 @@
 //! id as value.
 
 pub(crate) mod clock;
+mod json_line;
 pub(crate) mod labels;
 pub(crate) mod logging;
 pub(crate) mod metrics;

@@ -24,7 +24,7 @@ use crate::{
         ids::SessionId,
         session::{
             choices::{Choices, Offers, Reapplied},
-            mcp,
+            mcp::McpServers,
         },
         turn::{
             outcome::{ErrorCode, Failure},
@@ -133,7 +133,7 @@ impl Transport for FakeTransport {
                 is_ephemeral: false,
                 agent: None,
                 cwd: String::new(),
-                mcp_servers: mcp::none(),
+                mcp_servers: McpServers::none(),
                 previous,
                 cookies: None,
                 choices: Choices::default(),

@@ -33,6 +33,7 @@ use crate::{
         ids::{InstallationId, PromptId, SessionId},
         session::{
             choices::{Choices, Offers, Reapplied, Setting},
+            mcp::McpServers,
             pending_permissions::Resolution,
             permission::PermissionPolicy,
         },
@@ -122,8 +123,7 @@ pub(crate) struct OpenRequest {
     pub agent: Option<String>,
     /// The agent's working directory: an absolute path in the runtime's file system.
     pub cwd: String,
-    /// ACP `mcpServers`, raw.
-    pub mcp_servers: Box<RawValue>,
+    pub mcp_servers: McpServers,
     /// The agent's own id of an earlier conversation to resume.
     pub previous: Option<String>,
     /// Cookies that the runtime set for this session earlier; a load balancer uses them to keep a session on its

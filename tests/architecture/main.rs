@@ -14,7 +14,7 @@ mod source;
 use std::{collections::BTreeSet, sync::LazyLock};
 
 use glossary::{DIALECT, DROPPED, LINES};
-use rules::violations;
+use rules::{undeclared_files, violations};
 use source::Tree;
 
 const MANIFEST: &str = "[dependencies]\nserde = \"1\"\ntokio = \"1\"\ndiesel = \"2\"\nprometheus = \"0\"\n\
@@ -61,6 +61,26 @@ fn figures_of_the_house_are_printed() {
     let figures = figures::figures(&TREE);
     println!("{figures}");
     assert!(figures.lines().count() > 20, "the figures are there");
+}
+
+#[test]
+fn every_file_is_compiled() {
+    let undeclared = undeclared_files(&TREE);
+    assert!(undeclared.is_empty(), "no module declares these files: {undeclared:?}");
+    let tree = planted(&[
+        ("lib.rs", "mod a;"),
+        ("a/mod.rs", "mod b;"),
+        ("a/b.rs", "#[cfg(test)]\nmod tests;"),
+        ("a/b/tests.rs", ""),
+        ("a/c.rs", "mod b;"),
+        ("b.rs", ""),
+        ("tests/it/main.rs", "mod one;\n// mod two;"),
+        ("tests/it/one.rs", ""),
+        ("tests/it/two.rs", ""),
+    ]);
+    let mut undeclared = undeclared_files(&tree);
+    undeclared.sort_unstable();
+    assert_eq!(undeclared, ["a/c.rs", "b.rs", "tests/it/two.rs"]);
 }
 
 #[test]

@@ -7,7 +7,7 @@ use regex::Regex;
 use crate::{
     imports::Imports,
     lexer::{Token, tokens},
-    source::{Tree, Visibility},
+    source::{File, Tree, Visibility},
 };
 
 const MAX_FUNCTION_LINES: usize = 70;
@@ -135,6 +135,7 @@ fn allowed(outside: &str) -> Option<Allowed> {
         "actix_http" => Only(&["runtime/socket/mod.rs"]),
         "actix_web_actors" => Only(&["http/notifications/socket.rs", "runtime/socket/mod.rs"]),
         "clap" => From(8),
+        "mimalloc" => Only(&["main.rs"]),
         _ => return None,
     })
 }
@@ -294,6 +295,41 @@ fn long_functions(tree: &Tree, found: &mut Vec<String>) {
 }
 
 /// A module is where its name says: `#[path]` hides it.
+/// Files that no module declares, so that the compiler never reads them: code and tests that only look as if they run.
+pub(crate) fn undeclared_files(tree: &Tree) -> Vec<String> {
+    let files: Vec<_> = tree.files.iter().chain(&tree.tests).collect();
+    let declares = |parent: &str, module: &str| {
+        let declaration = Regex::new(&format!(r"\bmod\s+{module}\s*;")).unwrap();
+        files.iter().any(|file| file.path == parent && declaration.is_match(&file.all))
+    };
+    let is_declared = |path: &str| {
+        let (folder, name) = path.rsplit_once('/').map_or(("", path), |(folder, name)| (folder, name));
+        let name = name.trim_end_matches(".rs");
+        // `a/mod.rs` is the module `a` of the folder above.
+        let (folder, module) = match (name, folder.rsplit_once('/')) {
+            ("mod", Some((above, module))) => (above, module),
+            ("mod", None) => ("", folder),
+            _ => (folder, name),
+        };
+        let at = |file: &str| if folder.is_empty() { file.to_owned() } else { format!("{folder}/{file}") };
+        let parents = [at("mod.rs"), at("main.rs"), at("lib.rs"), format!("{folder}.rs")];
+        // A root may declare the files of a folder in a block: `mod a { mod b; }`.
+        let block = folder.rsplit_once('/').unwrap_or(("", folder));
+        let opens_block = |file: &File| {
+            let is_above = file.path.rsplit_once('/').map_or("", |(folder, _)| folder) == block.0;
+            let opening = Regex::new(&format!(r"\bmod\s+{}\s*\{{", block.1)).unwrap();
+            is_above && opening.is_match(&file.all) && declares(&file.path, module)
+        };
+        parents.iter().any(|parent| declares(parent, module)) || files.iter().any(|file| opens_block(file))
+    };
+    let is_root = |path: &str| {
+        let name = path.rsplit('/').next().unwrap_or_default();
+        ["lib.rs", "main.rs"].contains(&name) || tree.manifest.contains(&format!("\"{path}\""))
+    };
+    let paths = files.iter().map(|file| file.path.as_str());
+    paths.filter(|path| !is_root(path) && !is_declared(path)).map(str::to_owned).collect()
+}
+
 fn path_attributes(tree: &Tree, found: &mut Vec<String>) {
     for file in tree.files.iter().chain(&tree.tests) {
         for (at, _) in file.all.match_indices("path") {

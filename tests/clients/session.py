@@ -4,7 +4,7 @@ import sys
 import time
 from uuid import UUID
 
-from lumilink_client import Client
+from lumilink_client import AuthenticatedClient
 from lumilink_client.api.sessions import close_session, get_session, get_transcript, new_session
 from lumilink_client.api.turns import get_prompt, run_prompt
 from lumilink_client.models import (
@@ -27,7 +27,7 @@ from lumilink_client.models import (
     TurnState,
 )
 
-client = Client(base_url=sys.argv[1], timeout=None)
+client = AuthenticatedClient(base_url=sys.argv[1], token=sys.argv[2], timeout=None)
 
 opened = new_session.sync(client=client, body=NewSessionBody(installation_id="acme", workspace_id="python"))
 assert isinstance(opened, SessionReady), opened

@@ -6,7 +6,8 @@ declare const process: { argv: string[] };
 
 type Result = components["schemas"]["ACPSessionResult"];
 
-const client = createClient<paths>({ baseUrl: process.argv[2] ?? "" });
+const [, , baseUrl = "", token = ""] = process.argv;
+const client = createClient<paths>({ baseUrl, headers: { Authorization: `Bearer ${token}` } });
 
 /** The data of an answer, or the problem as an exception. */
 function data<T>(answer: { data?: T; error?: components["schemas"]["Problem"] }): T {

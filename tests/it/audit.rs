@@ -2,7 +2,7 @@
 
 use std::{collections::BTreeSet, process::Command};
 
-use crate::harness::{Answer, DEADLINE, Program, Session, Value, eventually, json, lumilink, wait_for};
+use crate::harness::{Answer, DEADLINE, Program, Session, Value, eventually, json, lumilink, tokens, wait_for};
 
 /// Starts a program in which three crashes roll a workspace back and nothing restores it (a cool-down of 30 minutes).
 ///
@@ -369,7 +369,7 @@ fn explain_lists_in_order_why_a_session_fell_back() {
 fn run(program: &Program, arguments: &[&str]) -> String {
     let output = Command::new(lumilink())
         .args(arguments)
-        .env("LUMILINK_URL", program.api.base())
+        .envs(tokens::variables(&program.api.base()))
         .env("HOME", program.folder.path())
         .current_dir(program.folder.path())
         .output()

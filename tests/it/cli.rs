@@ -2,13 +2,13 @@
 
 use std::process::{Command, Output};
 
-use crate::harness::{Program, Value, json, lumilink, program::Folder};
+use crate::harness::{Program, Value, json, lumilink, program::Folder, tokens};
 
 fn run(program: &Program, arguments: &[&str]) -> Output {
     Command::new(lumilink())
         .arg("session")
         .args(arguments)
-        .env("LUMILINK_URL", program.api.base())
+        .envs(tokens::variables(&program.api.base()))
         .env("HOME", program.folder.path())
         .current_dir(program.folder.path())
         .output()

@@ -11,7 +11,7 @@ use std::{
     time::{SystemTime, UNIX_EPOCH},
 };
 
-use crate::harness::{Program, Value, agents::node, json, program::Folder, repository};
+use crate::harness::{Program, Value, agents::node, json, program::Folder, repository, tokens};
 
 /// Time for the fuzzer, in seconds. It repeats its phases until the time is over.
 const FUZZING_S: u32 = 45;
@@ -45,6 +45,11 @@ fn succeeds(command: &mut Command) -> String {
     let text = format!("{}{}", String::from_utf8_lossy(&output.stdout), String::from_utf8_lossy(&output.stderr));
     assert!(output.status.success(), "{command:?} failed: {}\n{text}", output.status);
     text
+}
+
+/// The token that the program made.
+fn token(program: &Program) -> String {
+    tokens::of(program.address).expect("a token")
 }
 
 /// Writes the document of the program into the folder.
@@ -85,7 +90,8 @@ fn generated_typescript_client_compiles_and_runs_a_session() {
     succeeds(npm("openapi-typescript/bin/cli.js").arg(&document).arg("-o").arg(folder.join("schema.d.ts")));
     succeeds(npm("typescript/bin/tsc").arg("-p").arg(folder));
     let session = folder.join("session.ts");
-    let text = succeeds(Command::new(node()).arg("--no-warnings").arg(session).arg(program.api.base()));
+    let text =
+        succeeds(Command::new(node()).arg("--no-warnings").arg(session).args([program.api.base(), token(&program)]));
     assert!(text.contains("session closed"), "{text}");
 }
 
@@ -107,14 +113,30 @@ fn generated_python_client_type_checks_and_runs_a_session() {
             .current_dir(folder),
     );
     succeeds(python("mypy").args(["--cache-dir", "mypy-cache", "session.py"]).current_dir(folder));
-    let text = succeeds(python("python").arg("session.py").arg(program.api.base()).current_dir(folder));
+    let text =
+        succeeds(python("python").arg("session.py").args([program.api.base(), token(&program)]).current_dir(folder));
     assert!(text.contains("session closed"), "{text}");
+}
+
+/// Describes single events in place of streams, as the fuzzer wants it before OpenAPI 3.2, from `x-event-data`.
+fn with_single_events(document: &mut Value) {
+    for name in ["SessionStream", "TurnStream"] {
+        let stream = &mut document["components"]["schemas"][name];
+        let events = stream["x-event-data"].as_object().expect("the schemas of the events");
+        let event = |(name, schema): (&String, &Value)| {
+            let data = json!({"type": "string", "contentMediaType": "application/json", "contentSchema": schema});
+            json!({"properties": {"event": {"const": name}, "data": data}})
+        };
+        let events: Vec<_> = events.iter().map(event).collect();
+        *stream = json!({"type": "object", "required": ["event", "data"], "oneOf": events});
+    }
 }
 
 /// The document, with sessions and turns that exist as the only valid ids: a random id is never found, and the fuzzer
 /// would not get further.
 fn with_live_ids(program: &Program) -> Value {
     let mut document = program.api.contract().document().clone();
+    with_single_events(&mut document);
     let sessions: Vec<_> = (0..6).map(|number| program.api.open(&format!("ws-{number}"))).collect();
     let prompts: Vec<_> =
         sessions.iter().map(|session| session.completes("echo a")["meta"]["promptId"].clone()).collect();
@@ -168,6 +190,7 @@ fn fuzzer_finds_no_server_error_and_no_undeclared_answer() {
             .arg(installed("schemathesis.toml"))
             .arg("run")
             .arg(&document)
+            .args(["--header", &format!("Authorization: Bearer {}", token(&program))])
             .args(["--url", &program.api.base(), "--seed", &seed, "--max-time", &FUZZING_S.to_string()])
             .current_dir(folder.path()),
     );

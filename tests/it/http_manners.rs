@@ -5,7 +5,7 @@ use std::io::Read;
 use crate::harness::{
     Program, Value, block_on, eventually,
     hostile::{RawAnswer, RawRequest, exchange},
-    json,
+    json, tokens,
 };
 
 fn raw(program: &Program, method: &str, path: &str) -> RawAnswer {
@@ -42,7 +42,11 @@ fn head_is_answered_as_get_without_the_body() {
         |route| program.metrics().sum("lumilink_http_requests_total", &[("method", "HEAD"), ("route", route)]);
     assert_eq!((requests("/livez"), requests("/acp/session/{id}")), (1.0, 1.0));
     // The connection of a HEAD to a stream takes the next request.
-    let events = format!("HEAD /acp/session/{}/events HTTP/1.1\r\nHost: localhost\r\n\r\n", session.id);
+    let token = tokens::of(program.address).expect("the program made a token");
+    let events = format!(
+        "HEAD /acp/session/{}/events HTTP/1.1\r\nHost: localhost\r\nAuthorization: Bearer {token}\r\n\r\n",
+        session.id
+    );
     let both = exchange(
         program.address,
         format!("{events}GET /livez HTTP/1.1\r\nHost: localhost\r\nConnection: close\r\n\r\n").as_bytes(),
@@ -154,7 +158,9 @@ fn encoded(program: &Program, path: &str, accept: &str) -> (Option<String>, Vec<
     let url = format!("{}{path}", program.api.base());
     block_on(async {
         let client = reqwest::Client::builder().no_proxy().build().expect("a client");
-        let answer = client.get(url).header("accept-encoding", accept).send().await.expect("an answer");
+        let token = tokens::of(program.address).expect("the program made a token");
+        let answer =
+            client.get(url).bearer_auth(token).header("accept-encoding", accept).send().await.expect("an answer");
         assert_eq!(answer.status().as_u16(), 200);
         let text = |name| answer.headers().get(name).map(|value| value.to_str().expect("text").to_owned());
         let (coding, vary) = (text("content-encoding"), text("vary").unwrap_or_default());

@@ -2,7 +2,12 @@
 
 use std::thread;
 
-use crate::harness::{Answer, Program, Session, Value, json, program::PostgresDatabase};
+use crate::harness::{
+    Answer, Program, Session, Value,
+    database::{allow, change, refuse},
+    eventually, json,
+    program::PostgresDatabase,
+};
 
 fn send(session: &Session, prompt: &str, key: &str) -> Answer {
     session.call(prompt).header("idempotency-key", key).send()
@@ -66,19 +71,6 @@ fn key_survives_a_restart_of_the_program() {
     let body = json!({"sessionId": session.id, "prompt": "echo once"});
     let again = program.api.call("POST", "/acp/session/prompt").header("idempotency-key", "key").json(&body).send();
     assert_eq!(again.expect(200)["meta"]["promptId"], first["meta"]["promptId"]);
-}
-
-/// Changes a row of the database, as another process of the service would.
-fn change(database: &Option<PostgresDatabase>, program: &Program, sql: &str) {
-    use diesel::{Connection, PgConnection, SqliteConnection, connection::SimpleConnection};
-    match database {
-        Some(database) => PgConnection::establish(&database.url()).unwrap().batch_execute(sql).unwrap(),
-        None => {
-            let file = program.folder.path().join("data/lumilink.db");
-            let mut sqlite = SqliteConnection::establish(&file.display().to_string()).unwrap();
-            sqlite.batch_execute(&format!("PRAGMA busy_timeout = 5000; {sql}")).unwrap();
-        }
-    }
 }
 
 fn on_both_databases(test: impl Fn(&mut Program, &Option<PostgresDatabase>)) {
@@ -218,6 +210,24 @@ fn key_of_session_new_is_free_again_after_24_hours() {
         let second = open_with_key(program, "key", &new_session("other")).expect(201);
         assert_ne!(first["sessionId"], second["sessionId"]);
         assert_eq!(open_with_key(program, "key", &new_session("other")).expect(201), second);
+    });
+}
+
+#[test]
+fn session_new_whose_key_is_not_written_opens_one_session_on_a_retry() {
+    on_both_databases(|program, database| {
+        program.expect_error("the database did not take writes");
+        refuse(database, program, "INSERT ON session_keys");
+        open_with_key(program, "key", &new_session("ws")).problem(503, "database_unavailable");
+        assert_eq!(sessions_of(program), 0, "a session without its key is not stored");
+        eventually("its agent ends", || program.agents().is_empty());
+        allow(database, program, "session_keys");
+        let first = open_with_key(program, "key", &new_session("ws"));
+        assert_eq!(first.header("idempotent-replayed"), "", "a failure does not bind the key");
+        let first = first.expect(201);
+        let again = open_with_key(program, "key", &new_session("ws")).expect(201);
+        assert_eq!((&again["sessionId"], sessions_of(program)), (&first["sessionId"], 1));
+        assert_eq!(program.metrics().sum("lumilink_capacity_seats", &[("state", "taken")]), 1.0);
     });
 }
 

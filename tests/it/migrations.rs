@@ -442,7 +442,7 @@ fn fr_003_migration_commands_control_a_migration() {
         let output = std::process::Command::new(crate::harness::lumilink())
             .arg("migration")
             .args(arguments)
-            .env("LUMILINK_URL", program.api.base())
+            .envs(crate::harness::tokens::variables(&program.api.base()))
             .output()
             .expect("the program runs");
         assert!(output.status.success(), "{arguments:?}: {}", String::from_utf8_lossy(&output.stderr));

@@ -2,7 +2,13 @@
 
 use std::{fs, path::Path};
 
-use crate::harness::{DEADLINE, Program, Session, Value, demo_agent, json, lumilink, program::Builder, wait_for};
+use crate::harness::{
+    DEADLINE, Program, Session, Value,
+    database::{allow, refuse},
+    demo_agent, json, lumilink,
+    program::{Builder, PostgresDatabase},
+    wait_for,
+};
 
 const PLANNING: &str = "mode=plan tone=loud model=large fast=true";
 
@@ -226,4 +232,25 @@ fn readers_learn_that_a_mode_was_set_and_set_again() {
     session.prompt("crash").problem(502, "agent_crashed");
     let again = cause(&events.until("the re-application", |event| event.name == "settings"));
     assert_eq!((&again["cause"], &again["applied"]), (&json!("reapplied"), &json!(["mode \"plan\""])), "{again}");
+}
+
+#[test]
+fn mode_whose_write_fails_is_not_confirmed() {
+    for database in [None, Some(PostgresDatabase::create())] {
+        let builder = Program::builder().set("database.patience_s", 1);
+        let mut program = match &database {
+            Some(database) => builder.set("database.url", database.url()).start(),
+            None => builder.start(),
+        };
+        program.expect_error("the database did not take writes");
+        let session = program.api.open("ws");
+        session.post("mode", json!({"modeId": "ask"})).expect(200);
+        refuse(&database, &program, "UPDATE OF choices ON sessions");
+        session.post("mode", json!({"modeId": "plan"})).problem(503, "database_unavailable");
+        program.kill_supervisor();
+        allow(&database, &program, "sessions");
+        program.start_supervisor_again();
+        session.post("load", json!({})).expect(200);
+        assert!(session.says("settings").starts_with("mode=ask "), "the last mode that was confirmed");
+    }
 }

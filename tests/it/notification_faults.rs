@@ -275,12 +275,11 @@ impl Reader {
     }
 
     /// Fails the test unless it has received exactly the notifications that the inbox lists for its scope.
-    fn assert_complete(&self, api: &Api) {
-        let listed = list(api, &self.query);
+    fn assert_complete(&self, listed: &BTreeMap<u64, Value>) {
         let missing: Vec<_> = listed.keys().filter(|seq| !self.seen.contains_key(seq)).collect();
         let foreign: Vec<_> = self.seen.keys().filter(|seq| !listed.contains_key(seq)).collect();
         assert!(missing.is_empty() && foreign.is_empty(), "{}: missing {missing:?}, foreign {foreign:?}", self.query);
-        assert_eq!(self.seen, listed, "{}", self.query);
+        assert_eq!(self.seen, *listed, "{}", self.query);
         let (name, value) = self.query.split_once('&').unwrap_or_default().1.split_once('=').unwrap_or_default();
         if name == "workspaceId" {
             assert!(self.seen.values().all(|notification| notification["workspaceId"] == value), "{}", self.query);
@@ -411,9 +410,15 @@ impl Load {
 /// Lets each reader catch up, and fails the test unless it has received exactly the listed notifications.
 fn assert_all_complete(api: &Api, base: &str, readers: &mut [Reader]) {
     for reader in readers {
-        let head = number(&api.get(&format!("/acp/notifications?{}", reader.query)).expect(200), "head");
-        wait_for(SETTLE_TIMEOUT, "a reader catches up", || block_on(reader.catch_up(base, head)).ok());
-        reader.assert_complete(api);
+        let head = |query: &str| number(&api.get(&format!("/acp/notifications?{query}")).expect(200), "head");
+        // The failure of a session is announced after the answer to its last prompt, so that the list may still grow.
+        let listed = wait_for(SETTLE_TIMEOUT, "a reader catches up, and nothing is added", || {
+            let before = head(&reader.query);
+            block_on(reader.catch_up(base, before)).ok()?;
+            let listed = list(api, &reader.query);
+            (head(&reader.query) == before).then_some(listed)
+        });
+        reader.assert_complete(&listed);
         println!(
             "  {}: {} notifications, {} repeats, {} broken connections",
             reader.query,

@@ -9,7 +9,7 @@ use std::{
 use crate::harness::{
     DEADLINE, Program, Value, eventually, json, lumilink, processes,
     proxy::{Mode, Proxy, Way},
-    wait_for,
+    tokens, wait_for,
 };
 
 fn command(program: &Program, base: &str, arguments: &[&str]) -> Command {
@@ -17,7 +17,7 @@ fn command(program: &Program, base: &str, arguments: &[&str]) -> Command {
     command
         .args(["toasts", "--installation", "tenant-1"])
         .args(arguments)
-        .env("LUMILINK_URL", base)
+        .envs(tokens::variables(base))
         .env("HOME", program.folder.path())
         .current_dir(program.folder.path());
     command
@@ -147,7 +147,7 @@ fn follower_resumes_from_its_state_file_and_rejects_one_of_another_stream() {
     third.ends();
     let other = Command::new(lumilink())
         .args(["toasts", "--operators", "--follow", "--state", "place.json"])
-        .env("LUMILINK_URL", &base)
+        .envs(tokens::variables(&base))
         .current_dir(program.folder.path())
         .output()
         .expect("the program runs");
@@ -155,7 +155,7 @@ fn follower_resumes_from_its_state_file_and_rejects_one_of_another_stream() {
     assert!(!other.status.success() && stderr.contains("tenant:tenant-1"), "{stderr}");
     let no_scope = Command::new(lumilink())
         .args(["toasts", "--follow"])
-        .env("LUMILINK_URL", &base)
+        .envs(tokens::variables(&base))
         .output()
         .expect("the program runs");
     let stderr = String::from_utf8_lossy(&no_scope.stderr);

@@ -100,6 +100,15 @@ fn request_with_an_odd_id_is_answered_with_the_same_id() {
 }
 
 #[test]
+fn update_that_is_sent_as_a_request_is_an_update_and_is_answered() {
+    over_both_routes(|session| {
+        let result = session.completes("update-as-request hello");
+        assert_eq!(result["meta"]["message"], "hello{}", "{result}");
+        assert_eq!(warnings(&result), [""; 0], "{result}");
+    });
+}
+
+#[test]
 fn log_line_with_an_id_and_an_answer_to_nothing_are_noise() {
     over_both_routes(|session| {
         let result = session.completes(

@@ -147,7 +147,7 @@ fn every_documented_operation_is_exercised() {
     let session = api.open("ws");
     session.completes("echo a");
     api.get("/acp/sessions").expect(200);
-    for path in ["", "/transcript", "/diff", "/explain"] {
+    for path in ["", "/prompts", "/transcript", "/diff", "/explain"] {
         session.get(path).expect(200);
     }
     let records =
@@ -268,6 +268,7 @@ fn every_required_route_is_documented() {
         ("GET", "/acp/session/{id}/events"),
         ("GET", "/acp/prompt/{id}"),
         ("GET", "/acp/health"),
+        ("GET", "/acp/workspaces/{id}"),
         ("GET", "/acp/workspaces/{id}/protocol"),
         ("PUT", "/acp/workspaces/{id}/protocol"),
         ("POST", "/acp/workspaces/{id}/rollback"),

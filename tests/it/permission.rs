@@ -255,6 +255,34 @@ fn request_in_a_turn_that_the_agent_began_is_found_too() {
 }
 
 #[test]
+fn waiting_permission_request_holds_hibernation_off() {
+    let settings = [("session.idle_timeout_s", 1), ("session.background_max_s", 1), ("permission.timeout_s", 120)];
+    let program = settings.into_iter().fold(Program::builder(), |it, (name, value)| it.set(name, value)).start();
+    let (session, clock) = (open(&program, "ask"), program.api.open("clock"));
+    // Longer than the idle timeout: another session hibernates meanwhile.
+    let still_waits = || {
+        clock.completes("echo tick");
+        clock.becomes("hibernated");
+        waiting(&session).remove(0)
+    };
+    let (prompt_id, mut stream) = session.is_busy_with("echo started ; ask");
+    request_in(&mut stream);
+    let found = still_waits();
+    session.post("permission", json!({"requestId": found["requestId"], "optionId": "allow"})).expect(200);
+    assert_eq!(session.ends(&prompt_id)["state"], "completed");
+    // In a turn that the agent began, whose session counts as idle after `background_max_s`.
+    let mut events = late_reader(&program, &session);
+    session.completes("background 200 ask");
+    let asked = request_in(&mut events);
+    session.becomes("idle");
+    let found = still_waits();
+    assert_eq!(found["requestId"], asked["update"]["requestId"]);
+    session.post("permission", json!({"requestId": found["requestId"], "optionId": "allow"})).expect(200);
+    session.becomes("hibernated");
+    assert!(waiting(&session).is_empty());
+}
+
+#[test]
 fn agent_that_asks_without_end_gets_a_no_and_is_shown_bounded() {
     let program = Program::start();
     let session = open(&program, "ask");

@@ -280,3 +280,27 @@ fn echoed_prompt_is_stored_once() {
         assert_eq!(kinds, ["user_message", "agent_message", "user_message", "agent_message"]);
     }
 }
+
+#[test]
+fn turns_of_a_session_are_listed_in_pages() {
+    let program = Program::start();
+    let (session, other) = (program.api.open("ws"), program.api.open("ws"));
+    other.completes("echo other");
+    let mut expected: Vec<_> =
+        (0..5).map(|n| session.completes(&format!("echo {n}"))["meta"]["promptId"].clone()).collect();
+    session.prompt("error -32603 no");
+    expected.reverse();
+    let (mut seen, mut cursor) = (Vec::new(), String::new());
+    loop {
+        let page = session.get(&format!("/prompts?limit=2{cursor}")).expect(200);
+        seen.extend(page["items"].as_array().unwrap().iter().cloned());
+        match page["nextCursor"].as_str() {
+            Some(next) => cursor = format!("&cursor={next}"),
+            None => break,
+        }
+    }
+    assert_eq!((&seen[0]["state"], seen.len()), (&json!("failed"), 6), "{seen:?}");
+    assert_eq!(seen[1..].iter().map(|turn| turn["promptId"].clone()).collect::<Vec<_>>(), expected);
+    assert!(seen.iter().all(|turn| turn.get("result").is_none() && turn["sessionId"] == session.id.as_str()));
+    program.api.get("/acp/session/01a20c11-0000-7000-8000-000000000000/prompts").problem(404, "not_found");
+}

@@ -24,7 +24,7 @@ use crate::harness::{
     process::{Folder, Process},
     processes,
     receiver::Receiver,
-    wait_for,
+    tokens, wait_for,
 };
 
 const OLD: &str = "old-token-0123456789";
@@ -236,7 +236,8 @@ fn closed_terminal_drains_and_the_running_turn_completes() {
     let folder = Folder::new();
     let arguments = ["serve", "--listen", "127.0.0.1:0", "--data-dir", "data", "--announce", "announce.json"];
     let mut process = InTerminal::start(&folder, &arguments);
-    let api = Api::new(&announced(&folder.path().join("announce.json")), None);
+    let base = announced(&folder.path().join("announce.json"));
+    let api = Api::new(&base, tokens::of_folder(&folder.path().join("data")));
     let session = api.open("ws");
     let (prompt_id, mut stream) = session.is_busy_with("echo started ; sleep 2 ; echo finished");
     // With its terminal the process reloads: it has no file, so nothing changes.

@@ -172,7 +172,7 @@ fn fr_007_workspace_can_be_rolled_back_pinned_and_restored_manually() {
     ] {
         assert_eq!(flip("rollback", body).status, 400, "{why}");
     }
-    flip("rollback", json!({"actor": "a", "reason": "r", "installationId": "x"})).problem(400, "invalid_request");
+    flip("rollback", json!({"actor": "a", "reason": "r", "tenant": "x"})).problem(400, "invalid_request");
     session.api.get("/acp/workspaces/unknown/protocol").problem(404, "not_found");
 }
 
@@ -237,4 +237,30 @@ fn actors_of_idle_workspaces_stop_and_their_routes_are_kept() {
     let again = program.api.open("ws");
     assert_eq!(again.opened["protocol"], "http", "{}", again.opened);
     assert_eq!(route(&again)["recovery"]["stage"], "open");
+}
+
+#[test]
+fn tenant_of_a_change_is_named_in_the_query_or_the_body() {
+    let program = Program::start();
+    for tenant in ["tenant-1", "tenant-2"] {
+        program.api.open_with(json!({"workspaceId": "ws", "installationId": tenant}));
+    }
+    let body = |tenant: Option<&str>| {
+        let mut body = json!({"actor": "test", "reason": "test"});
+        tenant.into_iter().for_each(|tenant| body["installationId"] = json!(tenant));
+        body
+    };
+    let path = |action: &str, query: &str| format!("/acp/workspaces/ws/{action}{query}");
+    program.api.post(&path("rollback", ""), body(None)).problem(409, "ambiguous_workspace");
+    let rolled = program.api.post(&path("rollback", ""), body(Some("tenant-2"))).expect(200);
+    assert_eq!((&rolled["installationId"], &rolled["route"]), (&json!("tenant-2"), &json!("http")));
+    program
+        .api
+        .post(&path("restore", "?installationId=tenant-1"), body(Some("tenant-2")))
+        .problem(400, "invalid_request");
+    program.api.post(&path("restore", "?installationId=tenant-2"), body(Some("tenant-2"))).expect(200);
+    let mut pin = body(Some("tenant-1"));
+    pin["autoRollout"] = json!(false);
+    let changed = program.api.call("PUT", &path("protocol", "")).json(&pin).send().expect(200);
+    assert_eq!((&changed["installationId"], &changed["autoRollout"]), (&json!("tenant-1"), &json!(false)));
 }

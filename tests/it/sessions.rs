@@ -228,6 +228,14 @@ fn list_by_state_reflects_current_states() {
     busy.becomes("running");
     assert_eq!(listed("running"), [busy.id.as_str()]);
     assert_eq!(listed("idle"), [idle.id.as_str()]);
+    assert_eq!(listed("running,idle").len(), 2);
+    for wrong in ["idle,asleep", "idle,", ","] {
+        let problem = program.api.get(&format!("/acp/sessions?state={wrong}")).problem(400, "invalid_request");
+        assert!(
+            problem["detail"].as_str().is_some_and(|it| it.contains("state") && it.contains("hibernated")),
+            "{problem}"
+        );
+    }
     busy.post("cancel", json!({})).expect(200);
     busy.ends(&turn);
     idle.post("close", json!({})).expect(200);

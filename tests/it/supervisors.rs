@@ -15,6 +15,8 @@ use crate::harness::{
     wait_for,
 };
 
+/// The token of the second supervisor.
+const TOKEN: &str = "token-of-the-second-0123456789";
 /// Life of a supervisor's row without a renewal.
 const LIFE: Duration = Duration::from_secs(15);
 
@@ -31,8 +33,9 @@ fn second(database: &PostgresDatabase, lock_wait_s: u64) -> Second {
     let arguments =
         ["serve", "--listen", &listen, "--data-dir", "data", "--set", &wait, "--database-url", &database.url()]
             .map(str::to_owned);
-    let process = Process::start("serve", &folder, &arguments, &[]);
-    Second { process, api: Api::new(&format!("http://{address}"), None), _folder: folder }
+    let variables = [("LUMILINK_SERVER__TOKEN".to_owned(), TOKEN.to_owned())];
+    let process = Process::start("serve", &folder, &arguments, &variables);
+    Second { process, api: Api::new(&format!("http://{address}"), Some(TOKEN.to_owned())), _folder: folder }
 }
 
 impl Second {

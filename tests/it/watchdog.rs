@@ -7,7 +7,7 @@ use std::{
     time::Duration,
 };
 
-use crate::harness::{DEADLINE, Program, eventually, metrics::Scrape, processes, wait_for};
+use crate::harness::{DEADLINE, Program, eventually, metrics::Scrape, processes, tokens, wait_for};
 
 const STALLS: &str = "lumilink_arbiter_stalls_total";
 const LAG: &str = "lumilink_arbiter_lag_seconds";
@@ -59,7 +59,9 @@ fn get(program: &Program, path: &str) -> (u16, String) {
     wait_for(DEADLINE, "a thread that answers", || {
         let mut stream = TcpStream::connect(program.address).ok()?;
         stream.set_read_timeout(Some(Duration::from_millis(300))).ok()?;
-        write!(stream, "GET {path} HTTP/1.1\r\nHost: {}\r\nConnection: close\r\n\r\n", program.address).ok()?;
+        let token = tokens::of(program.address).expect("the program made a token");
+        let head = format!("Host: {}\r\nAuthorization: Bearer {token}\r\nConnection: close", program.address);
+        write!(stream, "GET {path} HTTP/1.1\r\n{head}\r\n\r\n").ok()?;
         let mut text = String::new();
         stream.read_to_string(&mut text).ok()?;
         let (head, body) = text.split_once("\r\n\r\n")?;

@@ -16,6 +16,7 @@ use crate::harness::{
     DEADLINE, Program, Session, Value, eventually, json, lumilink,
     program::{Builder, Folder},
     receiver::{Post, Receiver, Reply},
+    tokens,
 };
 
 const SECRET: &str = "whsec_MfKQ9r8GKYqrTwjUPD8ILPZIo2LaLaSw";
@@ -105,7 +106,7 @@ fn command(program: &Program, arguments: &[&str]) -> String {
     let output = Command::new(lumilink())
         .arg("webhook")
         .args(arguments)
-        .env("LUMILINK_URL", program.api.base())
+        .envs(tokens::variables(&program.api.base()))
         .env("HOME", program.folder.path())
         .output()
         .expect("the program runs");

@@ -199,6 +199,29 @@ fn file_access_can_be_switched_off() {
 }
 
 #[test]
+fn agents_are_listed_with_their_program_and_last_handshake() {
+    let mut program =
+        Program::builder().config("[agents.missing]\ncommand = ['no-such-program', '--key=x']\n").start();
+    program.expect_error("no-such-program");
+    let agents = |program: &Program| program.api.get("/acp/agents").expect(200)["items"].clone();
+    let before = agents(&program);
+    assert_eq!((&before[0]["isDefault"], &before[0]["isInstalled"]), (&json!(true), &json!(true)), "{before}");
+    assert_eq!((&before[1]["name"], &before[1]["isInstalled"]), (&json!("missing"), &json!(false)), "{before}");
+    assert_eq!(before[1]["program"], "no-such-program");
+    assert!(before.as_array().unwrap().iter().all(|agent| agent.get("lastHandshake").is_none()), "{before}");
+    program.api.open("ws").completes("echo a");
+    let body = json!({"workspaceId": "ws", "installationId": "tenant-1", "agent": "missing"});
+    let refused = program.api.post("/acp/session/new", body);
+    assert!(refused.status >= 400, "{}", refused.text);
+    let after = agents(&program);
+    let (good, bad) = (&after[0]["lastHandshake"], &after[1]["lastHandshake"]);
+    assert_eq!(good["agentFacts"]["modes"]["currentModeId"], "code", "{after}");
+    assert!(good.get("failure").is_none() && good["tookMs"].is_u64(), "{after}");
+    assert_eq!(bad["failure"]["code"], refused.body["code"], "{after}");
+    assert!(!after.to_string().contains("--key=x"), "arguments may be secrets: {after}");
+}
+
+#[test]
 fn a_second_agent_is_chosen_by_its_name() {
     let second = crate::harness::demo_agent(&["--no-load"]);
     let program = Program::builder().config(&format!("[agents.second]\ncommand = {second}\n")).start();
@@ -210,4 +233,19 @@ fn a_second_agent_is_chosen_by_its_name() {
     program.api.post("/acp/session/new", body).problem(422, "unknown_agent");
     let workspaces = program.api.get("/acp/workspaces").expect(200);
     assert!(!workspaces.to_string().contains("never"), "a refused request leaves no workspace: {workspaces}");
+}
+
+#[test]
+fn single_workspace_is_read_by_its_name_and_its_tenant() {
+    let program = Program::start();
+    program.api.open("ws");
+    let read = |query: &str| program.api.get(&format!("/acp/workspaces/ws{query}"));
+    let workspace = read("").expect(200);
+    assert_eq!((&workspace["workspaceId"], &workspace["installationId"]), (&json!("ws"), &json!("tenant-1")));
+    assert!(workspace["path"].is_string(), "{workspace}");
+    program.api.open_with(json!({"workspaceId": "ws", "installationId": "tenant-2"}));
+    read("").problem(409, "ambiguous_workspace");
+    assert_eq!(read("?installationId=tenant-2").expect(200)["installationId"], "tenant-2");
+    read("?installationId=tenant-3").problem(404, "not_found");
+    program.api.get("/acp/workspaces/other").problem(404, "not_found");
 }

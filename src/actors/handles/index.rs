@@ -7,7 +7,9 @@ use parking_lot::RwLock;
 use tokio::sync::watch;
 
 use super::{
-    messages::{AnswerPermission, CancelTurn, ChangeSetting, CloseSession, EndSession, Probe, RunPrompt},
+    messages::{
+        AnswerPermission, CancelTurn, ChangeServers, ChangeSetting, CloseSession, EndSession, Probe, RunPrompt,
+    },
     session::SessionShared,
 };
 use crate::domain::ids::{SessionId, WorkspaceKey};
@@ -19,6 +21,7 @@ pub(crate) struct Mailbox {
     pub cancel_turn: Recipient<CancelTurn>,
     pub answer_permission: Recipient<AnswerPermission>,
     pub change_setting: Recipient<ChangeSetting>,
+    pub change_servers: Recipient<ChangeServers>,
     pub end: Recipient<EndSession>,
     pub probe: Recipient<Probe>,
 }

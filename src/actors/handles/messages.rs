@@ -21,7 +21,10 @@ use crate::{
         ids::{PromptId, SessionId},
         notify::notification::{Scope, Stream},
         routing::{Attribution, Route, Routing, success_window::WindowFigures, turn_route::TurnReport},
-        session::choices::{Chosen, Setting},
+        session::{
+            choices::{Chosen, Setting},
+            mcp::McpServers,
+        },
         turn::{CancelCause, TurnState, outcome::Failure, prompt::Prompt, transcript::KeptEntry},
     },
     store::{EndSlot, Idempotency, PromptRow},
@@ -121,6 +124,20 @@ pub(crate) struct AnswerPermission {
 #[derive(Message)]
 #[rtype(result = "Result<Box<RawValue>, Failure>")]
 pub(crate) struct ChangeSetting(pub Setting);
+
+/// workspaces → session: gives its next agent other MCP servers, and keeps them for later starts. An idle session gets a
+/// fresh agent at once, one that works gets it before its next prompt. Replies when the fresh agent is ready.
+#[derive(Message)]
+#[rtype(result = "Result<ChangedServers, Failure>")]
+pub(crate) struct ChangeServers(pub McpServers);
+
+/// Reply to [`ChangeServers`]: the servers are changed, also if the fresh agent could not be started.
+pub(crate) struct ChangedServers {
+    /// Facts of the session's agent.
+    pub facts: Result<Arc<AgentFacts>, Failure>,
+    /// True if the agent is a fresh one.
+    pub is_fresh: bool,
+}
 
 /// supervisor → session: ends the session, after cancelling a running turn. [`SessionEnded`] reports the end.
 #[derive(Message)]

@@ -3,10 +3,12 @@
 //! Invariant: nothing here is an actor or imports one. The part that owns a handle creates it; every reader holds a
 //! clone.
 
+pub(crate) mod agent_handshakes;
 pub(crate) mod capacity_guard;
 pub(crate) mod closing;
 pub(crate) mod event_feed;
 pub(crate) mod folder_use;
+pub(crate) mod given_servers;
 pub(crate) mod index;
 pub(crate) mod left_agents;
 pub(crate) mod messages;

@@ -6,7 +6,7 @@ use std::sync::{
 };
 
 use parking_lot::{Mutex, MutexGuard};
-use serde_json::{json, value::RawValue};
+use serde_json::json;
 use tokio::sync::watch;
 
 use super::{
@@ -28,6 +28,7 @@ use crate::{
             eta::{PlanProgress, Progress},
             event::EventKind,
             lifecycle::{SessionMode, SessionState},
+            mcp::McpServers,
             permission::PermissionPolicy,
         },
         turn::outcome::ErrorClass,
@@ -54,8 +55,7 @@ pub(crate) struct SessionSpec {
     pub cwd: String,
     /// True if that folder is deleted with the session.
     pub is_ephemeral: bool,
-    /// ACP `mcpServers`, raw.
-    pub mcp_servers: Box<RawValue>,
+    pub mcp_servers: SharedServers,
     /// Permission policy of its workspace.
     pub policy: SharedPolicy,
     pub gate: RouteGate,
@@ -94,6 +94,24 @@ impl SharedPolicy {
     pub(crate) fn set(&self, policy: PermissionPolicy) {
         let index = POLICIES.iter().position(|it| *it == policy).unwrap_or_default();
         self.0.store(u8::try_from(index).unwrap_or_default(), Ordering::Release);
+    }
+}
+
+/// The MCP servers that the next agent of a session gets; a load may change them while the session lives.
+#[derive(Debug, Clone)]
+pub(crate) struct SharedServers(Arc<Mutex<McpServers>>);
+
+impl SharedServers {
+    pub(crate) fn new(servers: McpServers) -> Self {
+        Self(Arc::new(Mutex::new(servers)))
+    }
+
+    pub(crate) fn get(&self) -> McpServers {
+        self.0.lock().clone()
+    }
+
+    pub(crate) fn set(&self, servers: McpServers) {
+        *self.0.lock() = servers;
     }
 }
 

@@ -41,7 +41,7 @@ use crate::{
             success_window::{Sample, WindowRules},
             turn_route::TurnReport,
         },
-        session::{choices::Choices, event::EventKind, mcp},
+        session::{choices::Choices, event::EventKind, mcp::McpServers},
         share::FULL_BP,
         turn::{
             outcome::{ErrorCode, Failure},
@@ -427,7 +427,7 @@ pub(crate) async fn perform_handshake(services: &Services, key: &WorkspaceKey) -
         is_ephemeral,
         agent,
         cwd,
-        mcp_servers: mcp::none(),
+        mcp_servers: McpServers::none(),
         previous: None,
         cookies: None,
         choices: Choices::default(),

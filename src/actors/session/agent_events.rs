@@ -38,7 +38,10 @@ use crate::{
     },
     store::{StoreError, TranscriptAppend},
     telemetry::labels::PermissionAnswer,
-    transport::{AgentEvent, acp::connection::closed_in_turn},
+    transport::{
+        AgentEvent,
+        acp::connection::{answer_unserved, closed_in_turn},
+    },
 };
 
 /// Time that the answer to a cancel waits for its write.
@@ -304,8 +307,7 @@ impl Session {
 
     fn on_request(&mut self, id: RequestId, method: &str, params: &RawValue, ctx: &mut Context<Self>) {
         if method != client_method::SESSION_REQUEST_PERMISSION {
-            let refusal = RpcError::new(jsonrpc::METHOD_NOT_FOUND, format!("this client has no method {method}"));
-            return self.respond(&id, Err(refusal), ctx);
+            return self.respond(&id, answer_unserved(method), ctx);
         }
         if self.turn.is_none() && self.late.takes_updates {
             // Only an agent that works by itself asks outside a turn.

@@ -100,13 +100,15 @@ impl Session {
     pub(super) fn open(&mut self, opening: Opening, ctx: &mut Context<Self>) {
         let Opening { route, delay, cookies, ready, is_new, runtime_answers, span } = opening;
         let spec = self.shared.spec.clone();
+        let servers = spec.mcp_servers.get();
+        self.servers.begin(&servers);
         let request = OpenRequest {
             session_id: spec.session_id,
             installation_id: Some(spec.workspace.installation_id.clone()),
             is_ephemeral: spec.is_ephemeral,
             agent: spec.agent.clone(),
             cwd: spec.cwd.clone(),
-            mcp_servers: spec.mcp_servers.clone(),
+            mcp_servers: servers,
             previous: self.agent_session_id.clone(),
             cookies,
             choices: self.shared.view().chosen.choices().clone(),
@@ -130,6 +132,8 @@ impl Session {
             let opened = opened.map_err(|failure| this.with_credentials_named(failure));
             let outcome = opened.as_ref().map(|opened| &opened.facts);
             if route == Route::Acp {
+                let now = this.services.clock.now();
+                this.services.handshakes.record(this.shared.spec.agent_name(), outcome, took, now);
                 let counted_for = this.route_of_handshake(outcome.is_err());
                 let id = Uuid::now_v7();
                 let session_notice =
@@ -254,15 +258,23 @@ impl Session {
 
     /// Replaces the connection with one over `route`. Pending work is kept.
     pub(super) fn change_connection(&mut self, route: Route, ctx: &mut Context<Self>) {
+        self.replace_connection(Opening::over(route), ctx);
+    }
+
+    /// Replaces the connection. Pending work is kept.
+    pub(super) fn replace_connection(&mut self, opening: Opening, ctx: &mut Context<Self>) {
         self.was_on_fallback = self.connection_route == Route::Http;
-        self.drop_connection(ctx);
+        let is_other_route = self.connection_route != opening.route;
+        let cause =
+            if is_other_route { "the workspace's route changed" } else { "the session got other MCP servers" };
+        self.drop_connection(cause, ctx);
         let status = ConnectionStatus::Connecting;
         self.announce(SessionState::Starting, status);
         self.limit_runtime_wait(ctx);
-        self.open(Opening::over(route), ctx);
+        self.open(opening, ctx);
     }
 
-    fn drop_connection(&mut self, ctx: &mut Context<Self>) {
+    fn drop_connection(&mut self, cause: &str, ctx: &mut Context<Self>) {
         if let Some(stream) = self.stream.take() {
             // Late events of the old connection, its end above all, must not reach the new one.
             ctx.cancel_future(stream);
@@ -272,7 +284,7 @@ impl Session {
         // Its agent answers none of them any more.
         self.calls.clear();
         let status = self.shared.connection_status();
-        self.close_record(status, "the workspace's route changed");
+        self.close_record(status, cause);
     }
 
     /// Closes the record of the connection, with its final health.

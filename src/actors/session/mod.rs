@@ -12,6 +12,7 @@ pub(crate) mod closing;
 mod connect;
 pub(crate) mod connection_log;
 mod late_updates;
+mod mcp_servers;
 pub(crate) mod notices;
 mod turn;
 pub(crate) mod turn_ticket;
@@ -28,6 +29,7 @@ use self::{
     background::{Outside, reason_of},
     choices::{ChoiceWrites, Restoring},
     late_updates::LateUpdates,
+    mcp_servers::AgentServers,
     turn::Turn,
 };
 use super::{
@@ -100,6 +102,7 @@ pub(crate) struct Session {
     choice_writes: ChoiceWrites,
     /// Choices that are to be set again in an agent that was found again.
     restoring: Restoring,
+    servers: AgentServers,
     /// The part of the conversation that the agent lacks.
     missing: Missing,
     /// The agent's own conversation if it remembers turns: it knows the session up to the newest one that it completed.
@@ -191,6 +194,7 @@ impl Session {
             prompts_waiting: 0,
             choice_writes: ChoiceWrites::default(),
             restoring: Restoring::default(),
+            servers: AgentServers::default(),
             missing: Missing::Nothing,
             remembered: None,
             replay: None,
@@ -260,7 +264,8 @@ impl Session {
         self.disarm_idle_timer(ctx);
         let idle = self.services.settings.idle_timeout;
         self.idle_timer = Some(ctx.run_later(idle, |this, ctx| {
-            if this.services.closing.get(this.shared.spec.session_id).is_some() {
+            // The request has a limit of its own, which may be later than that of the agent's work.
+            if this.services.closing.get(this.shared.spec.session_id).is_some() || this.permissions.is_waiting() {
                 return this.arm_idle_timer(ctx);
             }
             if this.outside.is_working() {

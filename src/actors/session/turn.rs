@@ -377,7 +377,7 @@ impl Session {
         if self.link.is_none() {
             return self.limit_runtime_wait(ctx);
         }
-        if turn.carrier != self.connection_route {
+        if turn.carrier != self.connection_route || self.servers.is_outdated {
             return self.change_connection(turn.carrier, ctx);
         }
         if self.missing == Missing::Unread {
@@ -392,6 +392,7 @@ impl Session {
         let choices = self.choices_for_prompt();
         let (Some(link), Some(facts), Some(turn)) = (&mut self.link, &self.facts, &mut self.turn) else { return };
         let Some(ticket) = &mut turn.ticket else { return };
+        self.servers.report_lost(ticket);
         let Some(prompt) = turn.prompt.take() else { return };
         // Checked again: at acceptance the agent may not have been connected yet, and its facts were unknown.
         if let Err(failure) = prompt.check_taken_by(facts.takes) {

@@ -6,7 +6,7 @@ use std::{
     time::Duration,
 };
 
-use serde_json::{json, value::RawValue};
+use serde_json::{Value, json, value::RawValue};
 use tokio::sync::watch;
 
 use super::{
@@ -219,9 +219,17 @@ impl TurnTicket {
 
     /// Records a diagnostic and publishes it to the readers.
     pub(crate) fn remark(&mut self, severity: Severity, message: &str) {
+        self.remark_with(severity, message, None);
+    }
+
+    /// [`Self::remark`] with data for programs.
+    pub(crate) fn remark_with(&mut self, severity: Severity, message: &str, context: Option<Value>) {
         if let Some(begun) = &mut self.0 {
-            begun.progress.remark(severity, message);
-            let update = json!({"severity": severity, "message": message});
+            let mut update = json!({"severity": severity, "message": message});
+            if let Some(context) = &context {
+                update["context"] = context.clone();
+            }
+            begun.progress.remark_with(severity, message, context);
             begun.shared.feed.announce(Some(begun.prompt_id), EventKind::Diagnostic, &update);
         }
     }

@@ -85,7 +85,10 @@ pub(crate) async fn sweep(services: std::sync::Arc<Services>, ages: Ages) {
         period.tick().await;
         match remove_old(&services.store, &ages, services.clock.now()).await {
             Ok(0) => {}
-            Ok(rows) => tracing::info!(marker = "[ACP]", rows, "old records removed"),
+            Ok(rows) => {
+                tracing::info!(marker = "[ACP]", rows, "old records removed");
+                drop_servers_of_removed(&services).await;
+            }
             Err(cause) => tracing::warn!(marker = "[ACP]", %cause, "old records could not be removed; retrying"),
         }
     }
@@ -122,6 +125,15 @@ async fn remove_old(store: &Store, ages: &Ages, now: Timestamp) -> Result<usize,
         rows += remove_history(store, part.kind, &part.tenants, before, &removal).await?;
     }
     Ok(rows)
+}
+
+/// Drops the kept MCP servers of sessions whose rows were removed. If the database refuses the read, they stay until the
+/// next sweep.
+async fn drop_servers_of_removed(services: &Services) {
+    let kept = services.given_servers.sessions();
+    if let Ok(removed) = services.store.removed_sessions(kept).await {
+        removed.into_iter().for_each(|id| services.given_servers.drop_of(id));
+    }
 }
 
 /// Removes the history of one kind and of some tenants from before a time, in chunks, and returns the number of rows.
@@ -170,6 +182,7 @@ pub(crate) async fn erase_tenant(
     for kind in [Removed::Transcripts, Removed::Turns, Removed::Sessions] {
         remove_history(store, kind, &only, now, &removal).await.map_err(failure)?;
     }
+    drop_servers_of_removed(services).await;
     let mut page = Page { limit: ROWS_PER_WRITE, after: None };
     loop {
         let filter = WorkspaceFilter { installation_id: Some(tenant.clone()), workspace_id: None };
@@ -229,6 +242,7 @@ async fn expire_some(services: &Services, max_age: Duration) -> Result<usize, St
     let expired = services.store.expire_sessions(now, max_age, SESSIONS_PER_WRITE).await?;
     services.metrics.sessions_expired(expired.len());
     for session in &expired {
+        services.given_servers.drop_of(session.session_id);
         tracing::info!(
             marker = "[ACP]",
             session_id = %session.session_id,

@@ -16,7 +16,6 @@ use std::{
 
 use actix::{Actor, Addr, Message, Recipient};
 use parking_lot::Mutex;
-use serde_json::value::RawValue;
 use uuid::Uuid;
 
 use self::{
@@ -27,8 +26,8 @@ use super::{
     handles::{
         capacity_guard::{CapacityGuard, Permit},
         index::{LiveSession, Mailbox},
-        messages::{Adopted, CancelTurn, CloseSession, DrainSessions, Past, StartSession},
-        session::{SessionSpec, SharedPolicy},
+        messages::{Adopted, CancelTurn, ChangeServers, CloseSession, DrainSessions, Past, StartSession},
+        session::{SessionSpec, SharedPolicy, SharedServers},
         single_flight::SingleFlight,
     },
     routing::WorkspaceRouting,
@@ -46,7 +45,7 @@ use crate::{
         session::{
             choices::{Chosen, Offers},
             lifecycle::SessionState,
-            mcp,
+            mcp::McpServers,
         },
         turn::{
             CancelCause,
@@ -99,6 +98,23 @@ pub(crate) struct ReadySession {
     /// Modes, models and options as they are now.
     pub offers: Offers,
     pub protocol: Route,
+    /// MCP servers without their secrets.
+    pub mcp_servers: RedactedJson,
+    /// Names of the MCP servers that the agent lacks because their secrets are lost.
+    pub lost_servers: Vec<String>,
+}
+
+/// MCP servers without their secrets, and names of those whose secrets are lost.
+type ShownServers = (RedactedJson, Vec<String>);
+
+/// The servers of a session that is loaded.
+fn shown(row: &SessionRow, given: Option<&McpServers>, servers: &McpServers) -> ShownServers {
+    let kept = || RedactedJson::from_kept(row.mcp_servers.clone()).unwrap_or_else(|| servers.without_secrets());
+    (given.map_or_else(kept, McpServers::without_secrets), servers.lost().to_vec())
+}
+
+fn closed_meanwhile() -> Failure {
+    Failure::new(ErrorCode::SessionClosed, "the session was closed while it was being loaded")
 }
 
 /// An `Idempotency-Key`, with which a session is opened once.
@@ -158,20 +174,22 @@ impl Workspaces {
         let _folder = services.folders.open(&request.workspace).await?;
         let (row, prepared) = open::find_or_make(self.services(), self.workspace_client(), &request).await?;
         let session_id = SessionId(Uuid::now_v7());
-        let mcp = mcp::without_secrets(&request.mcp_servers);
         let placing = Placing {
             session_id,
             user_id: request.user_id.clone(),
             mode: request.mode,
             enable_git_ops: request.enable_git_ops,
             agent: request.agent.clone(),
-            mcp_servers: request.mcp_servers,
+            mcp_servers: request.mcp_servers.clone(),
         };
         let (supervised, spec) = self.place(&row, &prepared, placing).await?;
         let facts = start(&supervised, spec, Past::default(), seat, None).await?;
         let protocol = self.carrier_of(session_id);
         let chosen = self.chosen(session_id);
-        let opened = self.ready(session_id, request.workspace.clone(), prepared, facts.clone(), protocol);
+        let servers = (request.mcp_servers.without_secrets(), Vec::new());
+        let tenant = request.workspace.installation_id.clone();
+        let opened =
+            self.ready(session_id, request.workspace.clone(), prepared, facts.clone(), protocol, servers.clone());
         let answer = once.map(|once| (once.answer_of)(&opened));
         let new = NewSession {
             session_id,
@@ -183,7 +201,7 @@ impl Workspaces {
             enable_git_ops: request.enable_git_ops,
             state: SessionState::Idle,
             agent_session_id: kept_session(&facts, protocol),
-            mcp_servers: mcp,
+            mcp_servers: servers.0,
             protocol,
             protocol_version: facts.protocol_version,
             agent_facts: Some(facts.for_row(chosen.offers())),
@@ -197,11 +215,11 @@ impl Workspaces {
             SessionKey { key, body_hash, answer }
         });
         if let Err(cause) = services.store.create_session_with(new, deferred, key).await {
-            // A session without a row could not be loaded or recovered, so its agent must not survive.
-            let _ = supervised.supervisor.send(CloseSession { session_id }).await;
+            self.abandon(&supervised, session_id, &tenant, once).await;
             return Err(store::failure(&cause));
         }
         self.mark_stored(session_id);
+        services.given_servers.keep(session_id, &request.mcp_servers);
         let now_chosen = self.chosen(session_id);
         if now_chosen.choices() != chosen.choices() {
             // Changed by the agent while the row was written.
@@ -212,24 +230,33 @@ impl Workspaces {
         Ok((opened, answer))
     }
 
-    /// Loads a session that is not live; returns the facts of one that is.
-    pub(crate) async fn load(
+    /// Ends a session whose row could not be written, and releases the key with which it was opened.
+    async fn abandon(
         &self,
-        row: &SessionRow,
-        mcp_servers: Option<Box<RawValue>>,
-    ) -> Result<ReadySession, Failure> {
+        supervised: &Supervised,
+        session_id: SessionId,
+        tenant: &InstallationId,
+        once: Option<&OpenOnce>,
+    ) {
+        // A session without a row could not be loaded or recovered, so its agent must not survive.
+        let _ = supervised.supervisor.send(CloseSession { session_id }).await;
+        if let Some(once) = once {
+            // Fails only if the queue is full or closed; the key then expires.
+            let _ = self.0.services.store.try_release_key(tenant, once.idempotency.key.clone(), session_id);
+        }
+    }
+
+    /// Loads a session that is not live; returns the facts of one that is. `given` replaces the session's MCP servers: one
+    /// that is live gets a fresh agent if they differ.
+    pub(crate) async fn load(&self, row: &SessionRow, given: Option<McpServers>) -> Result<ReadySession, Failure> {
         self.admission()?;
         row.state
             .admits_load()
             .map_err(|code| Failure::new(code, format!("the session is {}", row.state.as_str())))?;
-        if let Some(live) = self.live(row.session_id) {
-            let (facts, spec) = (live.shared.view().facts.clone(), live.shared.spec.clone());
-            if let Some(facts) = facts {
-                let (path, is_ephemeral) = (spec.cwd.clone(), spec.is_ephemeral);
-                let prepared = PreparedWorkspace { path, is_ephemeral, has_oneshot: spec.has_oneshot };
-                let protocol = live.shared.view().carrier;
-                return Ok(self.ready(row.session_id, row.key.clone(), prepared, facts, protocol));
-            }
+        if let Some(live) = self.live(row.session_id)
+            && let Some(ready) = self.load_live(&live, row, given.as_ref()).await?
+        {
+            return Ok(ready);
         }
         let services = &self.0.services;
         let workspace = services.store.workspace(row.key.clone()).await.map_err(|cause| store::failure(&cause))?;
@@ -249,11 +276,11 @@ impl Workspaces {
         };
         // An agent that is not adopted ends here, before another one needs its seat in the runtime: it has the servers of
         // the earlier process.
-        let adopted = adopted.filter(|_| mcp_servers.is_none()).map(Box::new);
+        let adopted = adopted.filter(|_| given.is_none()).map(Box::new);
         let is_adopted = adopted.is_some();
-        let kept = || RawValue::from_string(row.mcp_servers.clone()).unwrap_or_else(|_| mcp::none());
-        let mcp_servers = mcp_servers.unwrap_or_else(kept);
-        let (supervised, spec) = self.place(&workspace, &prepared, Placing::again(row, mcp_servers)).await?;
+        let servers = given.clone().unwrap_or_else(|| self.servers_of(row));
+        let shown = shown(row, given.as_ref(), &servers);
+        let (supervised, spec) = self.place(&workspace, &prepared, Placing::again(row, servers)).await?;
         let past = Past {
             agent_session_id: row.agent_session_id.clone(),
             last_event_id: row.next_event_after(),
@@ -263,9 +290,13 @@ impl Workspaces {
         };
         let facts = start(&supervised, spec, past, seat, adopted).await?;
         self.mark_stored(row.session_id);
+        if let Some(given) = &given {
+            services.given_servers.keep(row.session_id, given);
+        }
         let protocol = self.carrier_of(row.session_id);
         let change = SessionChange {
             state: Some(SessionState::Idle),
+            mcp_servers: given.as_ref().map(McpServers::without_secrets),
             agent_session_id: kept_session(&facts, protocol),
             protocol_version: facts.protocol_version,
             // The row of an adopted agent names its connection, and what was received over it.
@@ -276,9 +307,60 @@ impl Workspaces {
         if !services.store.update_session(change).await.map_err(|cause| store::failure(&cause))? {
             // Closed since `row` was read.
             let _ = supervised.supervisor.send(CloseSession { session_id: row.session_id }).await;
-            return Err(Failure::new(ErrorCode::SessionClosed, "the session was closed while it was being loaded"));
+            return Err(closed_meanwhile());
         }
-        Ok(self.ready(row.session_id, row.key.clone(), prepared, facts, protocol))
+        Ok(self.ready(row.session_id, row.key.clone(), prepared, facts, protocol, shown))
+    }
+
+    /// Returns the facts of a live session, and gives it other MCP servers if there are any; `None` if the session is not
+    /// live any more.
+    async fn load_live(
+        &self,
+        live: &LiveSession,
+        row: &SessionRow,
+        given: Option<&McpServers>,
+    ) -> Result<Option<ReadySession>, Failure> {
+        let spec = live.shared.spec.clone();
+        let mut facts = live.shared.view().facts.clone();
+        if let Some(given) = given {
+            let make = |_| ChangeServers(given.clone());
+            let Some(changed) = self.ask(live, |it| it.change_servers.clone(), make).await else { return Ok(None) };
+            let changed = changed?;
+            // Also after a failure: the session has the servers from now on.
+            let connection = changed.facts.as_ref().ok().filter(|_| changed.is_fresh);
+            let connection = connection.filter(|_| live.shared.view().carrier == Route::Acp);
+            let change = SessionChange {
+                mcp_servers: Some(given.without_secrets()),
+                agent_session_id: connection.map(|facts| facts.agent_session_id.clone()),
+                connection: connection.map(|facts| kept_connection(facts)),
+                ..SessionChange::new(row.session_id)
+            };
+            let written = self.0.services.store.update_session(change).await;
+            if !written.map_err(|cause| store::failure(&cause))? {
+                return Err(closed_meanwhile());
+            }
+            facts = Some(changed.facts?);
+        }
+        let Some(facts) = facts else { return Ok(None) };
+        let (path, is_ephemeral) = (spec.cwd.clone(), spec.is_ephemeral);
+        let prepared = PreparedWorkspace { path, is_ephemeral, has_oneshot: spec.has_oneshot };
+        let protocol = live.shared.view().carrier;
+        let shown = shown(row, given, &spec.mcp_servers.get());
+        Ok(Some(self.ready(row.session_id, row.key.clone(), prepared, facts, protocol, shown)))
+    }
+
+    /// The MCP servers for the next start of a session: as they were given to this process, else those of its row.
+    fn servers_of(&self, row: &SessionRow) -> McpServers {
+        self.0.services.given_servers.of(row.session_id).unwrap_or_else(|| McpServers::of_row(&row.mcp_servers))
+    }
+
+    /// Names of the MCP servers that the next agent of a session will lack because their secrets are lost.
+    pub(crate) fn lost_servers(&self, row: &SessionRow) -> Vec<String> {
+        match self.live(row.session_id) {
+            Some(live) => live.shared.spec.mcp_servers.get().lost().to_vec(),
+            None if self.0.services.given_servers.has(row.session_id) => Vec::new(),
+            None => McpServers::of_row(&row.mcp_servers).lost().to_vec(),
+        }
     }
 
     /// Resumes a turn whose agent was adopted. A failure leaves the turn open and ends its agent.
@@ -290,9 +372,9 @@ impl Workspaces {
         let workspace =
             workspace.ok_or_else(|| Failure::new(ErrorCode::NotFound, "the session's workspace no longer exists"))?;
         let prepared = open::prepare(self.workspace_client(), &workspace).await?;
-        let mcp_servers = RawValue::from_string(session.mcp_servers.clone()).unwrap_or_else(|_| mcp::none());
+        let servers = self.servers_of(&session);
         let seat = self.0.capacity.admit_returning(&session.key.installation_id);
-        let (supervised, spec) = self.place(&workspace, &prepared, Placing::again(&session, mcp_servers)).await?;
+        let (supervised, spec) = self.place(&workspace, &prepared, Placing::again(&session, servers)).await?;
         let past = Past {
             agent_session_id: session.agent_session_id.clone(),
             last_event_id: session.next_event_after(),
@@ -350,8 +432,10 @@ impl Workspaces {
             turn.cancel_after(self.0.services.settings.cancel_grace).await;
         }
         if self.close_live(id).await? {
+            self.0.services.given_servers.drop_of(id);
             return Ok(());
         }
+        self.0.services.given_servers.drop_of(id);
         let change = SessionChange { state: Some(SessionState::Closed), ..SessionChange::new(id) };
         self.0.services.store.update_session(change).await.map_err(|cause| store::failure(&cause))?;
         // A load may have started the session meanwhile.
@@ -388,10 +472,11 @@ impl Workspaces {
         prepared: PreparedWorkspace,
         facts: Arc<AgentFacts>,
         protocol: Route,
+        (mcp_servers, lost_servers): ShownServers,
     ) -> ReadySession {
         let PreparedWorkspace { path, is_ephemeral, .. } = prepared;
         let offers = self.chosen(session_id).offers().clone();
-        ReadySession { session_id, workspace, path, is_ephemeral, facts, offers, protocol }
+        ReadySession { session_id, workspace, path, is_ephemeral, facts, offers, protocol, mcp_servers, lost_servers }
     }
 
     /// Returns the carrier of a session that has just started.
@@ -425,7 +510,7 @@ impl Workspaces {
             agent,
             cwd: prepared.path.clone(),
             is_ephemeral: prepared.is_ephemeral,
-            mcp_servers,
+            mcp_servers: SharedServers::new(mcp_servers),
             policy: supervised.policy.clone(),
             gate: supervised.routing.gate().clone(),
             pace: supervised.routing.pace().clone(),

@@ -2,7 +2,7 @@
 
 use super::{OpenOnce, Workspaces, open::OpenSession};
 use crate::{
-    domain::{redaction::RedactedJson, turn::outcome::Failure},
+    domain::{redaction::RedactedJson, session::lifecycle::SessionState, turn::outcome::Failure},
     store::{self, Idempotency, OpenedBefore},
 };
 
@@ -50,11 +50,18 @@ impl Workspaces {
                 let answer = answer.map_or_else(String::new, RedactedJson::into_string);
                 Ok(AnsweredOnce { session_id, answer, is_replay: false })
             }
-            // Another process with this database may have been faster.
+            // Another process with this database may have been faster. A closed session is that of this request: its
+            // commit reported an error and took effect nevertheless.
             Err(failure) => match before().await? {
-                Some(before) => replay(before, &once.idempotency),
-                None => Err(failure),
+                Some(before) if self.is_open(&before).await => replay(before, &once.idempotency),
+                _ => Err(failure),
             },
         }
+    }
+
+    async fn is_open(&self, opened: &OpenedBefore) -> bool {
+        let Ok(id) = opened.session_id.parse() else { return false };
+        let row = self.0.services.store.session(id).await;
+        row.is_ok_and(|row| row.is_some_and(|row| row.state != SessionState::Closed))
     }
 }

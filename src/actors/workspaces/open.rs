@@ -2,7 +2,6 @@
 
 use std::path::Path;
 
-use serde_json::value::RawValue;
 use uuid::Uuid;
 
 use crate::{
@@ -11,7 +10,7 @@ use crate::{
     contract::runtime::{Checkout, PrepareWorkspace, PreparedWorkspace, WorkspaceRef},
     domain::{
         ids::{FolderId, SessionId, UserId, WorkspaceKey},
-        session::{lifecycle::SessionMode, permission::PermissionPolicy},
+        session::{lifecycle::SessionMode, mcp::McpServers, permission::PermissionPolicy},
         turn::outcome::{ErrorCode, Failure},
     },
     store::{self, NewWorkspace, SessionRow, WorkspaceRow},
@@ -37,8 +36,7 @@ pub(crate) struct OpenSession {
     pub is_ephemeral: Option<bool>,
     /// New permission policy of the workspace; unchanged if absent.
     pub permission_policy: Option<PermissionPolicy>,
-    /// ACP `mcpServers`, raw.
-    pub mcp_servers: Box<RawValue>,
+    pub mcp_servers: McpServers,
 }
 
 /// Prepares a workspace and persists it. Preparation comes first, so that a failure leaves no row; if two callers
@@ -154,12 +152,12 @@ pub(crate) struct Placing {
     pub(crate) mode: SessionMode,
     pub(crate) enable_git_ops: bool,
     pub(crate) agent: Option<String>,
-    pub(crate) mcp_servers: Box<RawValue>,
+    pub(crate) mcp_servers: McpServers,
 }
 
 impl Placing {
     /// Returns the properties of a session that is loaded again.
-    pub(crate) fn again(row: &SessionRow, mcp_servers: Box<RawValue>) -> Self {
+    pub(crate) fn again(row: &SessionRow, mcp_servers: McpServers) -> Self {
         Self {
             session_id: row.session_id,
             user_id: row.user_id.clone(),

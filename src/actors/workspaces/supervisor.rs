@@ -500,6 +500,7 @@ fn mailbox(actor: &Addr<Session>) -> Mailbox {
         cancel_turn: actor.clone().recipient(),
         answer_permission: actor.clone().recipient(),
         change_setting: actor.clone().recipient(),
+        change_servers: actor.clone().recipient(),
         end: actor.clone().recipient(),
         probe: actor.clone().recipient(),
     }

@@ -22,7 +22,7 @@ use crate::{
                 AnswerPermission, CancelTurn, CloseSession, Past, PromptRefused, RunPrompt, StartSession, TurnBegun,
                 TurnEnded,
             },
-            session::{SessionSpec, SharedPolicy},
+            session::{SessionSpec, SharedPolicy, SharedServers},
         },
         routing::WorkspaceRouting,
         services::{Services, SessionSettings},
@@ -41,7 +41,7 @@ use crate::{
         routing::{Route, success_window::Sample, turn_route::TurnReport},
         session::{
             lifecycle::{SessionMode, SessionState},
-            mcp,
+            mcp::McpServers,
             permission::PermissionPolicy,
         },
         turn::{
@@ -126,7 +126,7 @@ async fn stage_with(
         enable_git_ops: false,
         state: SessionState::Idle,
         agent_session_id: Some("fake-session".into()),
-        mcp_servers: "[]".into(),
+        mcp_servers: McpServers::none().without_secrets(),
         protocol: Route::Acp,
         protocol_version: Some(1),
         agent_facts: None,
@@ -149,7 +149,7 @@ async fn stage_with(
         agent: None,
         cwd: "/w".into(),
         is_ephemeral: false,
-        mcp_servers: mcp::none(),
+        mcp_servers: SharedServers::new(McpServers::none()),
         policy: SharedPolicy::new(PermissionPolicy::Ask),
     };
     let capacity = guard(1);

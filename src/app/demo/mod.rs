@@ -9,15 +9,17 @@ use std::{
     time::{Duration, Instant},
 };
 
+use secrecy::SecretString;
 use uuid::Uuid;
 
-use super::{AppError, ServeOptions, Service, announce, reload::Reloader, stop};
+use super::{AppError, ServeOptions, Service, access::client_token_place, announce, reload::Reloader, stop};
 use crate::{
     client::{ApiClient, ClientError, NewSession, PromptRequest, TurnEvent, printer::Printer},
     config::{
         Loaded,
         client::ClientSettings,
         environment::{current_folder, current_program},
+        error::Origin,
     },
     contract::result::{ACPSessionResult, ResultStopReason},
     process::{inherited::Inherited, terminal::Terminal},
@@ -37,9 +39,10 @@ pub(crate) async fn demo(loaded: Loaded, once: bool, options: ServeOptions) -> R
     let terminal = Terminal::at_start();
     let service = Service::start(&loaded, inherited).await?;
     announce(options.announce.as_deref(), service.address())?;
-    let toured = tour(service.address(), &loaded).await;
+    let token = service.targets.server_token.as_ref().and_then(|token| token.get().as_ref().clone());
+    let toured = tour(service.address(), token).await;
     if toured.is_ok() {
-        say(&links_text(service.address(), &loaded.data_dir));
+        say(&links_text(service.address(), &loaded));
         if !once {
             say("\nServing until Ctrl-C.");
             stop::signal(terminal, Reloader::new(options.reload, &loaded, service.targets.clone())).await;
@@ -54,17 +57,24 @@ fn say(text: &str) {
     let _ = writeln!(io::stdout(), "{text}");
 }
 
-fn links_text(address: SocketAddr, data_dir: &std::path::Path) -> String {
+fn links_text(address: SocketAddr, loaded: &Loaded) -> String {
+    // A terminal in the same folder finds the default data folder, and with it address and token.
+    let folder = match loaded.data_dir_origin {
+        Origin::Default => String::new(),
+        _ => format!(" --data-dir {}", loaded.data_dir.display()),
+    };
     format!(
         "\nWhere to look:\n  \
          API          http://{address}/acp/sessions\n  \
          Documents    http://{address}/docs/\n  \
          Metrics      http://{address}/metrics\n  \
          Health       http://{address}/acp/health\n  \
+         Token        {}\n  \
          Data         {}\n\
          From another terminal:\n  \
-         {} session new --server http://{address} --installation demo --workspace mine",
-        data_dir.display(),
+         {} session new{folder} --installation demo --workspace mine",
+        client_token_place(loaded),
+        loaded.data_dir.display(),
         own_name()
     )
 }
@@ -90,9 +100,9 @@ struct Tour {
     session: String,
 }
 
-async fn tour(address: SocketAddr, loaded: &Loaded) -> Result<(), AppError> {
+async fn tour(address: SocketAddr, token: Option<SecretString>) -> Result<(), AppError> {
     let url = format!("http://{address}/").parse().map_err(|_| AppError::Demo("the address is not a URL".into()))?;
-    let settings = ClientSettings { url, token: loaded.config.server.token.clone() };
+    let settings = ClientSettings { url, token };
     let client = ApiClient::new(&settings).map_err(failed("client"))?;
     say(&format!("LumiLink {} at http://{address}\n", env!("CARGO_PKG_VERSION")));
 

@@ -53,6 +53,24 @@ fn a_permission_request_shows_its_options() {
 }
 
 #[test]
+fn changed_and_reapplied_settings_are_printed() {
+    let current = json!({"modeId": "plan", "modelId": null, "options": {"fast": true, "tone": "loud"}});
+    let event = |applied: &[&str], failed: &[&str], unavailable: Option<&str>| {
+        let update = json!({"cause": "x", "current": current, "applied": applied, "failed": failed, "modeUnavailable": unavailable});
+        json!({"kind": "settings", "update": update})
+    };
+    let out = printed(&[
+        event(&[], &[], None),
+        event(&["mode plan", "tone loud"], &["model large was not set: no"], Some("the mode plan is unavailable")),
+    ]);
+    assert_eq!(
+        out,
+        "[settings] mode plan, fast true, tone loud\n[settings] set again: mode plan, tone loud\n\
+         [settings] model large was not set: no\n[settings] the mode plan is unavailable\n"
+    );
+}
+
+#[test]
 fn no_text_of_an_agent_controls_the_terminal() {
     let evil = "\u{1b}]0;pwned\u{7}\u{9b}2J\r\u{202e}";
     let out = printed(&[
@@ -67,6 +85,8 @@ fn no_text_of_an_agent_controls_the_terminal() {
         json!({"kind": "permission_resolved", "update": {"optionId": evil}}),
         json!({"kind": "status", "update": {"state": evil}}),
         json!({"kind": "diagnostic", "update": {"message": evil}}),
+        json!({"kind": "settings", "update": {"current": {"modeId": evil, "options": {evil: evil}}}}),
+        json!({"kind": "settings", "update": {"applied": [evil], "failed": [evil], "modeUnavailable": evil}}),
     ]);
     assert!(
         !out.chars().any(|character| character != '\n' && (character.is_control() || character == '\u{202e}')),

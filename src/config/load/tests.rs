@@ -81,6 +81,69 @@ fn text_is_parsed_by_the_type_of_its_setting() {
 }
 
 #[test]
+fn secret_is_read_from_the_file_that_its_variable_names() {
+    let folder = tempfile::tempdir().unwrap();
+    let path = |name: &str| folder.path().join(name).to_str().unwrap().to_owned();
+    let write = |name: &str, bytes: &[u8]| std::fs::write(path(name), bytes).unwrap();
+    write("token", b"{\"0123456789\"}\r\n");
+    write("url", b"postgres://u:p@h/db");
+    write("secret", b"whsec_MfKQ9r8GKYqrTwjUPD8ILPZIo2LaLaSw\n");
+    write("hook", b"https://example.com/hook\n");
+    let mut files = vec![
+        ("LUMILINK_SERVER__TOKEN_FILE", path("token")),
+        ("LUMILINK_RUNTIME__TOKEN_FILE", path("token")),
+        ("LUMILINK_DATABASE__URL_FILE", path("url")),
+        ("LUMILINK_WEBHOOK__URL_FILE", path("hook")),
+        ("LUMILINK_WEBHOOK__SECRET_FILE", path("secret")),
+        ("LUMILINK_WEBHOOK__PREVIOUS_SECRET_FILE", path("secret")),
+        ("LUMILINK_AGENT__ENV__KEY_FILE", "/run/key".to_owned()),
+    ];
+    let pairs = |files: &[(&'static str, String)]| files.to_vec();
+    let load_with = |files: &[(&'static str, String)]| {
+        let environment = pairs(files).into_iter().collect();
+        load(&Sources { environment, ..sources(&[], &[]) })
+    };
+    let loaded = load_with(&files).unwrap();
+    let config = &loaded.config;
+    let shown = |secret: &Option<SecretString>| secret.as_ref().unwrap().expose_secret().to_owned();
+    assert_eq!(shown(&config.server.token), "{\"0123456789\"}");
+    assert_eq!(shown(&config.runtime.token), "{\"0123456789\"}");
+    assert_eq!(shown(&config.database.url), "postgres://u:p@h/db");
+    assert_eq!(shown(&config.webhook.url), "https://example.com/hook");
+    assert_eq!(shown(&config.webhook.secret), "whsec_MfKQ9r8GKYqrTwjUPD8ILPZIo2LaLaSw");
+    assert_eq!(shown(&config.webhook.previous_secret), shown(&config.webhook.secret));
+    assert_eq!(config.agent.env["KEY_FILE"].expose_secret(), "/run/key", "a variable of an agent is its own");
+    assert_eq!(loaded.origins["server.token"], Origin::Environment("LUMILINK_SERVER__TOKEN_FILE".into()));
+    // The file is read again by each load.
+    write("token", b"rotated-0123456789\n");
+    assert_eq!(shown(&load_with(&files).unwrap().config.server.token), "rotated-0123456789");
+    files.push(("LUMILINK_SERVER__TOKEN", "twice-0123456789".to_owned()));
+    let twice = load_with(&files).unwrap_err().to_string();
+    let parts = ["server.token", "LUMILINK_SERVER__TOKEN_FILE", "LUMILINK_SERVER__TOKEN too"];
+    assert!(parts.iter().all(|part| twice.contains(part)) && !twice.contains("twice-"), "{twice}");
+}
+
+#[test]
+fn unreadable_file_of_a_secret_is_reported_with_variable_and_path() {
+    let folder = tempfile::tempdir().unwrap();
+    let path = |name: &str| folder.path().join(name).to_str().unwrap().to_owned();
+    std::fs::write(path("empty"), "\n").unwrap();
+    std::fs::write(path("bytes"), [0xff, 0xfe]).unwrap();
+    std::fs::write(path("large"), "x".repeat(70_000)).unwrap();
+    for (name, what) in
+        [("none", "cannot be read"), ("empty", "is empty"), ("bytes", "cannot be read"), ("large", "larger")]
+    {
+        let message = refused(&[("LUMILINK_WEBHOOK__SECRET_FILE", &path(name))], &[]);
+        let parts = ["webhook.secret", "LUMILINK_WEBHOOK__SECRET_FILE", &path(name), what];
+        assert!(parts.iter().all(|part| message.contains(part)), "{message}");
+    }
+    load(&sources(&[("LUMILINK_WEBHOOK__SECRET_FILE", "")], &[])).unwrap();
+    // A flag overrides the environment, and no other setting is read from a file.
+    let message = refused(&[("LUMILINK_SERVER__LISTEN_FILE", "/x")], &[]);
+    assert!(message.contains("server.listen_file"), "{message}");
+}
+
+#[test]
 fn an_invalid_value_is_reported_with_source_and_allowed_values() {
     for (environment, flags, parts) in [
         (
@@ -138,19 +201,32 @@ fn rules_beyond_types_are_checked_all_at_once() {
 }
 
 #[test]
-fn an_address_beyond_loopback_needs_a_token_if_served() {
+fn an_address_beyond_loopback_needs_a_long_token_if_served() {
     for section in ["server", "runtime"] {
         let listen = format!("{section}.listen=0.0.0.0:0");
-        let message = refused(&[], &[&listen]);
-        assert!(message.contains(&format!("set {section}.token")), "{message}");
-        let token = format!("{section}.token=secret");
-        load(&sources(&[], &[&listen, &token])).unwrap();
-        let mut closed = sources(&[], &[&listen]);
+        let token = |token: &str| format!("{section}.token={token}");
+        let long = token("012345678901234567890123");
+        load(&sources(&[], &[&listen, &long])).unwrap();
+        let short = token("01234567890123456789012");
+        let message = refused(&[], &[&listen, &short]);
+        assert!(message.contains(&format!("{section}.token")) && message.contains("must have 24"), "{message}");
+        load(&sources(&[], &[&short])).unwrap();
+        let mut closed = sources(&[], &[&listen, &short]);
         closed.listeners.clear();
         load(&closed).unwrap();
     }
-    load(&sources(&[], &["server.listen=[::ffff:127.0.0.1]:0"])).unwrap();
-    assert!(refused(&[], &["server.token="]).contains("leave it out"));
+    assert!(refused(&[], &["runtime.listen=0.0.0.0:0"]).contains("set runtime.token"));
+    assert!(refused(&[], &["server.token="]).contains("left out"));
+}
+
+#[test]
+fn server_without_a_token_is_refused_beyond_loopback() {
+    let token_of = |flags: &[&str]| format!("{:?}", load(&sources(&[], flags)).unwrap().config.server.client_token());
+    assert_eq!(token_of(&["server.listen=0.0.0.0:0"]), "OfDataFolder");
+    assert_eq!(token_of(&["server.token=none"]), "None");
+    assert_eq!(token_of(&["server.token=none", "server.listen=[::ffff:127.0.0.1]:0"]), "None");
+    let message = refused(&[], &["server.token=none", "server.listen=0.0.0.0:0"]);
+    assert!(message.contains("server.token") && message.contains("other machines"), "{message}");
 }
 
 #[test]

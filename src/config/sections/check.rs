@@ -70,30 +70,29 @@ impl<'a> Check<'a> {
         self.require(range.contains(&value), setting, what);
     }
 
-    /// An address to listen on. Other machines may reach it only with a token; `is_served` is whether this command
-    /// opens it at all.
-    pub(super) fn listener(
-        &mut self,
-        section: &str,
-        listen: SocketAddr,
-        token: Option<&SecretString>,
-        is_served: bool,
-    ) {
+    /// A token of the listener of `section`; `is_served` is whether this command opens it at all.
+    pub(super) fn token(&mut self, section: &str, listen: SocketAddr, token: &SecretString, is_served: bool) {
+        let token = token.expose_secret();
+        let setting = format!("{section}.token");
         // A token that a header cannot carry would lock everybody out.
-        let usable = token.is_none_or(|token| {
-            let token = token.expose_secret();
-            !token.is_empty() && token.bytes().all(|byte| byte.is_ascii_graphic())
-        });
-        let what = "must be one or more visible ASCII characters without spaces; leave it out for no token";
-        self.require(usable, format!("{section}.token"), what);
-        let is_open = is_served && !listen.ip().to_canonical().is_loopback() && token.is_none();
-        let upper = section.to_ascii_uppercase();
+        let is_usable = !token.is_empty() && token.bytes().all(|byte| byte.is_ascii_graphic());
+        self.require(is_usable, &setting, "must be visible ASCII characters without spaces, or left out");
+        let is_long = token.len() >= MIN_TOKEN || !is_served || !is_reachable(listen);
         let what = format!(
-            "{listen} is reachable from other machines and no token is configured; set {section}.token \
-             (LUMILINK_{upper}__TOKEN) or listen on 127.0.0.1"
+            "has {} characters, must have {MIN_TOKEN} or more because other machines can reach {listen}",
+            token.len()
         );
-        self.require(!is_open, format!("{section}.listen"), what);
+        self.require(is_long || !is_usable, setting, what);
     }
+}
+
+/// The shortest token on an address that other machines can reach, in characters: 24 of base64 are 144 bits, and 24 of
+/// hexadecimal, the weakest usual alphabet, are 96, which cannot be guessed over a network.
+const MIN_TOKEN: usize = 24;
+
+/// True if other machines can reach the address.
+pub(super) fn is_reachable(listen: SocketAddr) -> bool {
+    !listen.ip().to_canonical().is_loopback()
 }
 
 /// True if `text` is a host name or address without scheme and port.

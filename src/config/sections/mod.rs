@@ -33,7 +33,7 @@ pub(crate) use self::{
     process::{Drain, Log, LogFormat},
     routing::{Migration, Recovery, Window},
     runtime::Runtime,
-    server::Server,
+    server::{ClientToken, Server},
     session::{Permission, Session, Supervision, Turn},
     webhook::Webhook,
     workspaces::Workspaces,

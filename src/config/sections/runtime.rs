@@ -7,7 +7,7 @@ use serde::{Deserialize, Serialize};
 
 use super::{
     Listener,
-    check::{Check, MAX_BYTES},
+    check::{Check, MAX_BYTES, is_reachable},
     hidden,
 };
 
@@ -68,7 +68,17 @@ impl Default for Runtime {
 impl Runtime {
     pub(super) fn validate(&self, check: &mut Check<'_>, listeners: &[Listener]) {
         let is_served = listeners.contains(&Listener::Runtime);
-        check.listener("runtime", self.listen, self.token.as_ref(), is_served);
+        match &self.token {
+            Some(token) => check.token("runtime", self.listen, token, is_served),
+            None => {
+                let what = format!(
+                    "{} is reachable from other machines and no token is configured; set runtime.token \
+                     (LUMILINK_RUNTIME__TOKEN) or listen on 127.0.0.1",
+                    self.listen
+                );
+                check.require(!(is_served && is_reachable(self.listen)), "runtime.listen", what);
+            }
+        }
         let fine = self.url.as_ref().is_none_or(|text| {
             url::Url::parse(text).is_ok_and(|url| {
                 matches!(url.scheme(), "ws" | "wss")

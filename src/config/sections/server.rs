@@ -2,12 +2,12 @@
 
 use std::net::SocketAddr;
 
-use secrecy::SecretString;
+use secrecy::{ExposeSecret, SecretString};
 use serde::{Deserialize, Serialize};
 
 use super::{
     Listener,
-    check::{Check, is_host},
+    check::{Check, is_host, is_reachable},
     hidden,
 };
 
@@ -15,10 +15,12 @@ use super::{
 #[derive(Debug, Clone, Serialize, Deserialize)]
 #[serde(default, deny_unknown_fields)]
 pub(crate) struct Server {
-    /// Address and port of the API. An address that other machines can reach requires `token`. Port 0 takes a free
-    /// port.
+    /// Address and port of the API. Port 0 takes a free port.
     pub listen: SocketAddr,
-    /// Bearer token that clients must send: visible ASCII characters without spaces. Not set: no token is required.
+    /// Bearer token that clients must send: visible ASCII characters without spaces, 24 or more if other machines can reach
+    /// `listen`. Not set: a random one, which the first start writes to the file `token` in the data folder. `none`: no
+    /// token is required, possible only on a loopback address; every program on the machine, agents included, is then an
+    /// operator.
     #[serde(serialize_with = "hidden")]
     pub token: Option<SecretString>,
     /// Host names under which clients reach the API. IP addresses and `localhost` always work; a request with any
@@ -43,10 +45,43 @@ impl Default for Server {
     }
 }
 
+/// The value of `server.token` that switches the token off.
+const NO_TOKEN: &str = "none";
+
+/// The token that clients must send.
+#[derive(Debug)]
+pub(crate) enum ClientToken<'a> {
+    /// Of the file in the data folder.
+    OfDataFolder,
+    /// As configured.
+    Configured(&'a SecretString),
+    /// None is required.
+    None,
+}
+
 impl Server {
+    /// The token that clients must send.
+    pub(crate) fn client_token(&self) -> ClientToken<'_> {
+        match &self.token {
+            None => ClientToken::OfDataFolder,
+            Some(token) if token.expose_secret() == NO_TOKEN => ClientToken::None,
+            Some(token) => ClientToken::Configured(token),
+        }
+    }
+
     pub(super) fn validate(&self, check: &mut Check<'_>, listeners: &[Listener]) {
         let is_served = listeners.contains(&Listener::Server);
-        check.listener("server", self.listen, self.token.as_ref(), is_served);
+        match self.client_token() {
+            ClientToken::OfDataFolder => {}
+            ClientToken::Configured(token) => check.token("server", self.listen, token, is_served),
+            ClientToken::None => {
+                let what = format!(
+                    "is `none`, and other machines can reach {}; leave it out, or listen on 127.0.0.1",
+                    self.listen
+                );
+                check.require(!(is_served && is_reachable(self.listen)), "server.token", what);
+            }
+        }
         for (index, origin) in self.allowed_origins.iter().enumerate() {
             let is_exact = url::Url::parse(origin).is_ok_and(|url| {
                 matches!(url.scheme(), "http" | "https") && url.origin().ascii_serialization() == *origin

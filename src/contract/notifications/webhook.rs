@@ -12,6 +12,7 @@ use super::notification::Notification;
 use crate::{
     contract::words::word_schemas,
     domain::{
+        capacity::{AlertKind, AlertLevel},
         clock::Timestamp,
         notify::{notification::Figures, webhook::DeliveryState},
     },
@@ -46,11 +47,12 @@ pub(crate) enum WebhookEvent {
 pub(crate) struct WebhookFigures {
     /// `capacity.raised`, `capacity.resolved`, `rollbackStorm.raised` or `rollbackStorm.resolved`.
     pub event: String,
-    /// `raised` or `resolved`.
+    /// Change of the alert.
+    #[schema(value_type = AlertKind)]
     pub kind: String,
-    /// Level of the capacity alert: `warning` or `critical`.
+    /// Level of the capacity alert.
     #[serde(default, skip_serializing_if = "Option::is_none")]
-    #[schema(nullable = false)]
+    #[schema(value_type = AlertLevel, required = false)]
     pub level: Option<String>,
     /// Taken seats: at the resolution, or the peak at the raise.
     #[serde(default, skip_serializing_if = "Option::is_none")]

@@ -112,6 +112,8 @@ pub(crate) struct TenantQuery {
 #[schema(examples(json!({"autoRollout": false, "actor": "alice", "reason": "planned maintenance"})))]
 #[serde(rename_all = "camelCase", deny_unknown_fields)]
 pub(crate) struct ProtocolBody {
+    /// Name of the tenant, here or in the query; optional while only one tenant has a workspace of this name.
+    pub installation_id: Option<InstallationId>,
     /// The route when the workspace is neither pinned nor rolled back.
     pub default_protocol: Option<Route>,
     /// True if migrations may move the workspace.
@@ -146,6 +148,8 @@ pub(crate) struct PinBody {
 #[schema(examples(json!({"actor": "alice", "reason": "planned maintenance"})))]
 #[serde(rename_all = "camelCase", deny_unknown_fields)]
 pub(crate) struct FlipBody {
+    /// Name of the tenant, here or in the query; optional while only one tenant has a workspace of this name.
+    pub installation_id: Option<InstallationId>,
     /// Name of the person or program that makes the change; recorded in the audit. At most 128 characters.
     #[schema(value_type = Actor)]
     pub actor: String,

@@ -108,6 +108,16 @@ impl RedactedJson {
     }
 }
 
+/// Redacts a JSON document that the caller has just written, so that it need not be read to check it: the log, which has
+/// many small ones.
+pub(crate) fn of_written_json(json: String) -> String {
+    let changed = match json::redact(&json) {
+        Cow::Borrowed(_) => None,
+        Cow::Owned(changed) => Some(changed),
+    };
+    changed.unwrap_or(json)
+}
+
 impl fmt::Debug for RedactedJson {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.write_str(self.as_str())

@@ -120,6 +120,10 @@ pub(super) fn redact(text: &str) -> Cow<'_, str> {
 }
 
 fn replaced<'a>(text: Cow<'a, str>, shape: &Regex, with: impl Fn(&Captures<'_>) -> String) -> Cow<'a, str> {
+    // Without a match, which is the usual case, this costs a third of a search for captures.
+    if !shape.is_match(&text) {
+        return text;
+    }
     let changed = match shape.replace_all(&text, |found: &Captures<'_>| with(found)) {
         Cow::Borrowed(_) => None,
         Cow::Owned(changed) => Some(changed),

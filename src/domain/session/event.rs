@@ -1,6 +1,6 @@
 //! Events of a session: serialised once, shared by all readers, and buffered for replay.
 
-use std::{collections::VecDeque, sync::Arc};
+use std::{collections::VecDeque, fmt::Write, sync::Arc};
 
 use serde_json::value::RawValue;
 
@@ -60,12 +60,11 @@ pub(crate) fn event_data(
     let update = update.get();
     let mut data = String::with_capacity(update.len() + 160);
     data.push_str("{\"sessionId\":\"");
-    data.push_str(&session.to_string());
+    // Writing to a text never fails.
+    let _ = write!(data, "{session}");
     match prompt {
         Some(prompt) => {
-            data.push_str("\",\"promptId\":\"");
-            data.push_str(&prompt.to_string());
-            data.push('"');
+            let _ = write!(data, "\",\"promptId\":\"{prompt}\"");
         }
         None => data.push_str("\",\"promptId\":null"),
     }

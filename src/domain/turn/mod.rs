@@ -9,7 +9,7 @@ pub(crate) mod replay;
 pub(crate) mod transcript;
 pub(crate) mod update;
 
-use serde_json::value::RawValue;
+use serde_json::{Value, value::RawValue};
 
 use self::{
     agent_error::classify_agent_error,
@@ -297,6 +297,8 @@ pub(crate) struct Diagnostic {
     pub severity: Severity,
     /// One sentence, at most [`MAX_DIAGNOSTIC_CHARS`] characters.
     pub message: String,
+    /// Data for programs, with a stable `code`; at most a few hundred bytes.
+    pub context: Option<Value>,
 }
 
 /// The parts of a turn's result that accumulate while the turn runs; bounded, whatever the agent sends.
@@ -392,9 +394,14 @@ impl TurnProgress {
 
     /// Adds a diagnostic. Beyond [`MAX_DIAGNOSTICS`] new ones are dropped: the first ones are closest to the cause.
     pub(crate) fn remark(&mut self, severity: Severity, message: impl AsRef<str>) {
+        self.remark_with(severity, message, None);
+    }
+
+    /// [`Self::remark`] with data for programs.
+    pub(crate) fn remark_with(&mut self, severity: Severity, message: impl AsRef<str>, context: Option<Value>) {
         if self.diagnostics.len() < MAX_DIAGNOSTICS {
             let message = text::cut(Redacted::new(message.as_ref()).as_str(), MAX_DIAGNOSTIC_CHARS);
-            self.diagnostics.push(Diagnostic { severity, message });
+            self.diagnostics.push(Diagnostic { severity, message, context });
         }
     }
 

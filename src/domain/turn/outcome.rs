@@ -81,8 +81,8 @@ error_codes! {
         | "Name the tenant with `--installation`.";
     /// The token or ticket is missing, wrong or expired.
     Unauthorized = "unauthorized", Application, false,
-        "Send `Authorization: Bearer <token>` with the configured token."
-        | "Set LUMILINK_TOKEN to the token of the server (`server.token`).";
+        "Send `Authorization: Bearer <token>`: `server.token`, or the text of the file `token` in the server's data folder."
+        | "Set LUMILINK_TOKEN to the token of the server, or LUMILINK_DATA_DIR to its data folder.";
     /// The `Origin` is not allowed, or the `Host` is not a name of this service.
     ForbiddenOrigin = "forbidden_origin", Application, false,
         "Add the origin to `server.allowed_origins`, or the host to `server.allowed_hosts`."

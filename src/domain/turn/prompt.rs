@@ -1,6 +1,6 @@
 //! Prompts: ACP content blocks, validated and otherwise unchanged.
 
-use serde::Deserialize;
+use serde::{Deserialize, Serialize};
 use serde_json::{json, value::RawValue};
 
 use super::outcome::{ErrorCode, Failure};
@@ -91,7 +91,7 @@ impl Prompt {
 
     /// The blocks as one JSON array; used for the transcript.
     pub(crate) fn as_json(&self) -> Box<RawValue> {
-        serde_json::value::to_raw_value(&self.blocks).unwrap_or_else(|_| RawValue::NULL.to_owned())
+        to_raw(&self.blocks)
     }
 
     /// True if a `user_message_chunk` repeats a part of what was sent: of this prompt, or of `context` ahead of it.
@@ -179,7 +179,12 @@ fn words_of_block(block: &RawValue) -> Option<String> {
 }
 
 fn text_block(text: &str) -> Box<RawValue> {
-    to_raw(&json!({"type": "text", "text": text}))
+    #[derive(Serialize)]
+    #[serde(tag = "type", rename = "text")]
+    struct TextBlock<'a> {
+        text: &'a str,
+    }
+    to_raw(&TextBlock { text })
 }
 
 fn resource_block(text: &str) -> Box<RawValue> {
@@ -189,8 +194,8 @@ fn resource_block(text: &str) -> Box<RawValue> {
     }))
 }
 
-fn to_raw(value: &serde_json::Value) -> Box<RawValue> {
-    RawValue::from_string(value.to_string()).unwrap_or_else(|_| RawValue::NULL.to_owned())
+fn to_raw(value: &impl Serialize) -> Box<RawValue> {
+    serde_json::value::to_raw_value(value).unwrap_or_else(|_| RawValue::NULL.to_owned())
 }
 
 #[cfg(test)]

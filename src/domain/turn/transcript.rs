@@ -238,10 +238,10 @@ impl TranscriptBuilder {
         }
     }
 
-    /// Adds an entry of this service.
+    /// Adds an entry of this service. Counted as those of the agent, which can cause as many: by permission requests.
     pub(crate) fn note(&mut self, entry: TranscriptEntry) {
         self.separate();
-        self.pending.push_back(Pending::Entry(entry));
+        self.emit(entry);
     }
 
     /// True if the update changes a tool call or message of this turn.

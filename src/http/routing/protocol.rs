@@ -12,7 +12,7 @@ use crate::{
         FlipBody, PinInfo, ProtocolBody, RecoveryInfo, RollbackInfo, TenantQuery, WindowInfo, WorkspaceProtocol,
     },
     domain::{
-        ids::{WorkspaceId, WorkspaceKey},
+        ids::{InstallationId, WorkspaceId, WorkspaceKey},
         redaction::Redacted,
         routing::{Attribution, Initiator, success_window::WindowFigures},
         turn::outcome::{ErrorCode, Failure},
@@ -21,9 +21,8 @@ use crate::{
         HttpState,
         problem::ApiError,
         refusals::{OfRoute, Problems},
-        request::{Body, Query, parse_body, run_to_completion},
+        request::{Body, Query, find_workspace, parse_body, run_to_completion},
     },
-    store::{Page, WorkspaceFilter},
 };
 
 /// Route of a workspace, with its success window and its recovery.
@@ -77,7 +76,7 @@ pub(crate) async fn put_protocol(
         let detail = "give at least one of defaultProtocol, migrationEnabled, autoRollout and pin";
         return Err(ApiError::new(ErrorCode::InvalidRequest, detail));
     }
-    let key = workspace_key(&state, &id, query.into_inner()).await?;
+    let key = workspace_key(&state, &id, tenant_of(query.into_inner(), body.installation_id)?).await?;
     change(&state, key, ChangeRoute { changes, attribution, run_id: None }).await
 }
 
@@ -131,7 +130,7 @@ async fn flip(
 ) -> Result<web::Json<WorkspaceProtocol>, ApiError> {
     let body: FlipBody = parse_body(body)?;
     let attribution = attribution(&body.actor, &body.reason, body.initiated_by)?;
-    let key = workspace_key(state, id, query).await?;
+    let key = workspace_key(state, id, tenant_of(query, body.installation_id)?).await?;
     change(state, key, ChangeRoute { changes: vec![flip], attribution, run_id: None }).await
 }
 
@@ -172,17 +171,20 @@ pub(crate) fn attribution(actor: &str, reason: &str, initiator: Option<Initiator
     Ok(Attribution { initiator, actor, reason: checked("reason", reason, MAX_REASON_CHARS)? })
 }
 
+/// The tenant of a change, from the query or the body.
+fn tenant_of(query: TenantQuery, body: Option<InstallationId>) -> Result<TenantQuery, ApiError> {
+    match (&query.installation_id, &body) {
+        (Some(one), Some(other)) if one != other => {
+            let detail = "installationId: the query and the body name different tenants";
+            Err(ApiError::new(ErrorCode::InvalidRequest, detail))
+        }
+        _ => Ok(TenantQuery { installation_id: query.installation_id.or(body) }),
+    }
+}
+
 /// The workspace of the tenant, or the only one of this name.
 pub(crate) async fn workspace_key(state: &HttpState, id: &str, query: TenantQuery) -> Result<WorkspaceKey, ApiError> {
-    let unknown = || ApiError::new(ErrorCode::NotFound, "no workspace with this id");
-    let workspace_id = id.parse().map_err(|_| unknown())?;
-    let filter = WorkspaceFilter { installation_id: query.installation_id, workspace_id: Some(workspace_id) };
-    let found = state.workspaces.services().store.list_workspaces(filter, Page { limit: 2, after: None }).await?;
-    match found.as_slice() {
-        [] => Err(unknown()),
-        [row] => Ok(row.key.clone()),
-        _ => Err(ApiError::new(ErrorCode::AmbiguousWorkspace, "several tenants have a workspace of this name")),
-    }
+    Ok(find_workspace(state, id, query).await?.key)
 }
 
 fn protocol(key: WorkspaceKey, view: RouteView, figures: WindowFigures) -> WorkspaceProtocol {

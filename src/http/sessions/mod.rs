@@ -17,7 +17,7 @@ use serde_json::value::RawValue;
 use super::{
     HttpState,
     problem::{ApiError, REPLAYED},
-    refusals::{OfAgent, OfBody, OfKey, OfPermission, OfRuntime, OfSession, OfStart, Problems},
+    refusals::{OfAgent, OfBody, OfCall, OfKey, OfPermission, OfRuntime, OfSession, OfStart, Problems},
     request::{Body, find_session, idempotency, parse_body, path_id, run_to_completion},
 };
 use crate::{
@@ -42,7 +42,7 @@ use crate::{
         session::{
             choices::Setting,
             lifecycle::{SessionMode, SessionState},
-            mcp,
+            mcp::{self, McpServers},
         },
         turn::{CancelCause, outcome::ErrorCode},
     },
@@ -119,7 +119,7 @@ fn open_request(body: NewSessionBody) -> Result<OpenSession, ApiError> {
         path: body.path,
         is_ephemeral: body.ephemeral,
         permission_policy: body.permission_policy,
-        mcp_servers,
+        mcp_servers: McpServers::given(mcp_servers),
     })
 }
 
@@ -135,6 +135,8 @@ fn ready(session: ReadySession) -> SessionReady {
         modes: session.offers.modes,
         models: session.offers.models,
         config_options: session.offers.options,
+        mcp_servers: session.mcp_servers.into_raw(),
+        mcp_secrets_lost: session.lost_servers,
         workspace: WorkspaceInfo {
             workspace_id: session.workspace.workspace_id,
             installation_id: session.workspace.installation_id,
@@ -150,8 +152,10 @@ pub(crate) fn state_of(state: &HttpState, row: &SessionRow) -> SessionState {
     row.state.at_age(now.since(row.last_used), Duration::from_secs(state.config.session.max_age_s))
 }
 
-/// Brings back a session that is not live. The agent has its own memory of it, or gets the conversation as context. Does not
-/// change a live session. Never refused for lack of seats.
+/// Brings back a session that is not live.
+///
+/// The agent has its own memory of it, or gets the conversation as context. Never refused for lack of seats. A live session changes only if `mcpServers` differ from its own: its agent is then replaced, at once
+/// or, while it works, ahead of the next prompt.
 #[utoipa::path(
     tag = "sessions",
     request_body = LoadBody,
@@ -171,8 +175,8 @@ pub(crate) async fn load_session(
         mcp::check(servers)?;
     }
     let row = find_session(&state, id).await?;
-    let workspaces = state.workspaces.clone();
-    let loaded = run_to_completion(async move { workspaces.load(&row, body.mcp_servers).await }).await?;
+    let (workspaces, given) = (state.workspaces.clone(), body.mcp_servers.map(McpServers::given));
+    let loaded = run_to_completion(async move { workspaces.load(&row, given).await }).await?;
     Ok(web::Json(ready(loaded)))
 }
 
@@ -282,7 +286,7 @@ async fn change(state: &HttpState, live: &LiveSession, setting: Setting) -> Resu
     request_body = ModeBody,
     responses(
         (status = 200, description = "Answer of the agent", body = AgentAnswer),
-        Problems<(OfAgent, OfSession, OfBody)>,
+        Problems<(OfCall, OfAgent, OfSession, OfBody)>,
     )
 )]
 #[post("/acp/session/mode")]
@@ -299,7 +303,7 @@ pub(crate) async fn set_mode(state: web::Data<HttpState>, body: Body) -> Result<
     request_body = ModelBody,
     responses(
         (status = 200, description = "Answer of the agent", body = AgentAnswer),
-        Problems<(OfAgent, OfSession, OfBody)>,
+        Problems<(OfCall, OfAgent, OfSession, OfBody)>,
     )
 )]
 #[post("/acp/session/model")]
@@ -316,7 +320,7 @@ pub(crate) async fn set_model(state: web::Data<HttpState>, body: Body) -> Result
     request_body = ConfigBody,
     responses(
         (status = 200, description = "Answer of the agent", body = AgentAnswer),
-        Problems<(OfAgent, OfSession, OfBody)>,
+        Problems<(OfCall, OfAgent, OfSession, OfBody)>,
     )
 )]
 #[post("/acp/session/config")]

@@ -12,6 +12,7 @@ use crate::{
     actors::handles::messages::{PromptRefused, RunPrompt, TurnBegun, TurnEnded, TurnHandle},
     contract::{
         events::TurnStream,
+        lists::{Page, PromptQuery},
         result::ACPSessionResult,
         session::{FailureInfo, PromptAccepted, PromptBody, PromptInfo},
     },
@@ -28,7 +29,7 @@ use crate::{
         HttpState,
         problem::{ApiError, REPLAYED},
         refusals::{OfAgent, OfBody, OfKey, OfSession, OfStart, OfTurn, Problems},
-        request::{Body, find_session, idempotency, parse_body, path_id, run_to_completion},
+        request::{Body, Query, find_session, idempotency, page, parse_body, path_id, run_to_completion},
     },
     store::{Idempotency, PromptRow},
 };
@@ -273,8 +274,38 @@ pub(crate) async fn get_prompt(
     let id: PromptId = path_id(&id, "prompt")?;
     let row = state.workspaces.services().store.prompt(id).await?;
     let row = row.ok_or_else(|| ApiError::new(ErrorCode::NotFound, format!("no prompt {id}")))?;
+    Ok(web::Json(info(&state, row)))
+}
+
+/// Lists the turns of a session, newest first, without their results.
+#[utoipa::path(
+    tag = "turns",
+    params(("id" = SessionId, Path, description = "sessionId"), PromptQuery),
+    responses(
+        (status = 200, description = "A page", body = Page<PromptInfo>),
+    )
+)]
+#[get("/acp/session/{id:[0-9a-fA-F-]+}/prompts")]
+pub(crate) async fn list_prompts(
+    state: web::Data<HttpState>,
+    id: web::Path<String>,
+    query: Query<PromptQuery>,
+) -> Result<web::Json<Page<PromptInfo>>, ApiError> {
+    let id: SessionId = path_id(&id, "session")?;
+    find_session(&state, id).await?;
+    let PromptQuery { limit, cursor } = query.into_inner();
+    let page = page(&state, limit, cursor)?;
+    let limit = page.limit;
+    let rows = state.workspaces.services().store.list_turns(id, page).await?;
+    let next_cursor = rows.last().filter(|_| rows.len() == limit).map(|row| row.cursor().to_string());
+    let items = rows.into_iter().map(|row| info(&state, PromptRow { result: None, ..row })).collect();
+    Ok(web::Json(Page { items, next_cursor }))
+}
+
+fn info(state: &HttpState, row: PromptRow) -> PromptInfo {
+    let id = row.prompt_id;
     let running = state.workspaces.live(row.session_id).is_some_and(|live| live.shared.view().running == Some(id));
-    Ok(web::Json(PromptInfo {
+    PromptInfo {
         prompt_id: id,
         session_id: row.session_id,
         // The row is `accepted` until the end; only the live session knows that the turn is running.
@@ -286,5 +317,5 @@ pub(crate) async fn get_prompt(
         failure: row.error.map(|it| FailureInfo { code: it.code.as_str().to_owned(), detail: it.detail }),
         accepted_at: row.accepted.to_string(),
         ended_at: row.ended.map(|at| at.to_string()),
-    }))
+    }
 }

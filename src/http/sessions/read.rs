@@ -5,19 +5,20 @@ use serde_json::value::RawValue;
 
 use super::{state_of, stream};
 use crate::{
-    actors::handles::event_feed::ReadFrom,
+    actors::handles::{agent_handshakes::LastHandshake, event_feed::ReadFrom},
     contract::{
         events::SessionStream,
         lists::{
-            AgentItem, EventsQuery, From, Page, SessionQuery, TranscriptItem, TranscriptPage, TranscriptQuery,
-            WorkspaceItem, WorkspaceQuery,
+            AgentHandshake, AgentItem, EventsQuery, From, Page, SessionQuery, SessionStates, TranscriptItem,
+            TranscriptPage, TranscriptQuery, WorkspaceItem, WorkspaceQuery,
         },
+        routing::protocol::TenantQuery,
         runtime::WorkspaceDiff,
         session::{FailureInfo, Mode, SessionInfo, WaitingPermission},
     },
     domain::{
-        ids::SessionId,
-        redaction::RedactedJson,
+        ids::{SessionId, WorkspaceId},
+        redaction::{Redacted, RedactedJson},
         session::{
             choices::{Chosen, Offers},
             lifecycle::SessionMode,
@@ -28,10 +29,10 @@ use crate::{
     http::{
         HttpState,
         problem::ApiError,
-        refusals::{OfRuntime, OfSession, Problems},
-        request::{Query, find_session, page, page_size, path_id},
+        refusals::{OfRuntime, OfSession, OfWorkspace, Problems},
+        request::{Query, find_session, find_workspace, page, page_size, path_id},
     },
-    store::{self, SessionFilter, SessionRow, TranscriptRow, WorkspaceFilter},
+    store::{self, SessionFilter, SessionRow, TranscriptRow, WorkspaceFilter, WorkspaceRow},
 };
 
 /// The most pages of rows read for one page of sessions in a given state.
@@ -81,6 +82,7 @@ fn info(state: &HttpState, row: SessionRow, whole: bool) -> SessionInfo {
         Some(view) => facts_with(facts, view.chosen.offers()),
         None => facts_with(facts, Chosen::of_row(row.choices.clone(), Some(facts)).offers()),
     });
+    let mcp_secrets_lost = if whole { state.workspaces.lost_servers(&row) } else { Vec::new() };
     SessionInfo {
         session_id: row.session_id,
         installation_id: row.key.installation_id,
@@ -103,6 +105,8 @@ fn info(state: &HttpState, row: SessionRow, whole: bool) -> SessionInfo {
         workspace_path: None,
         permission_requests: Vec::new(),
         agent_facts,
+        mcp_servers: RawValue::from_string(row.mcp_servers).ok().filter(|_| whole),
+        mcp_secrets_lost,
         mode_unavailable: view.as_ref().and_then(|view| view.chosen.mode_unavailable()).map(str::to_owned),
         created_at: row.created.to_string(),
         last_used_at: view.map_or(row.last_used, |view| view.last_used).to_string(),
@@ -250,10 +254,11 @@ pub(crate) async fn list_sessions(
     state: web::Data<HttpState>,
     query: Query<SessionQuery>,
 ) -> Result<web::Json<Page<SessionInfo>>, ApiError> {
-    let SessionQuery { installation_id, workspace_id, user_id, state: wanted, limit, cursor } = query.into_inner();
+    let SessionQuery { installation_id, workspace_id, user_id, state: SessionStates(wanted), limit, cursor } =
+        query.into_inner();
     let mut page = page(&state, limit, cursor)?;
     let limit = page.limit;
-    let states = wanted.map_or_else(Vec::new, |wanted| wanted.kept_as().to_vec());
+    let states = wanted.iter().flat_map(|wanted| wanted.kept_as()).copied().collect();
     let filter = SessionFilter { installation_id, workspace_id, user_id, states };
     let mut items = Vec::new();
     let mut next_cursor = None;
@@ -263,9 +268,8 @@ pub(crate) async fn list_sessions(
         let rows = state.workspaces.services().store.list_sessions(filter.clone(), page.clone()).await?;
         let more = rows.len() == page.limit;
         let last = rows.last().map(|row| row.cursor());
-        items.extend(
-            rows.into_iter().map(|row| info(&state, row, false)).filter(|it| wanted.is_none_or(|w| w == it.state)),
-        );
+        let is_wanted = |it: &SessionInfo| wanted.is_empty() || wanted.contains(&it.state);
+        items.extend(rows.into_iter().map(|row| info(&state, row, false)).filter(is_wanted));
         next_cursor = last.filter(|_| more);
         if items.len() == limit || next_cursor.is_none() {
             break;
@@ -294,7 +298,29 @@ pub(crate) async fn list_workspaces(
     let filter = WorkspaceFilter { installation_id, workspace_id };
     let rows = state.workspaces.services().store.list_workspaces(filter, page).await?;
     let next_cursor = if rows.len() < limit { None } else { rows.last().map(|row| row.cursor().to_string()) };
-    let items = rows.into_iter().map(|row| WorkspaceItem {
+    Ok(web::Json(Page { items: rows.into_iter().map(workspace_item).collect(), next_cursor }))
+}
+
+/// The workspace as it is now.
+#[utoipa::path(
+    tag = "workspaces",
+    params(("id" = WorkspaceId, Path, description = "workspaceId"), TenantQuery),
+    responses(
+        (status = 200, description = "The workspace", body = WorkspaceItem),
+        Problems<OfWorkspace>,
+    )
+)]
+#[get("/acp/workspaces/{id}")]
+pub(crate) async fn get_workspace(
+    state: web::Data<HttpState>,
+    id: web::Path<String>,
+    query: Query<TenantQuery>,
+) -> Result<web::Json<WorkspaceItem>, ApiError> {
+    Ok(web::Json(workspace_item(find_workspace(&state, &id, query.into_inner()).await?)))
+}
+
+fn workspace_item(row: WorkspaceRow) -> WorkspaceItem {
+    WorkspaceItem {
         installation_id: row.key.installation_id,
         workspace_id: row.key.workspace_id,
         repository: row.repository,
@@ -302,11 +328,10 @@ pub(crate) async fn list_workspaces(
         permission_policy: row.permission_policy,
         created_at: row.created.to_string(),
         last_used_at: row.last_used.to_string(),
-    });
-    Ok(web::Json(Page { items: items.collect(), next_cursor }))
+    }
 }
 
-/// Lists the configured agents.
+/// Lists the configured agents, with what is known about each.
 #[utoipa::path(
     tag = "workspaces",
     responses(
@@ -317,8 +342,31 @@ pub(crate) async fn list_workspaces(
 #[get("/acp/agents")]
 pub(crate) async fn list_agents(state: web::Data<HttpState>) -> Result<web::Json<Page<AgentItem>>, ApiError> {
     let status = state.workspaces.workspace_client().status().await?;
-    let item = |(index, name)| AgentItem { name, is_default: index == 0 };
+    let handshakes = &state.workspaces.services().handshakes;
+    let item = |(index, name): (usize, String)| {
+        let details = status.agent_details.iter().find(|it| it.name == name);
+        AgentItem {
+            is_default: index == 0,
+            program: details.map(|it| it.program.clone()),
+            is_installed: details.and_then(|it| it.is_installed),
+            has_oneshot: details.is_some_and(|it| it.has_oneshot),
+            last_handshake: handshakes.of(&name).map(handshake),
+            name,
+        }
+    };
     Ok(web::Json(Page { items: status.agents.into_iter().enumerate().map(item).collect(), next_cursor: None }))
+}
+
+fn handshake(last: LastHandshake) -> AgentHandshake {
+    let failure = last
+        .failure
+        .map(|it| FailureInfo { code: it.code.as_str().to_owned(), detail: Redacted::new(&it.detail).into_string() });
+    AgentHandshake {
+        at: last.at,
+        took_ms: u64::try_from(last.took.as_millis()).unwrap_or(u64::MAX),
+        failure,
+        agent_facts: last.facts.map(RedactedJson::into_raw),
+    }
 }
 
 #[cfg(test)]

@@ -8,13 +8,13 @@ use std::{
     collections::{BTreeMap, BTreeSet},
     ffi::OsString,
     fs, io,
-    os::unix::fs::{MetadataExt, lchown},
+    os::unix::fs::{MetadataExt, PermissionsExt, lchown},
     path::{Path, PathBuf},
     sync::Arc,
     time::Duration,
 };
 
-use secrecy::SecretString;
+use secrecy::{ExposeSecret, SecretString};
 use tokio::sync::{OwnedSemaphorePermit, Semaphore};
 
 use self::{
@@ -23,7 +23,7 @@ use self::{
 };
 use super::workspaces::folders::{AllowedFolders, Folder, SessionFolders};
 use crate::{
-    contract::runtime::{InitializeMeta, JailStatus},
+    contract::runtime::{AgentStatus, InitializeMeta, JailStatus},
     domain::{
         jail::{self, JailMode, Right},
         turn::outcome::{ErrorCode, Failure},
@@ -87,6 +87,17 @@ struct Configured {
     settings: AgentSettings,
     user: Option<RunAs>,
     plan: Arc<AgentPlan>,
+}
+
+/// True if a program exists and can be executed; `None` for a path that is relative to the workspace.
+fn is_installed(program: &str, path: &str) -> Option<bool> {
+    let is_program =
+        |file: &Path| std::fs::metadata(file).is_ok_and(|it| it.is_file() && it.permissions().mode() & 0o111 != 0);
+    match program.contains('/') {
+        true if program.starts_with('/') => Some(is_program(Path::new(program))),
+        true => None,
+        false => Some(path.split(':').any(|folder| is_program(&Path::new(folder).join(program)))),
+    }
 }
 
 /// A running agent in ACP mode.
@@ -216,6 +227,22 @@ impl Agents {
     /// Names of the configured agents, the default first.
     pub(crate) fn names(&self) -> Vec<String> {
         self.agents.iter().map(|agent| agent.settings.name.clone()).collect()
+    }
+
+    /// The configured agents, the default first. Blocks while the file system is read.
+    pub(crate) fn details(&self) -> Vec<AgentStatus> {
+        let details = self.agents.iter().map(|agent| {
+            let agent = &agent.settings;
+            let program = agent.command.first().cloned().unwrap_or_default();
+            let path = agent.environment.get("PATH").map(ExposeSecret::expose_secret);
+            AgentStatus {
+                name: agent.name.clone(),
+                is_installed: is_installed(&program, path.unwrap_or_default()),
+                program,
+                has_oneshot: !agent.oneshot.is_empty(),
+            }
+        });
+        details.collect()
     }
 
     /// Number of agent processes, including those that are exiting.

@@ -21,7 +21,7 @@ use uuid::Uuid;
 use crate::{
     domain::{
         ids::{PromptId, SessionId},
-        session::{choices::Choices, mcp, permission::PermissionPolicy},
+        session::{choices::Choices, mcp::McpServers, permission::PermissionPolicy},
         turn::{
             outcome::{ErrorCode, Failure},
             prompt::Prompt,
@@ -183,7 +183,7 @@ async fn open_with(address: SocketAddr, cwd: String, grace: Duration, frame_byte
         is_ephemeral: false,
         agent: None,
         cwd,
-        mcp_servers: mcp::none(),
+        mcp_servers: McpServers::none(),
         previous: None,
         cookies: None,
         choices: Choices::default(),

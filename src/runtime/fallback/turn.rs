@@ -31,6 +31,7 @@ use crate::{
         routing::Route,
         session::{
             choices::{Choices, Offers, not_set, refusal_of_headless},
+            mcp::McpServers,
             pending_permissions::{Answer, PendingPermissions, Received, ReceivedRequest},
             permission::{AnsweredBy, PermissionPolicy},
         },
@@ -48,7 +49,7 @@ use crate::{
     transport::{
         AgentEvent, AgentSession, OpenRequest, OpenedSession, TurnRequest,
         acp::{
-            connection::closed_in_turn,
+            connection::{answer_unserved, closed_in_turn},
             handshake::{HandshakeLimit, Peer, perform_handshake},
             reapply::reapply,
         },
@@ -148,7 +149,7 @@ impl Run {
                 is_ephemeral: request.workspace.is_ephemeral,
                 agent: None,
                 cwd: request.workspace.path.clone(),
-                mcp_servers: request.mcp_servers.clone(),
+                mcp_servers: McpServers::given(request.mcp_servers.clone()),
                 previous: None,
                 cookies: None,
                 choices: request.choices.clone().unwrap_or_default(),
@@ -321,7 +322,7 @@ impl<'a> RunningTurn<'a> {
 
     fn answer(&mut self, id: &RequestId, method: &str, params: &RawValue) -> Result<serde_json::Value, RpcError> {
         if method != client_method::SESSION_REQUEST_PERMISSION {
-            return Err(RpcError::new(jsonrpc::METHOD_NOT_FOUND, format!("this client has no method {method}")));
+            return answer_unserved(method);
         }
         let cancelled = json!({"outcome": {"outcome": "cancelled"}});
         // ACP requires pending permission requests to be answered as cancelled once the turn is being cancelled.
@@ -372,7 +373,11 @@ impl<'a> RunningTurn<'a> {
 
     fn push_last_remark(&self) {
         let Some(last) = self.progress.diagnostics.last() else { return };
-        let diagnostic = ResultDiagnostic { severity: last.severity, message: last.message.clone(), context: None };
+        let diagnostic = ResultDiagnostic {
+            severity: last.severity,
+            message: last.message.clone(),
+            context: last.context.clone(),
+        };
         self.run.lines.push(&TurnLine { diagnostic: Some(diagnostic), ..TurnLine::default() });
     }
 

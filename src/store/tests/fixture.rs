@@ -16,7 +16,10 @@ use crate::{
         ids::{FolderId, PromptId, SessionId, WorkspaceKey},
         redaction::{Redacted, RedactedJson},
         routing::Route,
-        session::lifecycle::{SessionMode, SessionState},
+        session::{
+            lifecycle::{SessionMode, SessionState},
+            mcp::McpServers,
+        },
         turn::{TurnInitiator, TurnState, transcript::TranscriptEntry},
     },
     store::{
@@ -310,7 +313,7 @@ pub(super) fn new_session(us: i64) -> NewSession {
         enable_git_ops: true,
         state: SessionState::Idle,
         agent_session_id: Some("agent-1".into()),
-        mcp_servers: "[]".into(),
+        mcp_servers: McpServers::none().without_secrets(),
         protocol: Route::Acp,
         protocol_version: Some(1),
         agent_facts: Some(RedactedJson::of(&json!({"agentInfo": {"name": "demo"}}))),

@@ -1,8 +1,14 @@
 //! Keys of sessions: one session for each key of a tenant, for 24 hours.
 
+use uuid::Uuid;
+
 use super::fixture::*;
 use crate::{
-    domain::{ids::InstallationId, redaction::RedactedJson, retention::IDEMPOTENCY_PERIOD},
+    domain::{
+        ids::{InstallationId, SessionId},
+        redaction::RedactedJson,
+        retention::IDEMPOTENCY_PERIOD,
+    },
     store::{NewSession, SessionKey, StoreError},
 };
 
@@ -30,6 +36,18 @@ both_databases! {
         let refused = store.create_session_with(second.clone(), None, Some(session_key("k", "two"))).await;
         assert!(matches!(refused, Err(StoreError::Conflict(_))), "{refused:?}");
         assert!(store.session(second.session_id).await.unwrap().is_none());
+
+        // Only the holder of a key releases it.
+        let holder = first.session_id;
+        for (releases, is_free) in [(second.session_id, false), (holder, true)] {
+            store.try_release_key(&acme, "k".into(), releases).unwrap();
+            // Written behind the release.
+            store.create_session(new_session(8)).await.unwrap();
+            let found = store.opened_with_key(acme.clone(), "k".into(), at(6)).await.unwrap();
+            assert_eq!(found.is_none(), is_free);
+        }
+        let again = NewSession { session_id: SessionId(Uuid::now_v7()), ..first.clone() };
+        store.create_session_with(again, None, Some(session_key("k", "one"))).await.unwrap();
 
         let key = key("other", "web");
         let workspace = Some(new_workspace(&key, 8));

@@ -4,16 +4,14 @@ pub(crate) mod outcomes;
 pub(crate) mod recovery;
 mod replayable;
 
-use diesel::{
-    BoolExpressionMethods, ExpressionMethods, Insertable, OptionalExtension, QueryDsl, Queryable, RunQueryDsl,
-};
+use diesel::{BoolExpressionMethods, ExpressionMethods, OptionalExtension, QueryDsl, Queryable, RunQueryDsl};
 
 use self::outcomes::OutcomeCount;
 use super::{
     Store, StoreError, automation,
     engine::{
-        columns::{self, clean, clean_option},
-        connection::{AnyConnection, Cached, Update, execute},
+        columns::{self, Cursor, Page, clean, clean_option, page_of},
+        connection::{AnyConnection, Cached, Update, execute, insert_of_row},
         room::Room,
         writer::{Job, Outage, WriteTx},
     },
@@ -118,6 +116,13 @@ pub(crate) struct PromptRow {
     pub settled_seq: u64,
 }
 
+impl PromptRow {
+    /// The position of this row in [`Store::list_turns`].
+    pub(crate) fn cursor(&self) -> Cursor {
+        Cursor { created: self.accepted, id: self.prompt_id.to_string() }
+    }
+}
+
 /// The part of a turn's end that a write records.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) enum EndStep {
@@ -178,8 +183,7 @@ impl TurnEnd {
     }
 }
 
-#[derive(Queryable, Insertable)]
-#[diesel(table_name = prompts, treat_none_as_default_value = false)]
+#[derive(Queryable)]
 pub(crate) struct Record {
     prompt_id: String,
     session_id: String,
@@ -206,6 +210,12 @@ pub(crate) struct Record {
     initiator: String,
     settled_seq: i64,
 }
+
+insert_of_row!(AcceptTurn(Record) => prompts (
+    prompt_id, session_id, installation_id, workspace_id, idempotency_key, body_hash, state, preview, result,
+    error_code, error_detail, accepted_us, ended_us, route, protocol, epoch, is_canary, automation, known_by,
+    phase, decision, cancel_asked, initiator, settled_seq,
+));
 
 impl Record {
     pub(crate) fn read(self) -> Result<PromptRow, StoreError> {
@@ -283,8 +293,7 @@ fn accept(tx: &mut WriteTx<'_>, record: &Record, again: bool, said: &mut Entries
         let holder = holder.read()?;
         return Ok(if same { Acceptance::Existing(holder) } else { Acceptance::Mismatch(holder) });
     }
-    let insert = Cached::<AcceptTurn, _>::new(diesel::insert_into(prompts::table).values(record));
-    tx.rows += execute!(tx.connection, insert)?;
+    tx.rows += execute!(tx.connection, AcceptTurn(record))?;
     said.write(tx)?;
     Ok(Acceptance::Accepted)
 }
@@ -337,8 +346,6 @@ pub(crate) struct EndSlot {
     room: Room,
 }
 
-/// Identifies the insert that accepts a turn.
-struct AcceptTurn;
 /// Identifies the update that ends a turn.
 struct EndTurn;
 
@@ -522,6 +529,17 @@ impl Store {
                 .first(connection)
                 .optional()?;
             newest.map(Record::read).transpose()
+        })
+        .await
+    }
+
+    /// Reads a page of the turns of a session, newest first. Cancel-safe.
+    pub(crate) async fn list_turns(&self, session_id: SessionId, page: Page) -> Result<Vec<PromptRow>, StoreError> {
+        self.read(move |connection| {
+            let rows = prompts::table.filter(prompts::session_id.eq(session_id.to_string())).into_boxed();
+            let records: Vec<Record> =
+                page_of!(rows, page, prompts::accepted_us, prompts::prompt_id).load(connection)?;
+            records.into_iter().map(Record::read).collect()
         })
         .await
     }

@@ -2,6 +2,7 @@
 
 use std::{
     borrow::Cow,
+    collections::BTreeMap,
     pin::Pin,
     sync::Arc,
     task::{Context, Poll},
@@ -68,12 +69,14 @@ pub(crate) struct Events {
     from_agent: FrameReceiver,
     delivered: Arc<Delivered>,
     exited: Option<AgentExited>,
+    /// The rest of a message that is two events.
+    next: Option<AgentEvent>,
 }
 
 impl Events {
     /// Creates the stream, which records in `delivered` the number of each message that it yields.
     pub(crate) fn new(from_agent: FrameReceiver, delivered: Arc<Delivered>) -> Self {
-        Self { from_agent, delivered, exited: None }
+        Self { from_agent, delivered, exited: None, next: None }
     }
 }
 
@@ -81,6 +84,9 @@ impl Stream for Events {
     type Item = AgentEvent;
 
     fn poll_next(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Option<AgentEvent>> {
+        if let Some(next) = self.next.take() {
+            return Poll::Ready(Some(next));
+        }
         loop {
             return Poll::Ready(match std::task::ready!(self.from_agent.poll_recv(cx)) {
                 None => None,
@@ -97,6 +103,10 @@ impl Stream for Events {
                     }
                     match read {
                         Read::Event(event) => Some(event),
+                        Read::Events(first, next) => {
+                            self.next = Some(next);
+                            Some(first)
+                        }
                         Read::Exited(exited) => {
                             // Kept for the close that follows, which by itself does not know how the agent ended.
                             self.exited = Some(exited);
@@ -111,6 +121,7 @@ impl Stream for Events {
 
 enum Read {
     Event(AgentEvent),
+    Events(AgentEvent, AgentEvent),
     Exited(AgentExited),
 }
 
@@ -121,13 +132,7 @@ fn read(frame: &str) -> Read {
     };
     Read::Event(match message {
         Message::Notification { method, params } => match &*method {
-            client_method::SESSION_UPDATE => match update_of(params) {
-                Some((update, meta)) => AgentEvent::Update { update, meta },
-                None => AgentEvent::Remark {
-                    severity: Severity::Warn,
-                    message: format!("the agent sent a session/update without an update: {}", quoted(frame)),
-                },
-            },
+            client_method::SESSION_UPDATE => read_update(params, frame),
             STRAY_LINE => match serde_json::from_str::<StrayLine>(params.get()) {
                 Ok(stray) => AgentEvent::StrayLine(stray.line),
                 Err(_) => AgentEvent::StrayLine(String::new()),
@@ -135,6 +140,10 @@ fn read(frame: &str) -> Read {
             AGENT_EXITED => return Read::Exited(serde_json::from_str(params.get()).unwrap_or_default()),
             _ => AgentEvent::Notification { method: method.into_owned(), params: params.to_owned() },
         },
+        Message::Request { id, method, params } if method == client_method::SESSION_UPDATE => {
+            let (method, nothing) = (method.into_owned(), RawValue::NULL.to_owned());
+            return Read::Events(read_update(params, frame), AgentEvent::Request { id, method, params: nothing });
+        }
         Message::Request { id, method, params } => {
             AgentEvent::Request { id, method: method.into_owned(), params: params.to_owned() }
         }
@@ -145,6 +154,28 @@ fn read(frame: &str) -> Read {
             (None, _) => AgentEvent::StrayLine(quoted(frame)),
         },
     })
+}
+
+fn read_update(params: &RawValue, frame: &str) -> AgentEvent {
+    match update_of(params) {
+        Some((update, meta)) => AgentEvent::Update { update, meta },
+        None => AgentEvent::Remark {
+            severity: Severity::Warn,
+            message: format!("the agent sent a session/update without an update: {}", quoted(frame)),
+        },
+    }
+}
+
+/// The answer to an agent's request that is not served here. An update is a notification; an agent that sends it as a
+/// request waits for an answer, after the update was read.
+///
+/// # Errors
+/// -32601 for every other method.
+pub(crate) fn answer_unserved(method: &str) -> Result<serde_json::Value, RpcError> {
+    match method {
+        client_method::SESSION_UPDATE => Ok(json!({})),
+        _ => Err(RpcError::new(jsonrpc::METHOD_NOT_FOUND, format!("this client has no method {method}"))),
+    }
 }
 
 /// The first 200 characters of a message, without its sequence number.
@@ -191,12 +222,12 @@ struct PromptParams<'a> {
     session_id: &'a str,
     prompt: &'a [Box<RawValue>],
     #[serde(rename = "_meta")]
-    meta: serde_json::Value,
+    meta: BTreeMap<&'static str, PromptMeta>,
 }
 
 impl AgentSession for Link {
     fn prompt(&mut self, call: u64, turn: TurnRequest<'_>) -> Result<(), SendError> {
-        let meta = json!({META_KEY: PromptMeta { prompt_id: turn.prompt_id }});
+        let meta = BTreeMap::from([(META_KEY, PromptMeta { prompt_id: turn.prompt_id })]);
         let blocks = turn.prompt.with_context(turn.context, self.takes);
         let params = PromptParams { session_id: &self.session_id, prompt: &blocks, meta };
         self.to_agent.try_send(jsonrpc::request(call, agent_method::SESSION_PROMPT, params))

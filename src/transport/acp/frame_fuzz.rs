@@ -7,9 +7,12 @@ use proptest::prelude::*;
 
 use super::connection::Events;
 use crate::{
-    acp::jsonrpc::{
-        self, Message,
-        tests::{any_answer, nearly_a_frame},
+    acp::{
+        jsonrpc::{
+            self, Message,
+            tests::{any_answer, nearly_a_frame},
+        },
+        schema::client_method,
     },
     domain::turn::read_prompt_end,
     transport::{
@@ -59,11 +62,15 @@ proptest! {
         prop_assert!(violations.iter().all(|why| !why.is_empty() && why.len() < 2000), "{:?}", violations);
         let unreadable = frames.iter().filter(|frame| jsonrpc::parse(frame).is_err()).count();
         prop_assert!(violations.len() >= unreadable);
-        // Each frame yields one event, except a notice of the agent's exit, which is merged into the close event.
+        // Each frame yields one event, except a notice of the agent's exit, which is merged into the close event, and an
+        // update that is sent as a request, which is followed by the request for its answer.
         let exit_notices = frames.iter().filter(|frame| {
             matches!(jsonrpc::parse(frame), Ok(Message::Notification { method, .. })
                 if method == crate::contract::runtime::AGENT_EXITED)
         });
-        prop_assert_eq!(events.len(), frames.len() - exit_notices.count() + 1);
+        let updates_as_requests = frames.iter().filter(|frame| {
+            matches!(jsonrpc::parse(frame), Ok(Message::Request { method, .. }) if method == client_method::SESSION_UPDATE)
+        });
+        prop_assert_eq!(events.len() + exit_notices.count(), frames.len() + updates_as_requests.count() + 1);
     }
 }

@@ -8,7 +8,7 @@ use serde::{Deserialize, Serialize};
 use serde_json::{json, value::RawValue};
 use tokio::time::{Instant, timeout_at};
 
-use super::connection::{Events, Link, closed_in_turn, exit_reason};
+use super::connection::{Events, Link, answer_unserved, closed_in_turn, exit_reason};
 use crate::{
     acp::{
         jsonrpc::{self, RpcError},
@@ -373,10 +373,10 @@ impl Handshake {
         agent: &Initialized,
     ) -> Result<Result<Begun, RpcError>, Failure> {
         let capabilities = &agent.agent_capabilities;
-        let remote = &capabilities.mcp_capabilities;
-        mcp::check_taken_by(&request.mcp_servers, RemoteTransports { http: remote.http, sse: remote.sse })?;
+        let (servers, remote) = (request.mcp_servers.expose(), &capabilities.mcp_capabilities);
+        mcp::check_taken_by(servers, RemoteTransports { http: remote.http, sse: remote.sse })?;
         if let Some(previous) = &request.previous {
-            let params = json!({"sessionId": previous, "cwd": request.cwd, "mcpServers": request.mcp_servers});
+            let params = json!({"sessionId": previous, "cwd": request.cwd, "mcpServers": servers});
             // Resume before load: a load replays the whole conversation, which is then discarded.
             let methods = [
                 (capabilities.session_capabilities.resume.is_some(), agent_method::SESSION_RESUME),
@@ -394,7 +394,7 @@ impl Handshake {
                 }
             }
         }
-        let params = json!({"cwd": request.cwd, "mcpServers": request.mcp_servers});
+        let params = json!({"cwd": request.cwd, "mcpServers": servers});
         match self.call(agent_method::SESSION_NEW, params).await? {
             Ok(answer) => begun(&answer, agent_method::SESSION_NEW, None).map(Ok),
             Err(error) => Ok(Err(error)),
@@ -446,9 +446,7 @@ impl Handshake {
             match event {
                 Some(AgentEvent::Answered { call: answered, result }) if answered == call => return Ok(result),
                 Some(AgentEvent::Request { id, method, .. }) => {
-                    let refusal =
-                        RpcError::new(jsonrpc::METHOD_NOT_FOUND, format!("no method {method} during a handshake"));
-                    let _ = self.to_agent.try_send(jsonrpc::response(&id, Err::<(), _>(&refusal)));
+                    let _ = self.to_agent.try_send(jsonrpc::response(&id, answer_unserved(&method).as_ref()));
                 }
                 Some(AgentEvent::StrayLine(line)) => self.noise.lock().add(&line)?,
                 // Only this request is open.

@@ -174,7 +174,7 @@ impl AgentSession for Link {
             workspace: ResultWorkspace { path: request.cwd.clone(), is_ephemeral: request.is_ephemeral },
             installation_id: request.installation_id.clone(),
             agent: request.agent.clone(),
-            mcp_servers: request.mcp_servers.clone(),
+            mcp_servers: request.mcp_servers.expose().to_owned(),
             auth_method: limits.auth_methods.get(request.agent.as_deref().unwrap_or_default()).cloned(),
             permission_policy: turn.policy,
             inactivity_timeout_ms: milliseconds(limits.inactivity_timeout),

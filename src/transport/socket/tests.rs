@@ -27,7 +27,11 @@ use super::{
 use crate::{
     acp::numbered::{self, Numbers},
     contract::runtime::{ACKNOWLEDGED, CONNECTION_ID_HEADER, RECEIVED_HEADER, RESUMED, Resumed, close_code},
-    domain::{heartbeat::Heartbeat, session::choices::Choices, turn::outcome::ErrorCode},
+    domain::{
+        heartbeat::Heartbeat,
+        session::{choices::Choices, mcp::McpServers},
+        turn::outcome::ErrorCode,
+    },
     transport::{
         acp::AcpTransport,
         pipe::{ConnectionState, FrameReceiver, Incoming, PipeLimits},
@@ -609,7 +613,7 @@ async fn handshake_asks_for_numbers_and_settles_itself() {
         is_ephemeral: false,
         agent: None,
         cwd: "/w".into(),
-        mcp_servers: RawValue::from_string("[]".into()).unwrap(),
+        mcp_servers: McpServers::none(),
         previous: None,
         cookies: None,
         choices: Choices::default(),

@@ -10,11 +10,13 @@ use http_body_util::{BodyExt, Full, Limited};
 use hyper::{
     Request,
     client::conn::http1::{SendRequest, handshake},
-    header::{ACCEPT, CONTENT_TYPE, HOST, RETRY_AFTER},
+    header::{ACCEPT, AUTHORIZATION, CONTENT_TYPE, HOST, RETRY_AFTER},
     http::request::Builder,
 };
 use hyper_util::rt::TokioIo;
 use tokio::net::TcpStream;
+
+use super::program::BEARER;
 
 /// Largest body that is read; a result is under 32 KB.
 const MAX_ANSWER_BYTES: usize = 1024 * 1024;
@@ -100,7 +102,7 @@ impl HttpLink {
     }
 
     fn to(&self, request: Builder) -> Builder {
-        request.header(HOST, &self.host)
+        request.header(HOST, &self.host).header(AUTHORIZATION, BEARER)
     }
 
     async fn send(&mut self, request: Builder, body: Bytes) -> Result<HttpAnswer, String> {

@@ -23,6 +23,10 @@ const START_LIMIT: Duration = Duration::from_secs(60);
 const POLL: Duration = Duration::from_millis(5);
 /// Longest time from SIGTERM to the end, in which a process ends up to 1,000 agents. SIGKILL follows.
 const STOP_LIMIT: Duration = Duration::from_secs(60);
+/// The token of every program under test: also of older ones, which make none themselves.
+const TOKEN: &str = "token-of-the-benchmarks-0123456789";
+/// The header with [`TOKEN`].
+pub(crate) const BEARER: &str = "Bearer token-of-the-benchmarks-0123456789";
 /// File in which a process announces its address.
 const ANNOUNCE: &str = "announce.json";
 const LOG: &str = "log.jsonl";
@@ -157,6 +161,7 @@ impl Program {
         let mut command = workplace.command(folder);
         command.args([subcommand, "--listen", "127.0.0.1:0", "--data-dir", "data", "--announce"]).arg(&announce);
         command.args(settings.iter().flat_map(|setting| ["--set", setting]));
+        command.env("LUMILINK_SERVER__TOKEN", TOKEN);
         command.stdin(Stdio::null()).stdout(output).stderr(errors);
         let mut process =
             Process::start(command).map_err(BenchError::io(format!("starting lumilink {subcommand}")))?;

@@ -153,6 +153,19 @@ impl Contract {
     }
 }
 
+/// Adds a word to every closed list of a document.
+pub(crate) fn with_word(mut document: Value, word: &str) -> Value {
+    match &mut document {
+        Value::Object(members) => members.iter_mut().for_each(|(name, value)| match value {
+            Value::Array(words) if name == "enum" => words.push(word.into()),
+            value => *value = with_word(value.take(), word),
+        }),
+        Value::Array(items) => items.iter_mut().for_each(|item| *item = with_word(item.take(), word)),
+        _ => {}
+    }
+    document
+}
+
 /// All values of `$ref` in a schema.
 fn references(schema: &Value) -> Vec<&str> {
     match schema {

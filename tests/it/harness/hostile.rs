@@ -6,6 +6,8 @@ use std::{
     time::Duration,
 };
 
+use super::tokens;
+
 /// A response read from the socket.
 #[derive(Debug, Clone)]
 pub(crate) struct RawAnswer {
@@ -53,6 +55,10 @@ impl RawRequest {
     /// Sends it on a new connection and reads until the connection closes or nothing arrives for 10 s.
     pub(crate) fn send(self, to: SocketAddr) -> RawAnswer {
         let mut bytes = format!("{}\r\n", self.line);
+        let has_token = self.headers.iter().any(|(name, _)| name.eq_ignore_ascii_case("authorization"));
+        if let Some(token) = tokens::of(to).filter(|_| !has_token) {
+            bytes.push_str(&format!("Authorization: Bearer {token}\r\n"));
+        }
         for (name, value) in self.headers {
             bytes.push_str(&format!("{name}: {value}\r\n"));
         }

@@ -7,6 +7,7 @@ pub(crate) mod agents;
 pub(crate) mod api;
 pub(crate) mod browser;
 pub(crate) mod contract;
+pub(crate) mod database;
 pub(crate) mod dice;
 pub(crate) mod disk;
 pub(crate) mod gate;
@@ -24,6 +25,7 @@ pub(crate) mod resources;
 pub(crate) mod sse;
 pub(crate) mod stdio_client;
 pub(crate) mod stub_model;
+pub(crate) mod tokens;
 
 use std::{
     future::Future,

@@ -12,11 +12,11 @@ use tokio_tungstenite::{
     tungstenite::{
         Error, Message,
         client::IntoClientRequest,
-        http::{HeaderName, HeaderValue, Response},
+        http::{HeaderName, HeaderValue, Request, Response, header::AUTHORIZATION},
     },
 };
 
-use super::{Api, DEADLINE, Value, block_on, json};
+use super::{Api, DEADLINE, Value, block_on, json, tokens};
 
 /// An open WebSocket.
 pub(crate) struct Subscriber {
@@ -53,6 +53,14 @@ fn url(base: &str, query: &str) -> String {
     format!("{}/ws/notifications?{query}", base.replacen("http", "ws", 1))
 }
 
+/// Adds the token that the server made, unless the test sends its own.
+fn authorize(request: &mut Request<()>, base: &str) {
+    if let (Some(token), None) = (tokens::of_base(base), request.headers().get(AUTHORIZATION)) {
+        let value = HeaderValue::try_from(format!("Bearer {token}")).expect("a header's value");
+        request.headers_mut().insert(AUTHORIZATION, value);
+    }
+}
+
 impl Subscriber {
     /// Opens a WebSocket at `base` (`http://ADDR:PORT`) with these header lines.
     pub(crate) fn open(base: &str, query: &str, headers: &[(&str, &str)]) -> Result<Self, Refused> {
@@ -80,7 +88,8 @@ impl Subscriber {
             };
             assert_eq!(set, 0, "an option");
             let stream = stream.connect(address).await.expect("the server listens");
-            let request = url(base, query).into_client_request().expect("a URL");
+            let mut request = url(base, query).into_client_request().expect("a URL");
+            authorize(&mut request, base);
             client_async(request, MaybeTlsStream::Plain(stream)).await.expect("a WebSocket").0
         };
         Self { socket: block_on(opening), protocol: None }
@@ -94,6 +103,7 @@ impl Subscriber {
             let name = HeaderName::try_from(*name).expect("a header's name");
             request.headers_mut().insert(name, HeaderValue::try_from(*value).expect("a header's value"));
         }
+        authorize(&mut request, base);
         match tokio::time::timeout(DEADLINE, connect_async(request)).await.expect("an answer in time") {
             Ok((socket, response)) => {
                 let protocol = response.headers().get("sec-websocket-protocol");

@@ -4,7 +4,7 @@ use std::{fs, net::SocketAddr, os::unix::process::CommandExt, time::Duration};
 
 use super::{
     Api, DEADLINE, Value, disk::Disk, eventually, free_port, hostile::RawRequest, metrics::Scrape, processes,
-    proxy::Proxy, wait_for,
+    proxy::Proxy, tokens, wait_for,
 };
 pub(crate) use super::{
     postgres::PostgresDatabase,
@@ -123,7 +123,8 @@ impl Builder {
     /// Keeps its data on a disk that the test can fill.
     pub(crate) fn disk(mut self, disk: Disk) -> Self {
         self.disk = Some(disk);
-        self
+        // The disk may be mounted for the program alone, with the token that it makes.
+        self.token("token-of-a-small-disk-0123456789")
     }
 
     /// Starts the program and waits until it has announced its address.
@@ -140,7 +141,7 @@ impl Builder {
         }
         let (process, address) = self.start_supervisor();
         Program {
-            api: Api::new(&format!("http://{address}"), self.token.clone()),
+            api: Api::new(&format!("http://{address}"), self.client_token()),
             address,
             folder: self.folder.clone(),
             process,
@@ -191,7 +192,17 @@ impl Builder {
         let base = announced["http"].as_str().expect("`http` is a string").to_owned();
         assert_eq!(announced["pid"].as_i64(), Some(i64::from(process.pid())), "the announced pid");
         let address = base.strip_prefix("http://").and_then(|it| it.parse().ok()).expect("http://ADDR:PORT");
+        if self.token.is_none()
+            && let Some(token) = self.client_token()
+        {
+            tokens::add(address, &token);
+        }
         (process, address)
+    }
+
+    /// The configured token, else that of the data folder.
+    fn client_token(&self) -> Option<String> {
+        self.token.clone().or_else(|| tokens::of_folder(&self.folder.path().join("data")))
     }
 
     fn start_runtime(&self, token: &str) -> (Process, SocketAddr) {
@@ -294,7 +305,7 @@ impl Program {
 
     /// Scrapes its metrics, over a blocking socket.
     pub(crate) fn metrics(&self) -> Scrape {
-        scrape(self.address, self.builder.token.as_deref())
+        scrape(self.address, self.builder.client_token().as_deref())
     }
 
     /// Scrapes the metrics of the separate runtime, through the proxy if there is one.

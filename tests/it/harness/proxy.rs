@@ -21,6 +21,8 @@ use tokio::{
     sync::watch,
 };
 
+use super::tokens;
+
 use super::{RUNTIME, block_on};
 
 /// Limit of concurrent connections; further ones are reset. Tests open a few tens.
@@ -94,6 +96,7 @@ impl Proxy {
     pub(crate) fn start(target: SocketAddr) -> Self {
         let holder = bound(SocketAddr::from(([127, 0, 0, 1], 0)));
         let address = holder.local_addr().expect("an address");
+        tokens::forward(address, target);
         let proxy = Self {
             shared: Arc::new(Shared {
                 target: Mutex::new(target),
@@ -119,6 +122,7 @@ impl Proxy {
 
     /// Changes the target of future connections, after a restart of the server.
     pub(crate) fn target(&self, target: SocketAddr) {
+        tokens::forward(self.address, target);
         *self.shared.target.lock().expect("a lock") = target;
     }
 

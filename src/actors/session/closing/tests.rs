@@ -23,7 +23,7 @@ use crate::{
             event_feed::EventFeed,
             messages::TurnEnded,
             route_gate::{RouteGate, WorkspacePace},
-            session::{SessionShared, SessionSpec, SessionView, SharedPolicy},
+            session::{SessionShared, SessionSpec, SessionView, SharedPolicy, SharedServers},
         },
         services::{Services, SessionSettings},
         session::turn_ticket::TurnTicket,
@@ -41,7 +41,7 @@ use crate::{
         session::{
             background::Activity,
             lifecycle::{SessionMode, SessionState},
-            mcp,
+            mcp::McpServers,
             permission::PermissionPolicy,
         },
         turn::{TurnInitiator, TurnOutcome, TurnPhase, TurnState, transcript::TranscriptEntry, update::view_update},
@@ -157,7 +157,7 @@ async fn new_session(services: &Services) -> SessionId {
         enable_git_ops: true,
         state: SessionState::Idle,
         agent_session_id: Some("conversation".into()),
-        mcp_servers: "[]".into(),
+        mcp_servers: McpServers::none().without_secrets(),
         protocol: Route::Acp,
         protocol_version: Some(1),
         agent_facts: None,
@@ -183,7 +183,7 @@ fn shared(services: &Services, session_id: SessionId) -> Arc<SessionShared> {
         agent: None,
         cwd: "/w".into(),
         is_ephemeral: false,
-        mcp_servers: mcp::none(),
+        mcp_servers: SharedServers::new(McpServers::none()),
         policy: SharedPolicy::new(PermissionPolicy::Ask),
     };
     let view = SessionView { state: SessionState::Running, ..SessionView::starting(0, SystemClock.now()) };

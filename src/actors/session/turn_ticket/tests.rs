@@ -14,7 +14,7 @@ use crate::{
         handles::{
             event_feed::EventFeed,
             route_gate::{RouteGate, WorkspacePace},
-            session::{SessionShared, SessionSpec, SessionView, SharedPolicy},
+            session::{SessionShared, SessionSpec, SessionView, SharedPolicy, SharedServers},
         },
         services::{Services, SessionSettings},
     },
@@ -26,7 +26,7 @@ use crate::{
         session::{
             connection::ConnectionStatus,
             lifecycle::{SessionMode, SessionState},
-            mcp,
+            mcp::McpServers,
             permission::PermissionPolicy,
         },
         turn::{
@@ -120,7 +120,7 @@ fn run(services: &Arc<Services>, steps: &[Step], end: End) -> Over {
         agent: None,
         cwd: "/w".into(),
         is_ephemeral: false,
-        mcp_servers: mcp::none(),
+        mcp_servers: SharedServers::new(McpServers::none()),
         policy: SharedPolicy::new(PermissionPolicy::Ask),
     };
     let prompt_id = PromptId(Uuid::now_v7());

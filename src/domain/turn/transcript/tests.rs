@@ -92,6 +92,17 @@ fn flood_of_updates_makes_a_bounded_number_of_entries() {
 }
 
 #[test]
+fn flood_of_permission_requests_makes_a_bounded_number_of_entries() {
+    let mut builder = TranscriptBuilder::default();
+    for _ in 0..MAX_ENTRIES_PER_TURN + 5 {
+        builder.note(TranscriptEntry::text("permission", "allowed"));
+    }
+    let out = finish(&mut builder);
+    assert_eq!(out.len(), MAX_ENTRIES_PER_TURN + 1);
+    assert_eq!(out.last().unwrap().text.as_str(), "5 more entries of this turn were left out");
+}
+
+#[test]
 fn hundreds_of_cumulative_updates_of_one_command_are_one_entry_with_the_end() {
     let mut builder = TranscriptBuilder::default();
     feed(

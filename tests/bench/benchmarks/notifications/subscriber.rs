@@ -22,6 +22,7 @@ use tokio::{
 use uuid::Uuid;
 
 use super::frames::{Frames, Kind, client_frame};
+use crate::support::program::BEARER;
 
 /// Time limit for an upgrade and a welcome while thousands of subscribers connect.
 const OPEN_TIMEOUT: Duration = Duration::from_secs(60);
@@ -115,7 +116,9 @@ async fn welcomed(address: SocketAddr, path: &str) -> Result<(TcpStream, Frames)
     let mut stream = TcpStream::connect(address).await.map_err(broken)?;
     stream.set_nodelay(true).map_err(broken)?;
     stream
-        .write_all(format!("GET {path} HTTP/1.1\r\nHost: {address}\r\n{UPGRADE}").as_bytes())
+        .write_all(
+            format!("GET {path} HTTP/1.1\r\nHost: {address}\r\nAuthorization: {BEARER}\r\n{UPGRADE}").as_bytes(),
+        )
         .await
         .map_err(broken)?;
     let mut answer = Vec::new();
