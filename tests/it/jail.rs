@@ -22,9 +22,9 @@ use crate::harness::{
 
 /// Tries everything that the jail forbids, and some things that it allows. Prints an object: `true` for what succeeded.
 const ATTACK: &str = r##"
-import ctypes, json, multiprocessing, os, pty, resource, signal, socket, subprocess, sys
+import ctypes, json, multiprocessing, os, pty, resource, signal, socket, subprocess, sys, urllib.request
 
-home, other, pid, sock = sys.argv[1:5]
+home, other, pid, sock, address = sys.argv[1:6]
 data = home + "/data"
 done, facts = {}, {}
 descriptors = [int(it) for it in os.listdir("/proc/self/fd")]
@@ -52,7 +52,9 @@ attempt("data_truncate", lambda: os.truncate(data + "/sacrifice", 0))
 attempt("data_link", lambda: os.link(data + "/sacrifice", "stolen"))
 attempt("data_remove", lambda: os.unlink(data + "/sacrifice"))
 attempt("data_list", lambda: os.listdir(data))
-attempt("data_make", make(data + "/token"))
+attempt("data_make", make(data + "/planted"))
+attempt("token_read", read(data + "/token"))
+attempt("address_read", read(data + "/address"))
 attempt("config_read", read(home + "/lumilink.toml"))
 attempt("config_write", write(home + "/lumilink.toml"))
 attempt("other_read", read(other + "/secret"))
@@ -84,6 +86,13 @@ def connect():
     with socket.socket(socket.AF_UNIX) as it:
         it.connect("\0" + sock)
 attempt("abstract_socket", connect)
+
+def call(headers):
+    url = "http://" + address + "/acp/sessions"
+    return lambda: urllib.request.build_opener(urllib.request.ProxyHandler({})).open(
+        urllib.request.Request(url, headers=headers), timeout=20).read()
+attempt("call_without_token", call({}))
+attempt("call_as_operator", lambda: call({"Authorization": "Bearer " + open(data + "/token").read().strip()})())
 
 # Allowed.
 attempt("may_write", lambda: open("own", "w").write("x"))
@@ -149,7 +158,7 @@ impl Stage {
             json!(["sh", "-c", agent]),
             json!(["sh", "-c", attack])
         );
-        let mut builder = Program::builder().folder(&folder).config(&toml).token("a-token-of-the-server");
+        let mut builder = Program::builder().folder(&folder).config(&toml);
         if let Some(user) = user {
             builder = builder.user(user);
         }
@@ -165,7 +174,8 @@ impl Stage {
     }
 
     fn arguments(&self) -> String {
-        format!("{} {} {}", self.victim.display(), self.program.pid(), self.name)
+        let (victim, program) = (self.victim.display(), &self.program);
+        format!("{victim} {} {} {}", program.pid(), self.name, program.address)
     }
 
     /// Opens a session whose workspace names the victim.
@@ -294,9 +304,20 @@ fn agent_of_another_user_is_jailed_too() {
 fn without_the_jail_the_same_attacks_succeed() {
     let stage = Stage::start(None, "jail = \"off\"");
     let report = stage.by_terminal();
-    for name in ["other_read", "other_make", "data_list", "config_read", "signal", "home_write", "abstract_socket"] {
+    for name in [
+        "other_read",
+        "other_make",
+        "data_list",
+        "token_read",
+        "call_as_operator",
+        "config_read",
+        "signal",
+        "home_write",
+        "abstract_socket",
+    ] {
         assert_eq!(report["done"][name], true, "the attack is real: {name}: {report:#}");
     }
+    assert_eq!(report["done"]["call_without_token"], false, "the token is a barrier of its own");
     let health = stage.program.api.get("/acp/health").expect(200);
     assert_eq!((&health["jail"]["state"], &health["jail"]["unconfinedAgents"]), (&json!("off"), &json!(["default"])));
     assert!(stage.program.log().contains("agent runs without a jail"));

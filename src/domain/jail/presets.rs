@@ -4,7 +4,8 @@ use std::path::{Path, PathBuf};
 
 use serde::{Deserialize, Serialize};
 
-/// An agent whose needs are known. Each was tried in the jail.
+/// An agent whose needs are known. The tests run goose and Claude Code in the jail; the needs of the others were seen under
+/// the same rules, with versions of 2026.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "lowercase")]
 pub(crate) enum Preset {
