@@ -133,7 +133,7 @@ pub(crate) struct AgentHandshake {
     pub agent_facts: Option<Box<RawValue>>,
 }
 
-/// States of sessions, separated by commas; none: every state.
+/// States of sessions, separated by commas; none, or an empty text: every state.
 #[derive(Debug, Clone, Default)]
 pub(crate) struct SessionStates(pub Vec<SessionState>);
 
@@ -147,7 +147,8 @@ impl<'de> Deserialize<'de> for SessionStates {
             };
             SessionState::from_name(name).ok_or_else(unknown)
         };
-        text.split(',').map(state).collect::<Result<_, _>>().map(Self)
+        let names = text.split(',').filter(|_| !text.is_empty());
+        names.map(state).collect::<Result<_, _>>().map(Self)
     }
 }
 
@@ -200,6 +201,7 @@ pub(crate) struct PromptQuery {
     #[param(minimum = 1, maximum = 1000)]
     pub limit: Option<usize>,
     /// `nextCursor` of the previous page.
+    #[param(pattern = r"^-?[0-9]{1,18}~[!-~]{0,300}$")]
     pub cursor: Option<String>,
 }
 

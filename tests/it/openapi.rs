@@ -155,6 +155,7 @@ fn every_documented_operation_is_exercised() {
     for records in records.iter().chain(&["summary"]) {
         api.get(&format!("/acp/audit/{records}")).expect(200);
     }
+    api.get("/acp/workspaces/ws").expect(200);
     let why = json!({"actor": "a", "reason": "r"});
     for verb in ["rollback", "restore"] {
         api.post(&format!("/acp/workspaces/ws/{verb}"), why.clone()).expect(200);
