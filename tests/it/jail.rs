@@ -55,6 +55,14 @@ attempt("data_list", lambda: os.listdir(data))
 attempt("data_make", make(data + "/planted"))
 attempt("token_read", read(data + "/token"))
 attempt("address_read", read(data + "/address"))
+
+def call(headers):
+    url = "http://" + address + "/acp/sessions"
+    return lambda: urllib.request.build_opener(urllib.request.ProxyHandler({})).open(
+        urllib.request.Request(url, headers=headers), timeout=20).read()
+attempt("call_without_token", call({}))
+attempt("call_as_operator", lambda: call({"Authorization": "Bearer " + open(data + "/token").read().strip()})())
+
 attempt("config_read", read(home + "/lumilink.toml"))
 attempt("config_write", write(home + "/lumilink.toml"))
 attempt("other_read", read(other + "/secret"))
@@ -86,13 +94,6 @@ def connect():
     with socket.socket(socket.AF_UNIX) as it:
         it.connect("\0" + sock)
 attempt("abstract_socket", connect)
-
-def call(headers):
-    url = "http://" + address + "/acp/sessions"
-    return lambda: urllib.request.build_opener(urllib.request.ProxyHandler({})).open(
-        urllib.request.Request(url, headers=headers), timeout=20).read()
-attempt("call_without_token", call({}))
-attempt("call_as_operator", lambda: call({"Authorization": "Bearer " + open(data + "/token").read().strip()})())
 
 # Allowed.
 attempt("may_write", lambda: open("own", "w").write("x"))
@@ -225,6 +226,8 @@ fn assert_jailed(report: &Value) {
         assert_eq!(succeeded, name.starts_with("may_"), "{name}: {cause}; the report: {report:#}");
     }
     let facts = &report["facts"];
+    let refusal = facts["call_without_token"].as_str().unwrap_or_default();
+    assert!(refusal.contains("401"), "the API is reached, and the token refuses: {refusal}");
     assert_eq!(facts["no_new_privs"], "1");
     assert_eq!(facts["capabilities"].as_array().unwrap()[..3], [0, 0, 0], "{facts}");
     assert_eq!(facts["core"], json!([0, 0]));
