@@ -58,8 +58,11 @@ impl ToSchema for PromptInput {
 #[derive(Debug)]
 pub(crate) struct ContentBlock;
 
+/// Names of members with their types.
+type Members = &'static [(&'static str, Type)];
+
 /// The types of content block: value of `type`, name of the schema, and members with their types. All are required.
-const BLOCKS: [(&str, &str, &[(&str, Type)]); 5] = [
+const BLOCKS: [(&str, &str, Members); 5] = [
     ("text", "TextContent", &[("text", Type::String)]),
     ("image", "ImageContent", &[("data", Type::String), ("mimeType", Type::String)]),
     ("audio", "AudioContent", &[("data", Type::String), ("mimeType", Type::String)]),
