@@ -39,8 +39,11 @@ pub(super) fn start_http(
     });
     let running = http::serve(state, config, watchdog, beside, listener)
         .map_err(AppError::io(format!("server.listen {}", config.server.listen)))?;
-    local_server::record(data_dir, running.address)
-        .map_err(AppError::io(format!("data folder {}", data_dir.display())))?;
+    if let Err(cause) = local_server::record(data_dir, running.address) {
+        // Everything else works, for instance with PostgreSQL and a folder that cannot be written.
+        let folder = data_dir.display().to_string();
+        tracing::warn!(marker = "[ACP]", folder, %cause, "address not recorded: commands need LUMILINK_URL and a token");
+    }
     Ok(HttpHandle { running, data_dir: data_dir.to_owned() })
 }
 

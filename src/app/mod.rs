@@ -110,11 +110,12 @@ pub(crate) async fn serve(loaded: Loaded, options: ServeOptions) -> Result<(), A
     known::hide(loaded.credentials());
     let terminal = Terminal::at_start();
     let service = Service::start(&loaded, inherited).await?;
+    let signals = stop::Signals::listen();
     announce(options.announce.as_deref(), service.address())?;
     let reloader = Reloader::new(options.reload, &loaded, service.targets.clone());
     let membership = service.membership.membership.clone();
     let replaced = tokio::select! {
-        () = stop::signal(terminal, reloader) => Ok(()),
+        () = stop::signal(signals, terminal, reloader) => Ok(()),
         () = membership.lost() => Err(AppError::Replaced),
     };
     service.stop().await;
@@ -132,9 +133,10 @@ pub(crate) async fn runtime(loaded: Loaded, options: ServeOptions) -> Result<(),
     let parts = runtime::runtime_options(&loaded, place, settings.token.clone(), &metrics)?;
     let running = container::start(parts, Some(start::watchdog(metrics)?)).await?;
     tracing::info!(marker = "[ACP]", address = %running.address(), "runtime started");
+    let signals = stop::Signals::listen();
     announce(options.announce.as_deref(), running.address())?;
     let targets = Targets { runtime_token: Some(running.token().clone()), ..Targets::default() };
-    stop::signal(terminal, Reloader::new(options.reload, &loaded, targets)).await;
+    stop::signal(signals, terminal, Reloader::new(options.reload, &loaded, targets)).await;
     running.stop(runtime::kill_grace(&loaded.config)).await;
     tracing::info!(marker = "[ACP]", "stopped");
     Ok(())

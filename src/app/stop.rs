@@ -2,7 +2,7 @@
 
 use std::time::Duration;
 
-use tokio::signal::unix::{SignalKind, signal as listen};
+use tokio::signal::unix::{Signal, SignalKind, signal as listen};
 
 use super::{Service, reload::Reloader};
 use crate::process::terminal::Terminal;
@@ -10,13 +10,31 @@ use crate::process::terminal::Terminal;
 /// Maximum time for each of alerts, posts and rows to be flushed once every session is closed.
 const FLUSH: Duration = Duration::from_secs(5);
 
+/// The signals of a process that serves. From [`Signals::listen`] on, none of them ends the process by itself.
+pub(super) struct Signals {
+    terminate: Signal,
+    interrupt: Signal,
+    hangup: Signal,
+}
+
+impl Signals {
+    /// To be called before the process announces that it serves: who reads that may stop it at once. `None`: the system
+    /// gives no signals; the process is stopped from outside.
+    pub(super) fn listen() -> Option<Self> {
+        let listen = |kind| listen(kind).ok();
+        Some(Self {
+            terminate: listen(SignalKind::terminate())?,
+            interrupt: listen(SignalKind::interrupt())?,
+            hangup: listen(SignalKind::hangup())?,
+        })
+    }
+}
+
 /// Waits for SIGTERM, Ctrl-C or the end of the terminal with which the process started. The next SIGTERM or Ctrl-C ends
 /// the process at once, with the exit code that shells give to an interrupted program. Any other SIGHUP reloads the
 /// configuration.
-pub(super) async fn signal(terminal: Terminal, mut reloader: Reloader) {
-    let signals = (listen(SignalKind::terminate()), listen(SignalKind::interrupt()), listen(SignalKind::hangup()));
-    let (Ok(mut terminate), Ok(mut interrupt), Ok(mut hangup)) = signals else {
-        // Without signals there is no clean end; the process is stopped from outside.
+pub(super) async fn signal(signals: Option<Signals>, terminal: Terminal, mut reloader: Reloader) {
+    let Some(Signals { mut terminate, mut interrupt, mut hangup }) = signals else {
         return std::future::pending().await;
     };
     loop {

@@ -37,7 +37,8 @@ pub(crate) struct Loaded {
     pub agent_environments: BTreeMap<String, BTreeMap<String, SecretString>>,
     /// The environment of git and of the commands that agents run: variables that every agent inherits.
     pub base_environment: BTreeMap<String, SecretString>,
-    /// Files and folders of this program, absolute: data folder, database and configuration. They need not exist.
+    /// Files and folders of this program, absolute: data folder, database, configuration, and files of secrets. They need
+    /// not exist.
     pub own_files: Vec<PathBuf>,
     /// The text of each given value, by `section.key`; for the difference to another load.
     pub(super) given: BTreeMap<String, SecretString>,
@@ -100,13 +101,18 @@ pub(crate) fn load(sources: &Sources) -> Result<Loaded, ConfigError> {
     })
 }
 
+/// The variable that would have the value itself, and the setting, of a variable that names the file of a secret.
+fn secret_in_file<'a>(variable: &'a str, path: &[String]) -> Option<(&'a str, String)> {
+    let setting = path.join(".").strip_suffix("_file")?.to_owned();
+    variable.strip_suffix(SUFFIX).filter(|_| SECRETS.contains(&setting.as_str())).zip(Some(setting))
+}
+
 /// Adds the settings of the environment. `LUMILINK_<SECTION>__<KEY>_FILE` names a file with the value of a secret.
 fn add_environment(layers: &mut Layers, sources: &Sources) -> Result<(), ConfigError> {
     let mut problems = Vec::new();
     for (variable, path, value) in sources.environment.settings() {
         let origin = Origin::Environment(variable.to_owned());
-        let plain = variable.strip_suffix(SUFFIX).zip(path.join(".").strip_suffix("_file").map(str::to_owned));
-        let Some((plain, setting)) = plain.filter(|(_, setting)| SECRETS.contains(&setting.as_str())) else {
+        let Some((plain, setting)) = secret_in_file(variable, &path) else {
             layers.add_text(origin, &path, value);
             continue;
         };
@@ -147,7 +153,12 @@ fn own_files(config: &Config, data_dir: &Path, sources: &Sources) -> Vec<PathBuf
     let url = config.database.url.as_ref().and_then(|url| sqlite_path(url.expose_secret()));
     let of_database =
         url.into_iter().flat_map(|path| DATABASE_SUFFIXES.map(|suffix| PathBuf::from(format!("{path}{suffix}"))));
-    [data_dir.to_owned()].into_iter().chain(file).chain(of_database).collect()
+    let secrets = sources.environment.settings().filter(|(variable, path, value)| {
+        // An empty variable counts as absent.
+        !value.is_empty() && secret_in_file(variable, path).is_some()
+    });
+    let secrets = secrets.map(|(_, _, value)| absolute(Path::new(value), &sources.current_folder));
+    [data_dir.to_owned()].into_iter().chain(file).chain(of_database).chain(secrets).collect()
 }
 
 fn make_absolute(config: &mut Config, data_dir: &Path, sources: &Sources) {

@@ -153,6 +153,17 @@ fn token_file_that_other_users_can_read_stops_the_start() {
 }
 
 #[test]
+fn server_starts_although_its_address_cannot_be_recorded() {
+    let mut program = Program::builder().token("a-token-of-some-length-0123").start();
+    assert_eq!(program.terminate(DEADLINE), Some(0));
+    // A folder in place of the file, because no mode stops root.
+    fs::create_dir_all(data(&program).join("address/in-the-way")).expect("a folder");
+    program.start_supervisor_again();
+    assert_eq!(program.api.get("/acp/sessions").status, 200);
+    assert!(program.log().contains("address not recorded"), "{}", program.log());
+}
+
+#[test]
 fn server_without_a_token_has_to_be_asked_for_and_stays_on_loopback() {
     let program = Program::builder().set("server.token", "none").start();
     assert_eq!(status_without(&program), 200);

@@ -45,7 +45,8 @@ pub(crate) async fn demo(loaded: Loaded, once: bool, options: ServeOptions) -> R
         say(&links_text(service.address(), &loaded));
         if !once {
             say("\nServing until Ctrl-C.");
-            stop::signal(terminal, Reloader::new(options.reload, &loaded, service.targets.clone())).await;
+            let signals = stop::Signals::listen();
+            stop::signal(signals, terminal, Reloader::new(options.reload, &loaded, service.targets.clone())).await;
         }
     }
     service.stop().await;

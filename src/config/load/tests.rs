@@ -114,6 +114,10 @@ fn secret_is_read_from_the_file_that_its_variable_names() {
     assert_eq!(shown(&config.webhook.previous_secret), shown(&config.webhook.secret));
     assert_eq!(config.agent.env["KEY_FILE"].expose_secret(), "/run/key", "a variable of an agent is its own");
     assert_eq!(loaded.origins["server.token"], Origin::Environment("LUMILINK_SERVER__TOKEN_FILE".into()));
+    for name in ["token", "url", "secret", "hook"] {
+        assert!(loaded.own_files.contains(&std::path::PathBuf::from(path(name))), "{name} is hidden from agents");
+    }
+    assert!(!loaded.own_files.contains(&std::path::PathBuf::from("/run/key")));
     // The file is read again by each load.
     write("token", b"rotated-0123456789\n");
     assert_eq!(shown(&load_with(&files).unwrap().config.server.token), "rotated-0123456789");
