@@ -84,6 +84,7 @@
 //! | a peer is pinged and counts as dead | `domain/heartbeat.rs` |
 //! | a second supervisor waits for the database | `app/membership.rs` claims, `cluster/membership.rs` renews, `domain/membership.rs` decides |
 //! | SIGHUP reloads a setting | `app/reload.rs` |
+//! | the API gets its token | `app/access.rs`; the command line finds it in `process/local_server.rs` |
 //! | a row of a newer version is read | `domain/newer.rs`; schema steps `store/engine/upgrade.rs` |
 //!
 //! # Glossary: one concept, one word
