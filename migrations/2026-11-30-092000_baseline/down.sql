@@ -1,4 +1,5 @@
 -- Tables that refer to another one go first.
+DROP TABLE client_tokens;
 DROP TABLE webhook_deliveries;
 DROP TABLE notification_tickets;
 DROP TABLE notification_reads;

@@ -221,6 +221,8 @@ CREATE TABLE protocol_migrations (
     epoch BIGINT CHECK (epoch > 0),
     initiated_by TEXT NOT NULL,
     actor TEXT NOT NULL,
+    -- The name that the caller gave, if it differs from the subject of its token.
+    actor_note TEXT,
     trigger TEXT NOT NULL,
     reason TEXT NOT NULL,
     status TEXT NOT NULL,
@@ -249,6 +251,8 @@ CREATE TABLE rollback_events (
     trigger TEXT NOT NULL,
     reason_code TEXT NOT NULL,
     actor TEXT NOT NULL,
+    -- The name that the caller gave, if it differs from the subject of its token.
+    actor_note TEXT,
     reason TEXT NOT NULL,
     follow_up TEXT,
     metrics_snapshot TEXT NOT NULL,
@@ -503,3 +507,30 @@ CREATE TABLE webhook_deliveries (
 CREATE INDEX webhook_deliveries_due ON webhook_deliveries (next_attempt_us) WHERE state = 'pending';
 CREATE INDEX webhook_deliveries_by_age ON webhook_deliveries (created_us, delivery_id);
 CREATE INDEX webhook_deliveries_of ON webhook_deliveries (notification_id);
+
+-- Access -----------------------------------------------------------------------------------------------------------
+
+-- Tokens of the API. The token itself is not stored.
+CREATE TABLE client_tokens (
+    token_id TEXT NOT NULL PRIMARY KEY,
+    -- SHA-256 of the token, which has 256 random bits.
+    token_hash TEXT NOT NULL UNIQUE,
+    -- NULL: the token is for all tenants.
+    installation_id TEXT,
+    workspace_id TEXT,
+    user_id TEXT,
+    subject TEXT NOT NULL,
+    role TEXT NOT NULL,
+    -- The subject of the token with which it was made.
+    created_by TEXT NOT NULL,
+    created_us BIGINT NOT NULL,
+    expires_us BIGINT,
+    revoked_us BIGINT,
+    revoked_by TEXT,
+    last_used_us BIGINT,
+    CHECK ((revoked_us IS NULL) = (revoked_by IS NULL)),
+    CHECK (installation_id IS NOT NULL OR (workspace_id IS NULL AND user_id IS NULL))
+);
+
+CREATE INDEX client_tokens_by_age ON client_tokens (created_us, token_id);
+CREATE INDEX client_tokens_by_tenant ON client_tokens (installation_id, created_us, token_id);

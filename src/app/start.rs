@@ -15,7 +15,7 @@ use super::{
     upkeep::{UpkeepHandle, start_upkeep},
 };
 use crate::{
-    actors::{migrations::Migrations, upkeep::keeper::Keeper},
+    actors::{handles::client_tokens::ClientTokens, migrations::Migrations, upkeep::keeper::Keeper},
     cluster::membership::Renewal,
     config::{DEFAULT_AGENT, Loaded, Reloadable},
     domain::watchdog::WatchdogLimits,
@@ -47,6 +47,7 @@ impl Service {
         let listener = bind(config.server.listen)?;
         let store = start_store(loaded, metrics.clone()).await?;
         let server_token = Reloadable::new(client_token(loaded)?);
+        let client_tokens = ClientTokens::of(&store.store.usable_tokens(store.store.time().await?).await?);
         let membership = join(config, &listener, &store.url, store.held.is_some()).await?;
         let watchdog = watchdog(metrics.clone())?;
         let (runtime, embedded, endpoint) = start_runtime(loaded, inherited, &metrics).await?;
@@ -57,7 +58,7 @@ impl Service {
         let workspaces = &sessions.workspaces;
         // Resumed sessions live on this thread.
         watchdog.heartbeats_of_this_thread(tokio::time::sleep).map(actix::spawn);
-        let upkeep = start_upkeep(config, workspaces, capacity);
+        let upkeep = start_upkeep(config, workspaces, &client_tokens, capacity);
         // A database has one member at a time, so a step in progress was left by an earlier process.
         let migrations = Migrations::new(workspaces.clone(), true, config.migration.auto_look());
         // Before the API serves: bad settings of the webhook are an error of the start.
@@ -71,6 +72,7 @@ impl Service {
             migrations: migrations.clone(),
             notifications: notifications.hub.clone(),
             token: server_token.clone(),
+            tokens: client_tokens.clone(),
         };
         // The API starts after everything that its handlers call.
         let http = start_http(config, state, watchdog, embedded, listener, &loaded.data_dir)?;

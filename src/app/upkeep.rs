@@ -6,11 +6,12 @@ use tokio::task::JoinHandle;
 
 use crate::{
     actors::{
-        handles::capacity_guard::CapacityGuard,
+        handles::{capacity_guard::CapacityGuard, client_tokens::ClientTokens},
         upkeep::{
             capacity::CapacityWatch,
             folders::sweep_folders,
             retention::{self, Ages},
+            token_use,
         },
         workspaces::Workspaces,
     },
@@ -23,12 +24,18 @@ pub(super) struct UpkeepHandle {
     retention: JoinHandle<()>,
     folders: JoinHandle<()>,
     storms: JoinHandle<()>,
+    token_use: JoinHandle<()>,
     runtime: Option<JoinHandle<()>>,
 }
 
 /// Starts the capacity alerts, the ends of rollback storms, the expiry of sessions, the removal of old rows and folders,
-/// and the status requests to a separate runtime.
-pub(super) fn start_upkeep(config: &Config, workspaces: &Workspaces, capacity: CapacityWatch) -> UpkeepHandle {
+/// the records of the use of tokens, and the status requests to a separate runtime.
+pub(super) fn start_upkeep(
+    config: &Config,
+    workspaces: &Workspaces,
+    tokens: &ClientTokens,
+    capacity: CapacityWatch,
+) -> UpkeepHandle {
     let services = workspaces.services();
     let max_age = Duration::from_secs(config.session.max_age_s);
     let ages = Ages::new(&config.retention, &services.settings.window);
@@ -41,6 +48,7 @@ pub(super) fn start_upkeep(config: &Config, workspaces: &Workspaces, capacity: C
             workspaces.workspace_client().clone(),
             config.retention.folders(),
         )),
+        token_use: actix::spawn(token_use::record(services.store.clone(), tokens.clone())),
         storms: actix::spawn(services.storm.clone().watch()),
         runtime: config.runtime.url.as_ref().map(|_| actix::spawn(services.runtime.clone().watch())),
     }
@@ -53,6 +61,7 @@ impl UpkeepHandle {
         self.retention.abort();
         self.folders.abort();
         self.storms.abort();
+        self.token_use.abort();
         self.runtime.iter().for_each(JoinHandle::abort);
         guard.close();
         if tokio::time::timeout(flush, self.capacity).await.is_err() {

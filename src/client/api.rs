@@ -265,6 +265,11 @@ impl ApiClient {
         decode(self.send_once(call).await?).await
     }
 
+    /// Safe to repeat: what was deleted once stays deleted.
+    pub(super) async fn delete<T: DeserializeOwned>(&self, path: &[&str]) -> Result<T, ClientError> {
+        decode(self.send_keyed(self.call(Method::DELETE, path).timeout(CALL_TIMEOUT)).await?).await
+    }
+
     /// For calls that must not be done twice: repeated only if no connection could be made.
     async fn send_once(&self, call: RequestBuilder) -> Result<Response, ClientError> {
         self.send_while(call, |error| matches!(error, ClientError::Unreachable { .. })).await

@@ -1,4 +1,4 @@
-//! Calls for operators: migrations of fleets, and webhook deliveries.
+//! Calls for operators: migrations of fleets, tokens, and webhook deliveries.
 
 use serde_json::{Value, json};
 
@@ -25,6 +25,20 @@ impl ApiClient {
     /// Changes a migration: `pause`, `resume`, `cancel` or `rollback`.
     pub(crate) async fn change_migration(&self, id: &str, verb: &str, body: &Value) -> Result<Value, ClientError> {
         self.post(&["acp", "migrations", id, verb], body, Some(CALL_TIMEOUT)).await
+    }
+
+    /// Makes a token. After `Lost` it may exist, and its text is lost.
+    pub(crate) async fn create_token(&self, body: &Value) -> Result<Value, ClientError> {
+        self.post(&["acp", "tokens"], body, Some(CALL_TIMEOUT)).await
+    }
+
+    pub(crate) async fn tokens(&self, query: &Value) -> Result<Page, ClientError> {
+        self.get(&["acp", "tokens"], query).await
+    }
+
+    /// Revokes a token. Safe to repeat.
+    pub(crate) async fn revoke_token(&self, id: &str) -> Result<Value, ClientError> {
+        self.delete(&["acp", "tokens", id]).await
     }
 
     pub(crate) async fn webhook_deliveries(&self, query: &Value) -> Result<Page, ClientError> {

@@ -212,12 +212,12 @@ pub(crate) fn print_json(value: &impl serde::Serialize) -> Result<(), CommandErr
     print(&json_line(value).map_err(ClientError::from)?)
 }
 
-/// Actor and reason of a change; both are audited.
+/// Note and reason of a change; both are audited beside the subject of the token.
 #[derive(Debug, Args)]
 pub(crate) struct Attribution {
-    /// Name of the person or program that makes the change; recorded in the audit.
+    /// A name for the audit beside the subject of the token, such as the person for whom a program acts.
     #[arg(long, value_name = "NAME")]
-    actor: String,
+    actor: Option<String>,
     /// Why; recorded in the audit.
     #[arg(long, value_name = "TEXT")]
     reason: String,
@@ -230,7 +230,11 @@ impl Attribution {
     /// The members of a request body.
     pub(crate) fn body(self) -> Value {
         let initiator = if self.as_user { "user" } else { "operator" };
-        json!({"actor": self.actor, "reason": self.reason, "initiatedBy": initiator})
+        let mut body = json!({"reason": self.reason, "initiatedBy": initiator});
+        if let Some(actor) = self.actor {
+            body["actor"] = actor.into();
+        }
+        body
     }
 
     /// The members of a request body with one more.

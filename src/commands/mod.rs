@@ -18,6 +18,7 @@ mod reference;
 mod runtime;
 mod serve;
 mod session;
+mod token;
 mod webhook;
 mod workspace;
 
@@ -65,6 +66,8 @@ enum Command {
     /// Lists and follows the notifications (toasts) of a running server.
     #[command(name = "toasts")]
     Notifications(notifications::NotificationsArgs),
+    /// Makes, lists and revokes tokens for people and programs.
+    Token(token::TokenArgs),
     /// Lists and replays deliveries to the operators' webhook.
     Webhook(webhook::WebhookArgs),
 }
@@ -86,6 +89,7 @@ pub fn run(cli: Cli) -> ExitCode {
         Command::Audit(arguments) => audit::run(arguments),
         Command::Migration(arguments) => migration::run(arguments),
         Command::Notifications(arguments) => notifications::run(arguments),
+        Command::Token(arguments) => token::run(arguments),
         Command::Webhook(arguments) => webhook::run(arguments),
     };
     done.unwrap_or_else(CommandError::report)

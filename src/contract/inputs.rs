@@ -307,6 +307,7 @@ mod tests {
     use serde_json::value::to_raw_value;
 
     use super::*;
+    use crate::domain::access::Caller;
     use crate::domain::{session::mcp, turn::prompt::Prompt};
 
     fn schema_takes(name: &str, value: &Value) -> bool {
@@ -351,7 +352,8 @@ mod tests {
         let long = "x".repeat(MAX_REASON_CHARS);
         let (padded, longer) = (format!(" {long}"), format!("{long}x"));
         for text in ["a", " a b\n", "a\nb", "", " ", "\u{1c}a", "a\u{a0}", "ü", "a\u{85}", &long, &padded, &longer] {
-            let checked = crate::http::routing::protocol::attribution("a", text, None);
+            let caller = Caller::of_server();
+            let checked = crate::http::routing::protocol::attribution(&caller, None, text, None);
             assert_eq!(schema_takes("Reason", &json!(text)), checked.is_ok(), "{text:?}");
         }
     }

@@ -98,13 +98,14 @@ pub(crate) fn status_of(code: ErrorCode) -> u16 {
     match code {
         ErrorCode::InvalidRequest => 400,
         ErrorCode::Unauthorized => 401,
-        ErrorCode::ForbiddenOrigin | ErrorCode::PathNotAllowed => 403,
+        ErrorCode::Forbidden | ErrorCode::ForbiddenOrigin | ErrorCode::PathNotAllowed => 403,
         ErrorCode::NotFound => 404,
         ErrorCode::MethodNotAllowed => 405,
         ErrorCode::AmbiguousWorkspace
         | ErrorCode::TurnRunning
         | ErrorCode::RouteChanged
         | ErrorCode::MigrationState
+        | ErrorCode::TooManyTokens
         | ErrorCode::SessionClosed
         | ErrorCode::SessionFailed
         | ErrorCode::SessionNotLoaded

@@ -25,9 +25,9 @@ pub(crate) struct NewSessionBody {
     /// Name of the workspace, unique within its tenant.
     #[schema(example = "demo")]
     pub workspace_id: WorkspaceId,
-    /// Name of the tenant.
+    /// Name of the tenant; optional with a token of a tenant.
     #[schema(example = "acme")]
-    pub installation_id: InstallationId,
+    pub installation_id: Option<InstallationId>,
     /// The user for whom the session works.
     pub user_id: Option<UserId>,
     /// `owner/name` or a URL to clone into a new workspace. Not with `path`.

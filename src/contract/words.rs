@@ -9,10 +9,11 @@ use utoipa::openapi::{
 };
 
 use crate::domain::{
+    access::Role,
     capacity::{AlertKind, AlertLevel},
     clock::Timestamp,
     explain::EntryKind,
-    ids::{InstallationId, MAX_NAME_LENGTH, PromptId, SessionId, UserId, WorkspaceId},
+    ids::{InstallationId, MAX_NAME_LENGTH, PromptId, SessionId, Subject, UserId, WorkspaceId},
     jail::JailState,
     migration::MigrationSkip,
     routing::{FlipTrigger, Initiator, Route, Stage, success_window::WindowState},
@@ -65,6 +66,7 @@ word_schemas! {
     MigrationSkip => "MigrationSkip", "Why a migration skips a workspace.";
     MigrationStatus => "MigrationStatus", "Status of a migration.";
     PermissionPolicy => "PermissionPolicy", "Answer to the permission requests of agents.";
+    Role => "Role", "Role of a token: a set of operations.";
     ReasonCode => "RollbackReason", "Why a workspace was rolled back or restored.";
     RollbackKind => "RollbackKind", "Direction of a flip: `rollback` to HTTP, `restore` to ACP.";
     Route => "Protocol", "Protocol that carries turns: `acp`, or `http` for the fallback.";
@@ -128,6 +130,7 @@ schemas! {
     PromptId => "PromptId", uuid_schema("Id of a turn.");
     InstallationId => "InstallationId", name_schema("Name of a tenant.");
     WorkspaceId => "WorkspaceId", name_schema("Name of a workspace, unique within its tenant.");
+    Subject => "Subject", name_schema("Name of the person or program that holds a token.");
     UserId => "UserId", name_schema("Name of a user.");
     AgentObject => "AgentObject", open_object("An object of the Agent Client Protocol, as the agent sent it.");
 }

@@ -184,7 +184,7 @@ mod tests {
     }
 
     fn attribution(initiator: Initiator) -> Attribution {
-        Attribution { initiator, actor: "alice".into(), reason: "a drill.".into() }
+        Attribution { initiator, actor: "alice".into(), actor_note: None, reason: "a drill.".into() }
     }
 
     #[test]

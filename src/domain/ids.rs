@@ -103,6 +103,10 @@ name_id! {
     WorkspaceId = "workspaceId"
 }
 name_id! {
+    /// The person or program that holds a token.
+    Subject = "subject"
+}
+name_id! {
     /// The user of a session.
     UserId = "userId"
 }

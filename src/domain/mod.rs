@@ -3,6 +3,7 @@
 //! Invariant: no I/O, no clock, no actor, no runtime, no database; `now` is an argument. Decisions are made here and
 //! nowhere else.
 
+pub(crate) mod access;
 pub(crate) mod automation;
 pub(crate) mod capacity;
 pub(crate) mod clock;

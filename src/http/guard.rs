@@ -6,7 +6,7 @@
 use std::{collections::HashSet, net::IpAddr};
 
 use actix_web::{
-    Error, HttpResponse, ResponseError,
+    Error, HttpMessage, HttpResponse, ResponseError,
     body::{BoxBody, EitherBody, MessageBody},
     dev::{ServiceRequest, ServiceResponse},
     http::{
@@ -23,17 +23,25 @@ use super::{
     HttpState, IsEmbedded,
     notifications::access::{SOCKET_PATH, offered_token, ticket},
     problem::ApiError,
+    rows::permit,
+    tokens,
 };
 use crate::{
+    actors::handles::client_tokens::ClientTokens,
     config::{Reloadable, sections::Server},
     contract::authorization::bearer_token,
-    domain::turn::outcome::ErrorCode,
+    domain::{
+        access::{Caller, Privilege},
+        clock::Timestamp,
+        turn::outcome::ErrorCode,
+    },
 };
 
 /// The rules, from `[server]`.
 #[derive(Debug)]
 pub(crate) struct Guard {
     token: Reloadable<Option<SecretString>>,
+    tokens: ClientTokens,
     hosts: HashSet<String>,
     origins: HashSet<String>,
 }
@@ -56,14 +64,19 @@ pub(super) fn is_open(path: &str) -> bool {
 }
 
 impl Guard {
-    pub(crate) fn new(server: &Server, token: Reloadable<Option<SecretString>>) -> Self {
+    pub(crate) fn new(server: &Server, token: Reloadable<Option<SecretString>>, tokens: ClientTokens) -> Self {
         let lower = |names: &[String]| names.iter().map(|name| name.to_lowercase()).collect();
-        Self { token, hosts: lower(&server.allowed_hosts), origins: lower(&server.allowed_origins) }
+        Self { token, tokens, hosts: lower(&server.allowed_hosts), origins: lower(&server.allowed_origins) }
     }
 
-    /// Checks a request; returns its allowed origin, if it names one. `is_taken` is false if no route takes it, so that
-    /// its media type does not matter: it is answered with 404 or 405.
-    fn check(&self, request: &ServiceRequest, is_taken: bool) -> Result<Option<HeaderValue>, ApiError> {
+    /// Checks a request. `operation` is the one that takes it; without one its media type does not matter: it is answered
+    /// with 404 or 405.
+    fn check(
+        &self,
+        request: &ServiceRequest,
+        operation: Option<Option<Privilege>>,
+        now: impl Fn() -> Timestamp,
+    ) -> Result<Admitted, ApiError> {
         let (headers, path) = (request.headers(), request.path());
         let is_probe = PROBES.contains(&path);
         let host = text(headers, header::HOST).unwrap_or_default().to_lowercase();
@@ -74,19 +87,27 @@ impl Guard {
         let origin = self.allowed_origin(headers, &host)?;
         // A preflight carries no token, and has no effect.
         if request.method() == Method::OPTIONS {
-            return Ok(origin);
+            return Ok(Admitted { origin, caller: None });
         }
-        let open = is_open(path);
         // The route redeems the ticket, because it knows what the ticket allows.
         let has_ticket = path == SOCKET_PATH && ticket(request.request()).is_some();
-        if !open && !has_ticket {
-            self.check_token(headers, path == SOCKET_PATH)?;
+        let caller = match is_open(path) || has_ticket {
+            true => None,
+            false => Some(self.caller(headers, path == SOCKET_PATH, now)?),
+        };
+        if let (Some(caller), Some(Some(privilege))) = (&caller, operation) {
+            permit(caller, privilege)?;
         }
         let has_body = matches!(*request.method(), Method::POST | Method::PUT | Method::PATCH);
-        if is_taken && has_body && !is_json(headers) {
+        if operation.is_some() && has_body && !is_json(headers) {
             return Err(ApiError::new(ErrorCode::UnsupportedMediaType, "the body must be JSON"));
         }
-        Ok(origin)
+        Ok(Admitted { origin, caller })
+    }
+
+    /// True while `server.token` is `none`.
+    pub(super) fn admits_everyone(&self) -> bool {
+        self.token.get().is_none()
     }
 
     /// True if a `Host` names this service. A name can be made to resolve to this address, an address cannot: names
@@ -116,22 +137,39 @@ impl Guard {
         Err(ApiError::new(ErrorCode::ForbiddenOrigin, format!("pages of the origin {origin:?} may not call the API")))
     }
 
-    fn check_token(&self, headers: &HeaderMap, is_socket: bool) -> Result<(), ApiError> {
+    /// The caller that the token of a request names.
+    fn caller(
+        &self,
+        headers: &HeaderMap,
+        is_socket: bool,
+        now: impl Fn() -> Timestamp,
+    ) -> Result<Caller, ApiError> {
         if headers.get_all(header::AUTHORIZATION).count() > 1 {
             // A proxy may have looked at the other one.
             return Err(ApiError::new(ErrorCode::InvalidRequest, "several Authorization headers"));
         }
         let token = self.token.get();
-        let Some(token) = &*token else { return Ok(()) };
+        let Some(token) = &*token else { return Ok(Caller::anonymous()) };
         let given = text(headers, header::AUTHORIZATION).unwrap_or_default();
         let given = bearer_token(given).map(str::to_owned);
         // A page cannot set headers of a WebSocket.
         let given = given.or_else(|| if is_socket { offered_token(headers) } else { None }).unwrap_or_default();
         if bool::from(given.as_bytes().ct_eq(token.expose_secret().as_bytes())) {
-            return Ok(());
+            return Ok(Caller::of_server());
         }
-        Err(ApiError::new(ErrorCode::Unauthorized, "the bearer token is missing or wrong"))
+        let wrong = || ApiError::new(ErrorCode::Unauthorized, "the bearer token is missing or wrong");
+        let hash = tokens::hash_of_well_formed(&given).ok_or_else(wrong)?;
+        self.tokens.find(&hash, now()).ok_or_else(wrong)
     }
+}
+
+/// A request that may be answered.
+#[derive(Debug)]
+struct Admitted {
+    /// The allowed origin, if the request names one.
+    origin: Option<HeaderValue>,
+    /// Absent for what needs no token.
+    caller: Option<Caller>,
 }
 
 fn text(headers: &HeaderMap, name: header::HeaderName) -> Option<&str> {
@@ -156,11 +194,16 @@ pub(crate) async fn guard<B: MessageBody + 'static>(
         return Ok(request.into_response(error.error_response().map_into_left_body()));
     };
     let route = state.table.find(request.path());
-    let is_taken = route.is_some_and(|route| route.operation(request.method()).is_some());
-    let origin = match state.guard.check(&request, is_taken) {
-        Ok(origin) => origin,
+    let operation = route.and_then(|route| route.operation(request.method()));
+    let operation = operation.map(|operation| state.table.privilege(operation));
+    let clock = &state.workspaces.services().clock;
+    let Admitted { origin, caller } = match state.guard.check(&request, operation, || clock.now()) {
+        Ok(admitted) => admitted,
         Err(error) => return Ok(request.into_response(error.error_response().map_into_left_body())),
     };
+    if let Some(caller) = caller {
+        request.extensions_mut().insert(caller);
+    }
     let mut answer = match (&origin, request.method() == Method::OPTIONS) {
         (Some(_), true) => request.into_response(preflight().map_into_left_body()),
         _ => next.call(request).await?.map_into_right_body(),
@@ -176,7 +219,7 @@ pub(crate) async fn guard<B: MessageBody + 'static>(
 
 fn preflight() -> HttpResponse {
     HttpResponse::NoContent()
-        .insert_header((header::ACCESS_CONTROL_ALLOW_METHODS, "GET, HEAD, POST, PUT, OPTIONS"))
+        .insert_header((header::ACCESS_CONTROL_ALLOW_METHODS, "GET, HEAD, POST, PUT, DELETE, OPTIONS"))
         .insert_header((header::ACCESS_CONTROL_ALLOW_HEADERS, CORS_HEADERS))
         .insert_header((header::ACCESS_CONTROL_MAX_AGE, "600"))
         .finish()
@@ -194,12 +237,16 @@ mod tests {
             allowed_origins: vec!["https://app.example.com".into()],
             ..Server::default()
         };
-        Guard::new(&server, Reloadable::new(Some("secret".to_owned().into())))
+        Guard::new(&server, Reloadable::new(Some("secret".to_owned().into())), ClientTokens::default())
+    }
+
+    fn check(request: &ServiceRequest, operation: Option<Option<Privilege>>) -> Result<Admitted, ApiError> {
+        guard().check(request, operation, || Timestamp(0))
     }
 
     fn code(request: TestRequest) -> Option<ErrorCode> {
         let request = request.insert_header(("authorization", "Bearer secret")).to_srv_request();
-        guard().check(&request, true).err().and_then(|error| ErrorCode::from_name(&error.problem().code))
+        check(&request, Some(None)).err().and_then(|error| ErrorCode::from_name(&error.problem().code))
     }
 
     #[test]
@@ -252,7 +299,7 @@ mod tests {
         let put =
             TestRequest::put().insert_header(("host", "localhost")).insert_header(("authorization", "Bearer secret"));
         let request = put.to_srv_request();
-        assert!(guard().check(&request, false).is_ok() && guard().check(&request, true).is_err());
+        assert!(check(&request, None).is_ok() && check(&request, Some(None)).is_err());
     }
 
     #[test]
@@ -278,7 +325,7 @@ mod tests {
                 .insert_header(("host", "localhost"))
                 .insert_header(("authorization", token))
                 .to_srv_request();
-            assert_eq!(guard().check(&request, true).is_ok(), allowed, "{path} {token}");
+            assert_eq!(check(&request, Some(None)).is_ok(), allowed, "{path} {token}");
         }
     }
 }

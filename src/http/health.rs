@@ -23,6 +23,7 @@ use crate::{
 /// Health of the service and its parts.
 #[utoipa::path(
     tag = "operations",
+    security(("token" = ["service.read"])),
     responses(
         (status = 200, description = "Health of the service", body = Health),
     )
@@ -163,6 +164,7 @@ pub(crate) async fn readyz(state: web::Data<HttpState>) -> Result<web::Json<Prob
 /// Metrics for Prometheus.
 #[utoipa::path(
     tag = "operations",
+    security(("token" = ["metrics.read"])),
     responses((status = 200, description = "Text format 0.0.4", body = String, content_type = "text/plain"))
 )]
 #[get("/metrics")]

@@ -16,7 +16,10 @@ mod request;
 mod route_table;
 mod routes;
 pub(crate) mod routing;
+mod rows;
+mod secret;
 pub(crate) mod sessions;
+mod tokens;
 mod trace;
 pub(crate) mod waiting;
 
@@ -49,7 +52,10 @@ use self::{
 };
 pub(crate) use self::{route_table::RouteTable, routes::document};
 use crate::{
-    actors::{migrations::Migrations, notifications::NotificationHub, workspaces::Workspaces},
+    actors::{
+        handles::client_tokens::ClientTokens, migrations::Migrations, notifications::NotificationHub,
+        workspaces::Workspaces,
+    },
     config::{Config, Reloadable},
     contract::keep_alive::SERVER_KEEP_ALIVE,
     telemetry::watchdog::Watchdog,
@@ -61,8 +67,10 @@ pub(crate) struct ApiState {
     pub workspaces: Workspaces,
     pub migrations: Migrations,
     pub notifications: NotificationHub,
-    /// The token that clients must send.
+    /// `server.token`; `None` admits every caller.
     pub token: Reloadable<Option<SecretString>>,
+    /// The tokens that were made over the API.
+    pub tokens: ClientTokens,
 }
 
 /// The state that handlers share.
@@ -72,6 +80,7 @@ pub(crate) struct HttpState {
     pub notifications: NotificationHub,
     pub config: Config,
     pub watchdog: Watchdog,
+    pub tokens: ClientTokens,
     guard: Guard,
     table: RouteTable,
     compressors: Compressors,
@@ -110,7 +119,7 @@ fn workers_of(config: &Config) -> usize {
 }
 
 fn shared_state(api: ApiState, config: &Config, watchdog: Watchdog, document: &OpenApi) -> Data<HttpState> {
-    let ApiState { workspaces, migrations, notifications, token } = api;
+    let ApiState { workspaces, migrations, notifications, token, tokens } = api;
     let table = RouteTable::new(document);
     workspaces.services().metrics.set_http_operations(table.operations().to_vec());
     Data::new(HttpState {
@@ -119,7 +128,8 @@ fn shared_state(api: ApiState, config: &Config, watchdog: Watchdog, document: &O
         notifications,
         config: config.clone(),
         watchdog,
-        guard: Guard::new(&config.server, token),
+        guard: Guard::new(&config.server, token, tokens.clone()),
+        tokens,
         table,
         compressors: Compressors::new(),
     })

@@ -6,6 +6,7 @@ use utoipa::{
     OpenApi,
     openapi::{
         Ref, RefOr, Schema, Server,
+        extensions::ExtensionsBuilder,
         path::{Operation, PathItem},
         schema::{Discriminator, Object},
         security::{HttpAuthScheme, HttpBuilder, SecurityRequirement, SecurityScheme},
@@ -25,6 +26,7 @@ use crate::contract::{
     problem::Problem,
     result::ACPSessionResult,
 };
+use crate::domain::access::Privilege;
 
 #[derive(OpenApi)]
 #[openapi(
@@ -58,6 +60,7 @@ use crate::contract::{
         (name = "audit", description = "Records of decisions, and figures by day"),
         (name = "migrations", description = "Move fleets of workspaces to another default route, in steps"),
         (name = "notifications", description = "Notifications: live over a WebSocket, and as an inbox"),
+        (name = "access", description = "Tokens, with their roles"),
         (name = "operations", description = "Health, probes, metrics and webhook deliveries"),
     )
 )]
@@ -71,23 +74,22 @@ pub(super) fn complete(mut document: utoipa::openapi::OpenApi) -> utoipa::openap
     let token = SecurityScheme::Http(
         HttpBuilder::new()
             .scheme(HttpAuthScheme::Bearer)
-            .description(Some("`server.token`, if one is configured"))
+            .description(Some("`server.token`, or a token of `POST /acp/tokens`; the scopes of an operation are roles"))
             .build(),
     );
     let components = base.components.get_or_insert_default();
-    components.add_security_scheme("token", token);
+    components.add_security_scheme(TOKEN, token);
     plain_schemas(&mut components.schemas);
     for (name, rules) in relations() {
         if let Some(RefOr::T(Schema::Object(body))) = components.schemas.get_mut(name) {
             body.extensions.get_or_insert_default().merge(rules);
         }
     }
-    base.security =
-        Some(vec![SecurityRequirement::new("token", Vec::<String>::new()), SecurityRequirement::default()]);
     base.servers = Some(vec![Server::new("/")]);
     for (path, item) in &mut base.paths.paths {
         for operation in operations(item) {
             shorten_summary(operation);
+            name_roles(operation);
             refusals::declare(path, operation, is_open(path));
         }
     }
@@ -96,6 +98,30 @@ pub(super) fn complete(mut document: utoipa::openapi::OpenApi) -> utoipa::openap
 
 fn operations(item: &mut PathItem) -> impl Iterator<Item = &mut Operation> {
     [&mut item.get, &mut item.put, &mut item.post, &mut item.delete, &mut item.patch].into_iter().flatten()
+}
+
+/// The scheme of [`SecurityScheme`] and the member that names the privilege of an operation.
+const TOKEN: &str = "token";
+const PRIVILEGE: &str = "x-privilege";
+
+/// Replaces the privilege that an operation declares by the roles that have it.
+fn name_roles(operation: &mut Operation) {
+    let declared = operation.security.take().unwrap_or_default();
+    let requirement = serde_json::to_value(declared.first()).unwrap_or_default();
+    let Some(privilege) = requirement[TOKEN][0].as_str().and_then(Privilege::from_name) else {
+        // No token is needed.
+        operation.security = Some(Vec::new());
+        return;
+    };
+    let roles = privilege.roles().iter().map(|role| role.as_str());
+    operation.security = Some(vec![SecurityRequirement::new(TOKEN, roles)]);
+    let name = ExtensionsBuilder::new().add(PRIVILEGE, privilege.as_str()).build();
+    operation.extensions.get_or_insert_default().merge(name);
+}
+
+/// The privilege that an operation of the completed document needs; `None` if it needs no token.
+pub(super) fn privilege_of(operation: &Operation) -> Option<Privilege> {
+    operation.extensions.as_ref()?.get(PRIVILEGE)?.as_str().and_then(Privilege::from_name)
 }
 
 /// The summary is the first sentence of the doc comment, without markup; the rest is the description.

@@ -62,6 +62,8 @@ codes! {
     OfMigration = MigrationState RouteChanged RuntimeUnavailable Draining;
     /// The runtime cannot answer.
     OfRuntime = RuntimeUnavailable WorkspaceUnavailable FolderMissing ConnectionLost HandshakeTimeout;
+    /// There are too many tokens.
+    OfTokens = TooManyTokens;
     /// No WebSocket can be opened.
     OfSocket = CapacityExhausted Draining;
     /// The session does not exist, although no path names it.
@@ -103,7 +105,7 @@ fn answered_by_all(path: &str, operation: &Operation, is_open: bool) -> Vec<Erro
     if is_open {
         return codes;
     }
-    codes.extend([ErrorCode::Unauthorized, ErrorCode::InvalidRequest, ErrorCode::Internal]);
+    codes.extend([ErrorCode::Unauthorized, ErrorCode::Forbidden, ErrorCode::InvalidRequest, ErrorCode::Internal]);
     if path.starts_with("/metrics") {
         return codes;
     }

@@ -18,12 +18,9 @@ use super::{
     problem::{self, ApiError},
 };
 use crate::{
-    contract::{lists::NoMembers, routing::protocol::TenantQuery},
-    domain::{
-        ids::SessionId,
-        turn::outcome::{ErrorCode, Failure},
-    },
-    store::{self, Cursor, Idempotency, Page, SessionRow, WorkspaceFilter, WorkspaceRow},
+    contract::lists::NoMembers,
+    domain::turn::outcome::{ErrorCode, Failure},
+    store::{self, Cursor, Idempotency},
     transport::request_id::REQUEST_ID,
 };
 
@@ -156,28 +153,6 @@ pub(super) async fn run_to_completion<T: 'static>(
     let done = actix::spawn(REQUEST_ID.scope(id, work).in_current_span()).await;
     let panicked = |_| ApiError::new(ErrorCode::Internal, "the work of the request panicked");
     Ok(done.map_err(panicked)??)
-}
-
-pub(super) async fn find_session(state: &HttpState, id: SessionId) -> Result<SessionRow, ApiError> {
-    let row = state.workspaces.services().store.session(id).await?;
-    row.ok_or_else(|| ApiError::new(ErrorCode::NotFound, format!("no session {id}")))
-}
-
-/// The workspace of a path and its tenant, which may be left out while the name is unique.
-pub(crate) async fn find_workspace(
-    state: &HttpState,
-    id: &str,
-    query: TenantQuery,
-) -> Result<WorkspaceRow, ApiError> {
-    let unknown = || ApiError::new(ErrorCode::NotFound, "no workspace with this id");
-    let workspace_id = id.parse().map_err(|_| unknown())?;
-    let filter = WorkspaceFilter { installation_id: query.installation_id, workspace_id: Some(workspace_id) };
-    let mut found = state.workspaces.services().store.list_workspaces(filter, Page { limit: 2, after: None }).await?;
-    match (found.pop(), found.is_empty()) {
-        (None, _) => Err(unknown()),
-        (Some(row), true) => Ok(row),
-        _ => Err(ApiError::new(ErrorCode::AmbiguousWorkspace, "several tenants have a workspace of this name")),
-    }
 }
 
 /// The size of a page: `limit`, at most `limits.page_entries`.

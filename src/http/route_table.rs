@@ -5,7 +5,11 @@ use std::collections::HashMap;
 use actix_web::http::Method;
 use utoipa::openapi::OpenApi;
 
-use crate::telemetry::{labels::HttpMethod, metrics::http::HttpOperation};
+use super::openapi;
+use crate::{
+    domain::access::Privilege,
+    telemetry::{labels::HttpMethod, metrics::http::HttpOperation},
+};
 
 /// Label of requests whose path is unknown.
 pub(crate) const UNMATCHED: &str = "unmatched";
@@ -21,6 +25,8 @@ pub(crate) struct RouteTable {
     /// Routes without parameters, by path.
     exact: HashMap<String, usize>,
     operations: Vec<HttpOperation>,
+    /// The privilege that each operation needs, in the order of `operations`; `None` for one that needs no token.
+    privileges: Vec<Option<Privilege>>,
 }
 
 /// The methods of one template.
@@ -47,30 +53,33 @@ impl KnownRoute {
 impl RouteTable {
     /// The routes of an OpenAPI document, and the pages beside them.
     pub(crate) fn new(document: &OpenApi) -> Self {
-        let mut table = Self { routes: Vec::new(), exact: HashMap::new(), operations: Vec::new() };
+        let mut table =
+            Self { routes: Vec::new(), exact: HashMap::new(), operations: Vec::new(), privileges: Vec::new() };
         for (template, item) in &document.paths.paths {
             let has = [
-                (Method::GET, item.get.is_some()),
-                (Method::HEAD, item.get.is_some()),
-                (Method::POST, item.post.is_some()),
-                (Method::PUT, item.put.is_some()),
-                (Method::PATCH, item.patch.is_some()),
-                (Method::DELETE, item.delete.is_some()),
+                (Method::GET, &item.get),
+                (Method::HEAD, &item.get),
+                (Method::POST, &item.post),
+                (Method::PUT, &item.put),
+                (Method::PATCH, &item.patch),
+                (Method::DELETE, &item.delete),
             ];
-            table.add(template, has.into_iter().filter(|(_, has)| *has).map(|(method, _)| method));
+            let methods = has.into_iter().filter_map(|(method, operation)| Some((method, operation.as_ref()?)));
+            table.add(template, methods.map(|(method, operation)| (method, openapi::privilege_of(operation))));
         }
         for page in PAGES {
-            table.add(page, [Method::GET, Method::HEAD]);
+            table.add(page, [(Method::GET, None), (Method::HEAD, None)]);
         }
         table
     }
 
-    fn add(&mut self, template: &str, methods: impl IntoIterator<Item = Method>) {
+    fn add(&mut self, template: &str, methods: impl IntoIterator<Item = (Method, Option<Privilege>)>) {
         let mut route = KnownRoute { template: template.to_owned(), methods: Vec::new() };
-        for method in methods {
+        for (method, privilege) in methods {
             let label = HttpMethod::of(method.as_str());
             route.methods.push((method, self.operations.len()));
             self.operations.push(HttpOperation { method: label, route: template.to_owned() });
+            self.privileges.push(privilege);
         }
         if !template.contains('{') {
             self.exact.insert(template.to_owned(), self.routes.len());
@@ -81,6 +90,11 @@ impl RouteTable {
     /// Every operation, for the labels of metrics.
     pub(crate) fn operations(&self) -> &[HttpOperation] {
         &self.operations
+    }
+
+    /// The privilege that an operation needs; `None` if it needs no token.
+    pub(crate) fn privilege(&self, operation: usize) -> Option<Privilege> {
+        self.privileges.get(operation).copied().flatten()
     }
 
     /// The route of a path; `None` for an unknown path.

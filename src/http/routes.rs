@@ -8,7 +8,7 @@ use actix_web::{
 use utoipa::openapi::OpenApi;
 use utoipa_actix_web::{AppExt, service_config::ServiceConfig};
 
-use super::{HttpState, audit, health, notifications, openapi, problem::ApiError, routing, sessions};
+use super::{HttpState, audit, health, notifications, openapi, problem::ApiError, routing, sessions, tokens};
 use crate::domain::turn::outcome::ErrorCode;
 
 pub(super) fn routes(table: &mut ServiceConfig<'_>) {
@@ -60,6 +60,9 @@ pub(super) fn routes(table: &mut ServiceConfig<'_>) {
         .service(notifications::webhooks::list_deliveries)
         .service(notifications::webhooks::replay_dead_deliveries)
         .service(notifications::webhooks::replay_delivery)
+        .service(tokens::create_token)
+        .service(tokens::list_tokens)
+        .service(tokens::revoke_token)
         .service(health::get_health)
         .service(health::livez)
         .service(health::readyz)
@@ -124,7 +127,7 @@ mod tests {
     #[test]
     fn document_has_every_route_and_schema() {
         let document = document();
-        assert_eq!(document.paths.paths.len(), 48);
+        assert_eq!(document.paths.paths.len(), 50);
         let components = document.components.unwrap();
         for name in ["ACPSessionResult", "GithubAutomation", "Toast", "TranscriptNote", "Problem"] {
             assert!(components.schemas.contains_key(name), "{name}");

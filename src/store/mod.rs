@@ -17,6 +17,7 @@ pub(crate) mod routing;
 mod schema;
 mod session_keys;
 mod sessions;
+mod tokens;
 mod transcript;
 pub(crate) mod turns;
 mod workspaces;
@@ -70,6 +71,7 @@ pub(crate) use self::{
     },
     session_keys::{OpenedBefore, SessionKey},
     sessions::{KeptConnection, NewSession, SessionChange, SessionFilter, SessionRow},
+    tokens::TokenRow,
     transcript::{TranscriptAppend, TranscriptRow},
     turns::{
         AGENT_TURN, Acceptance, EndSlot, EndStep, Idempotency, NewTurn, PromptRow, TurnEnd, outcomes::OutcomeCount,

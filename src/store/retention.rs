@@ -28,19 +28,22 @@ pub(crate) enum Retained {
     AutomationRuns,
     /// Records of removals.
     Removals,
+    /// Tokens, by the end of their use: revoked or expired.
+    Tokens,
     /// Notifications, except those with a pending webhook delivery.
     Notifications,
 }
 
 impl Retained {
     #[cfg(test)]
-    pub(crate) const ALL: [Self; 7] = [
+    pub(crate) const ALL: [Self; 8] = [
         Self::Connections,
         Self::Migrations,
         Self::RollbackEvents,
         Self::OutcomeBuckets,
         Self::AutomationRuns,
         Self::Removals,
+        Self::Tokens,
         Self::Notifications,
     ];
 
@@ -71,6 +74,8 @@ impl Retained {
                  FROM automation_runs WHERE created_us < $1 ORDER BY created_us LIMIT $2)"],
             Self::Removals => &["DELETE FROM removals WHERE removal_id IN (SELECT removal_id FROM removals \
                  WHERE created_us < $1 ORDER BY created_us LIMIT $2)"],
+            Self::Tokens => &["DELETE FROM client_tokens WHERE token_id IN (SELECT token_id FROM client_tokens \
+                 WHERE COALESCE(revoked_us, expires_us) < $1 ORDER BY created_us LIMIT $2)"],
             // `prune_notifications` deletes them: it also moves the tail of the stream, by which readers detect the
             // removal.
             Self::Notifications => &[],

@@ -60,6 +60,24 @@ diesel::table! {
 }
 
 diesel::table! {
+    client_tokens (token_id) {
+        token_id -> Text,
+        token_hash -> Text,
+        installation_id -> Nullable<Text>,
+        workspace_id -> Nullable<Text>,
+        user_id -> Nullable<Text>,
+        subject -> Text,
+        role -> Text,
+        created_by -> Text,
+        created_us -> BigInt,
+        expires_us -> Nullable<BigInt>,
+        revoked_us -> Nullable<BigInt>,
+        revoked_by -> Nullable<Text>,
+        last_used_us -> Nullable<BigInt>,
+    }
+}
+
+diesel::table! {
     connection_events (event_id) {
         event_id -> Text,
         connection_row_id -> Text,
@@ -189,6 +207,7 @@ diesel::table! {
         epoch -> Nullable<BigInt>,
         initiated_by -> Text,
         actor -> Text,
+        actor_note -> Nullable<Text>,
         trigger -> Text,
         reason -> Text,
         status -> Text,
@@ -232,6 +251,7 @@ diesel::table! {
         trigger -> Text,
         reason_code -> Text,
         actor -> Text,
+        actor_note -> Nullable<Text>,
         reason -> Text,
         follow_up -> Nullable<Text>,
         metrics_snapshot -> Text,
@@ -375,6 +395,7 @@ diesel::allow_tables_to_appear_in_same_query!(
     acp_connections,
     automation_runs,
     capacity_alerts,
+    client_tokens,
     connection_events,
     identity,
     migration_runs,

@@ -7,6 +7,7 @@
 
 mod harness;
 
+mod access;
 mod audit;
 mod background;
 mod backup;

@@ -5,6 +5,7 @@
 
 pub(crate) mod agent_handshakes;
 pub(crate) mod capacity_guard;
+pub(crate) mod client_tokens;
 pub(crate) mod closing;
 pub(crate) mod event_feed;
 pub(crate) mod folder_use;

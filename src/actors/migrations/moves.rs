@@ -115,6 +115,7 @@ fn row(step: &Step, from: Route, status: MigrationStatus, reason: String) -> Mig
         epoch: None,
         initiated_by: step.attribution.initiator,
         actor: step.attribution.actor.clone(),
+        actor_note: step.attribution.actor_note.clone(),
         trigger: FlipTrigger::Migration,
         reason,
         status,

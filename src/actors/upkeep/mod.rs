@@ -4,3 +4,4 @@ pub(crate) mod capacity;
 pub(crate) mod folders;
 pub(crate) mod keeper;
 pub(crate) mod retention;
+pub(crate) mod token_use;

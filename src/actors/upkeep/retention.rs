@@ -65,6 +65,7 @@ impl Ages {
             (Old::PendingDeliveries, retention.notifications_days),
             (Old::CapacityAlerts, retention.capacity_alerts_days),
             (Old::Records(Retained::Removals), retention.removals_days),
+            (Old::Records(Retained::Tokens), retention.tokens_days),
         ];
         let mut records: Vec<_> =
             configured.into_iter().filter(|(_, age)| *age > 0).map(|(old, age)| (old, days(age))).collect();
@@ -311,6 +312,7 @@ mod tests {
             epoch: None,
             initiated_by: Initiator::System,
             actor: "a".into(),
+            actor_note: None,
             trigger: FlipTrigger::Migration,
             reason: "r".into(),
             status: MigrationStatus::Scheduled,

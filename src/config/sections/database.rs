@@ -75,6 +75,8 @@ pub(crate) struct Retention {
     pub folders_days: u64,
     /// Records of these removals. A year and a month.
     pub removals_days: u64,
+    /// Tokens that were revoked or have expired. A year and a month, so that actors of the audit are known.
+    pub tokens_days: u64,
     /// Other ages for the sessions, turns and transcripts of a tenant: `[retention.tenants.<installationId>]` with
     /// `sessions_days`, `turns_days` and `transcripts_days`; one that is missing has the value above.
     pub tenants: BTreeMap<String, TenantRetention>,
@@ -102,6 +104,7 @@ impl Default for Retention {
             transcripts_days: 90,
             folders_days: 30,
             removals_days: 400,
+            tokens_days: 400,
             tenants: BTreeMap::new(),
         }
     }

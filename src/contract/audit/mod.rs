@@ -63,8 +63,10 @@ pub(crate) struct MigrationItem {
     pub epoch: Option<u64>,
     /// Initiator of the flip: `system`, `operator` or `user`.
     pub initiated_by: Initiator,
-    /// The name of the initiator.
+    /// The initiator: the subject of the token, or `lumilink`.
     pub actor: String,
+    /// The name that the request gave as `actor`, if it differs; null otherwise.
+    pub actor_note: Option<String>,
     /// The reason as a word: `autoThreshold`, `manualOperator`, `manualUser`, `recovery`, `pin` or `migration`.
     pub trigger: FlipTrigger,
     /// The reason as a sentence.
@@ -94,8 +96,10 @@ pub(crate) struct RollbackEventItem {
     pub trigger: FlipTrigger,
     /// The reason as a word, such as `threshold`, `manual` or `capacity`.
     pub reason_code: ReasonCode,
-    /// The name of the initiator.
+    /// The initiator: the subject of the token, or `lumilink`.
     pub actor: String,
+    /// The name that the request gave as `actor`, if it differs; null otherwise.
+    pub actor_note: Option<String>,
     /// The reason as a sentence.
     pub reason: String,
     /// The follow-up that was requested: `notifyUsers` or `scheduleReview`; null for none.

@@ -21,8 +21,8 @@ pub(crate) const DEFAULT_BATCH: u32 = 10;
 #[schema(examples(json!({"installationId": "acme", "target": "acp", "workspaces": ["demo"], "actor": "alice", "reason": "planned maintenance"})))]
 #[serde(rename_all = "camelCase", deny_unknown_fields)]
 pub(crate) struct MigrationBody {
-    /// Name of the tenant.
-    pub installation_id: InstallationId,
+    /// Name of the tenant; optional with a token of a tenant.
+    pub installation_id: Option<InstallationId>,
     /// The default route to move to: `acp` or `http`.
     pub target: Route,
     /// The workspaces to move, in this order, at most 5,000. Absent: all workspaces of the tenant with another default.
@@ -39,9 +39,10 @@ pub(crate) struct MigrationBody {
     /// Failed moves that are tolerated; with one more the migration fails. Default 0.
     #[schema(format = "uint32", maximum = 4294967295u64)]
     pub max_failures: Option<u32>,
-    /// Name of the person or program that makes the change; recorded in the audit. At most 128 characters.
-    #[schema(value_type = Actor)]
-    pub actor: String,
+    /// A name for the audit beside the subject of the token, such as that of the person for whom a program acts. At most 128
+    /// characters.
+    #[schema(value_type = Option<Actor>)]
+    pub actor: Option<String>,
     /// Why; recorded in the audit. At most 500 characters.
     #[schema(value_type = Reason)]
     pub reason: String,
@@ -67,9 +68,10 @@ pub(crate) enum When {
 #[schema(examples(json!({"actor": "alice", "reason": "planned maintenance"})))]
 #[serde(rename_all = "camelCase", deny_unknown_fields)]
 pub(crate) struct MigrationChange {
-    /// Name of the person or program that makes the change; recorded in the audit. At most 128 characters.
-    #[schema(value_type = Actor)]
-    pub actor: String,
+    /// A name for the audit beside the subject of the token, such as that of the person for whom a program acts. At most 128
+    /// characters.
+    #[schema(value_type = Option<Actor>)]
+    pub actor: Option<String>,
     /// Why; recorded in the audit. At most 500 characters.
     #[schema(value_type = Reason)]
     pub reason: String,
@@ -104,8 +106,11 @@ pub(crate) struct Migration {
     pub progress: Progress,
     /// Initiator of the last change: `operator` or `user`.
     pub initiated_by: Initiator,
-    /// Name of the person or program that made the last change.
+    /// Subject of the token with which the last change was made.
     pub actor: String,
+    /// The name that the request gave as `actor`, if it differs.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub actor_note: Option<String>,
     /// The reason for the last change, as a sentence.
     pub reason: String,
     /// Time of creation, RFC 3339 in UTC.

@@ -47,8 +47,11 @@ pub(crate) struct WorkspaceProtocol {
 pub(crate) struct PinInfo {
     /// The pinned route: `acp` or `http`.
     pub protocol: Route,
-    /// Name of the person or program that pinned the route.
+    /// Subject of the token with which the route was pinned.
     pub actor: String,
+    /// The name that the request gave as `actor`, if it differs.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub actor_note: Option<String>,
     /// The reason that was given, as a sentence.
     pub reason: String,
     /// Time of the change, RFC 3339 in UTC.
@@ -124,9 +127,10 @@ pub(crate) struct ProtocolBody {
     #[serde(default, deserialize_with = "given")]
     #[schema(value_type = Option<PinBody>)]
     pub pin: Option<Option<PinBody>>,
-    /// Name of the person or program that makes the change; recorded in the audit. At most 128 characters.
-    #[schema(value_type = Actor)]
-    pub actor: String,
+    /// A name for the audit beside the subject of the token, such as that of the person for whom a program acts. At most 128
+    /// characters.
+    #[schema(value_type = Option<Actor>)]
+    pub actor: Option<String>,
     /// Why; recorded in the audit. At most 500 characters.
     #[schema(value_type = Reason)]
     pub reason: String,
@@ -150,9 +154,10 @@ pub(crate) struct PinBody {
 pub(crate) struct FlipBody {
     /// Name of the tenant, here or in the query; optional while only one tenant has a workspace of this name.
     pub installation_id: Option<InstallationId>,
-    /// Name of the person or program that makes the change; recorded in the audit. At most 128 characters.
-    #[schema(value_type = Actor)]
-    pub actor: String,
+    /// A name for the audit beside the subject of the token, such as that of the person for whom a program acts. At most 128
+    /// characters.
+    #[schema(value_type = Option<Actor>)]
+    pub actor: Option<String>,
     /// Why; recorded in the audit. At most 500 characters.
     #[schema(value_type = Reason)]
     pub reason: String,

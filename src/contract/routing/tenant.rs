@@ -49,9 +49,10 @@ pub(crate) struct TenantProtocolBody {
     /// Repositories that are never automated, at most 1,000: `owner/name`, where `*` matches any characters.
     #[schema(value_type = Option<Vec<RepositoryPattern>>, max_items = 1000)]
     pub blocked_repositories: Option<Vec<String>>,
-    /// Name of the person or program that makes the change; recorded in the audit. At most 128 characters.
-    #[schema(value_type = Actor)]
-    pub actor: String,
+    /// A name for the audit beside the subject of the token, such as that of the person for whom a program acts. At most 128
+    /// characters.
+    #[schema(value_type = Option<Actor>)]
+    pub actor: Option<String>,
     /// Why; recorded in the audit. At most 500 characters.
     #[schema(value_type = Reason)]
     pub reason: String,

@@ -124,8 +124,8 @@ impl MigrationRun {
     /// A redacted copy to be persisted. Names of workspaces are kept, even if one looks like a secret.
     pub(crate) fn redacted(&self) -> Self {
         let mut run = self.clone();
-        let Attribution { actor, reason, .. } = &mut run.attribution;
-        for text in [actor, reason] {
+        let Attribution { initiator: _, actor, actor_note, reason } = &mut run.attribution;
+        for text in [actor, reason].into_iter().chain(actor_note) {
             *text = Redacted::new(text).into_string();
         }
         run

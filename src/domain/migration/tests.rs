@@ -14,7 +14,7 @@ fn ws(n: usize) -> WorkspaceId {
 }
 
 fn attribution() -> Attribution {
-    Attribution { initiator: Initiator::Operator, actor: "ann".into(), reason: "a test".into() }
+    Attribution { initiator: Initiator::Operator, actor: "ann".into(), actor_note: None, reason: "a test".into() }
 }
 
 fn no() -> Redacted {

@@ -39,15 +39,18 @@ words! {
 #[serde(rename_all = "camelCase")]
 pub(crate) struct Attribution {
     pub initiator: Initiator,
-    /// The name that the caller gave, or `lumilink`.
+    /// The subject of the caller's token, or `lumilink`.
     pub actor: String,
+    /// The name that the caller gave, if it differs from `actor`.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub actor_note: Option<String>,
     pub reason: String,
 }
 
 impl Attribution {
     /// The attribution of an automatic change.
     pub(crate) fn of_system(reason: impl Into<String>) -> Self {
-        Self { initiator: Initiator::System, actor: "lumilink".into(), reason: reason.into() }
+        Self { initiator: Initiator::System, actor: "lumilink".into(), actor_note: None, reason: reason.into() }
     }
 
     /// The trigger of a rollback or restore on request.

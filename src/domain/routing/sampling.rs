@@ -52,9 +52,9 @@ fn sample_of_failure(code: ErrorCode) -> Option<Sample> {
 
         // Caused by the caller's request, also where the agent reports it (-32602, -32002, -32601).
         InvalidRequest | PayloadTooLarge | UnsupportedMediaType | NotFound | MethodNotAllowed
-        | AmbiguousWorkspace | RouteChanged | MigrationState | Unauthorized | ForbiddenOrigin | TurnRunning
+        | AmbiguousWorkspace | RouteChanged | MigrationState | Unauthorized | Forbidden | ForbiddenOrigin | TurnRunning
         | SessionClosed | SessionFailed | SessionNotLoaded | IdempotencyMismatch | PermissionNotPending
-        | ModeUnavailable | NotSupportedByAgent | UnknownAgent | AgentRejected => None,
+        | TooManyTokens | ModeUnavailable | NotSupportedByAgent | UnknownAgent | AgentRejected => None,
         // The same on every route: folder and git, credentials, the model's provider.
         PathNotAllowed | FolderMissing | WorkspaceUnavailable | AgentAuthRequired | Authentication
         | ModelProvider => None,
@@ -88,7 +88,7 @@ mod tests {
         ErrorCode::FallbackUnavailable,
     ];
 
-    const NOT_COUNTED: [ErrorCode; 34] = [
+    const NOT_COUNTED: [ErrorCode; 36] = [
         ErrorCode::InvalidRequest,
         ErrorCode::PayloadTooLarge,
         ErrorCode::UnsupportedMediaType,
@@ -98,6 +98,8 @@ mod tests {
         ErrorCode::MigrationState,
         ErrorCode::RouteChanged,
         ErrorCode::Unauthorized,
+        ErrorCode::Forbidden,
+        ErrorCode::TooManyTokens,
         ErrorCode::ForbiddenOrigin,
         ErrorCode::PathNotAllowed,
         ErrorCode::FolderMissing,

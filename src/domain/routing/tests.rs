@@ -64,7 +64,7 @@ fn failed(times: u32) -> (Routing, Timestamp) {
 }
 
 fn attribution() -> Attribution {
-    Attribution { initiator: Initiator::Operator, actor: "ann".into(), reason: "a test".into() }
+    Attribution { initiator: Initiator::Operator, actor: "ann".into(), actor_note: None, reason: "a test".into() }
 }
 
 /// Makes a probe and all canaries succeed; returns the restore.

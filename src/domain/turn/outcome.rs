@@ -83,6 +83,13 @@ error_codes! {
     Unauthorized = "unauthorized", Application, false,
         "Send `Authorization: Bearer <token>`: `server.token`, or the text of the file `token` in the server's data folder."
         | "Set LUMILINK_TOKEN to the token of the server, or LUMILINK_DATA_DIR to its data folder.";
+    /// The role or the scope of the token does not allow the operation.
+    Forbidden = "forbidden", Application, false,
+        "Use a token with a role and a scope that `/openapi.json` names for the operation."
+        | "Use a token with a role that allows the command: see `lumilink token create --help`.";
+    /// The service has as many tokens as it can use.
+    TooManyTokens = "too_many_tokens", Application, false, "Revoke tokens that are not used: `GET /acp/tokens`."
+        | "Revoke tokens that are not used: `lumilink token list`.";
     /// The `Origin` is not allowed, or the `Host` is not a name of this service.
     ForbiddenOrigin = "forbidden_origin", Application, false,
         "Add the origin to `server.allowed_origins`, or the host to `server.allowed_hosts`."

@@ -13,6 +13,7 @@ use super::{
     HttpState,
     problem::ApiError,
     request::{Query, page},
+    rows,
 };
 use crate::{
     contract::{
@@ -23,13 +24,14 @@ use crate::{
         },
         lists::Page,
     },
-    domain::{clock::Timestamp, turn::outcome::ErrorCode},
+    domain::{access::Caller, clock::Timestamp, turn::outcome::ErrorCode},
     store::{self, AuditFilter, CapacityAlertFilter, Listed, Store, StoreError},
 };
 
 /// Lists flips of workspaces and steps of migration runs, by start time, newest first.
 #[utoipa::path(
     tag = "audit",
+    security(("token" = ["audit.read"])),
     params(AuditQuery),
     responses(
         (status = 200, description = "A page; `Link` has the address of the next one", content(
@@ -41,14 +43,16 @@ use crate::{
 pub(crate) async fn list_migration_records(
     request: HttpRequest,
     state: web::Data<HttpState>,
+    caller: Caller,
     query: Query<AuditQuery>,
 ) -> Result<HttpResponse, ApiError> {
-    list(&request, &state, query, Store::migrations).await
+    list(&request, (&state, &caller), query, Store::migrations).await
 }
 
 /// Lists rollbacks to HTTP and restores, newest first.
 #[utoipa::path(
     tag = "audit",
+    security(("token" = ["audit.read"])),
     params(AuditQuery),
     responses(
         (status = 200, description = "A page; `Link` has the address of the next one", content(
@@ -60,15 +64,17 @@ pub(crate) async fn list_migration_records(
 pub(crate) async fn list_rollback_events(
     request: HttpRequest,
     state: web::Data<HttpState>,
+    caller: Caller,
     query: Query<AuditQuery>,
 ) -> Result<HttpResponse, ApiError> {
-    list(&request, &state, query, Store::rollback_events).await
+    list(&request, (&state, &caller), query, Store::rollback_events).await
 }
 
 /// Lists handshakes with agents and the later changes of their connections, newest first. A page has at most the newest
 /// 10,000 changes of its connections.
 #[utoipa::path(
     tag = "audit",
+    security(("token" = ["audit.read"])),
     params(AuditQuery),
     responses(
         (status = 200, description = "A page; `Link` has the address of the next one", content(
@@ -80,14 +86,16 @@ pub(crate) async fn list_rollback_events(
 pub(crate) async fn list_connections(
     request: HttpRequest,
     state: web::Data<HttpState>,
+    caller: Caller,
     query: Query<AuditQuery>,
 ) -> Result<HttpResponse, ApiError> {
-    list(&request, &state, query, Store::connections).await
+    list(&request, (&state, &caller), query, Store::connections).await
 }
 
 /// Lists what automation did with the changes of turns, newest first.
 #[utoipa::path(
     tag = "audit",
+    security(("token" = ["audit.read"])),
     params(AuditQuery),
     responses(
         (status = 200, description = "A page; `Link` has the address of the next one", content(
@@ -99,14 +107,16 @@ pub(crate) async fn list_connections(
 pub(crate) async fn list_automation_runs(
     request: HttpRequest,
     state: web::Data<HttpState>,
+    caller: Caller,
     query: Query<AuditQuery>,
 ) -> Result<HttpResponse, ApiError> {
-    list(&request, &state, query, Store::automation_runs).await
+    list(&request, (&state, &caller), query, Store::automation_runs).await
 }
 
 /// Lists notifications, newest first.
 #[utoipa::path(
     tag = "audit",
+    security(("token" = ["audit.read"])),
     params(AuditQuery),
     responses(
         (status = 200, description = "A page; `Link` has the address of the next one", content(
@@ -118,14 +128,16 @@ pub(crate) async fn list_automation_runs(
 pub(crate) async fn list_notifications(
     request: HttpRequest,
     state: web::Data<HttpState>,
+    caller: Caller,
     query: Query<AuditQuery>,
 ) -> Result<HttpResponse, ApiError> {
-    list(&request, &state, query, Store::notifications).await
+    list(&request, (&state, &caller), query, Store::notifications).await
 }
 
 /// Lists changes of capacity alerts, newest first.
 #[utoipa::path(
     tag = "audit",
+    security(("token" = ["audit.read"])),
     params(CapacityAlertQuery),
     responses(
         (status = 200, description = "A page; `Link` has the address of the next one", content(
@@ -137,12 +149,13 @@ pub(crate) async fn list_notifications(
 pub(crate) async fn list_capacity_alerts(
     request: HttpRequest,
     state: web::Data<HttpState>,
+    caller: Caller,
     query: Query<CapacityAlertQuery>,
 ) -> Result<HttpResponse, ApiError> {
     let CapacityAlertQuery { installation_id, from, until, limit, cursor, format } = query.into_inner();
     in_order(from, until)?;
     let requested = PageRequest { page: page(&state, limit, cursor)?, is_csv: is_csv(request.headers(), format) };
-    let filter = CapacityAlertFilter { installation_id, from, until };
+    let filter = CapacityAlertFilter { installation_id: rows::tenant(&caller, installation_id)?, from, until };
     let items = records(&state).list_capacity_alerts(filter, requested.page.clone()).await?;
     requested.respond(&request, items)
 }
@@ -150,7 +163,7 @@ pub(crate) async fn list_capacity_alerts(
 /// Answers with the page of records that `read` finds for the query.
 async fn list<T: TableRow + Listed>(
     request: &HttpRequest,
-    state: &HttpState,
+    (state, caller): (&HttpState, &Caller),
     query: Query<AuditQuery>,
     read: impl AsyncFnOnce(&Store, AuditFilter, store::Page) -> Result<Vec<T>, StoreError>,
 ) -> Result<HttpResponse, ApiError> {
@@ -158,6 +171,7 @@ async fn list<T: TableRow + Listed>(
         query.into_inner();
     in_order(from, until)?;
     let requested = PageRequest { page: page(state, limit, cursor)?, is_csv: is_csv(request.headers(), format) };
+    let installation_id = rows::tenant(caller, installation_id)?;
     let filter = AuditFilter { installation_id, workspace_id, session_id, from, until };
     let items = read(records(state), filter, requested.page.clone()).await?;
     requested.respond(request, items)

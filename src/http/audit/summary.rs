@@ -7,7 +7,8 @@ use actix_web::{get, web};
 use super::in_order;
 use crate::{
     contract::audit::summary::{AuditSummary, MAX_SUMMARY_DAYS, ProtocolDay, SummaryDay, SummaryQuery, TurnCounts},
-    http::{HttpState, problem::ApiError, request::Query},
+    domain::access::Caller,
+    http::{HttpState, problem::ApiError, request::Query, rows},
     store::{AuditDay, TurnFigures},
 };
 
@@ -19,6 +20,7 @@ const PERIOD: Duration = Duration::from_secs(30 * 24 * 3600);
 /// complete.
 #[utoipa::path(
     tag = "audit",
+    security(("token" = ["audit.read"])),
     params(SummaryQuery),
     responses(
         (status = 200, description = "The figures", body = AuditSummary),
@@ -27,6 +29,7 @@ const PERIOD: Duration = Duration::from_secs(30 * 24 * 3600);
 #[get("/acp/audit/summary")]
 pub(crate) async fn get_summary(
     state: web::Data<HttpState>,
+    caller: Caller,
     query: Query<SummaryQuery>,
 ) -> Result<web::Json<AuditSummary>, ApiError> {
     let SummaryQuery { installation_id, from, until } = query.into_inner();
@@ -34,7 +37,7 @@ pub(crate) async fn get_summary(
     let until = until.unwrap_or_else(|| services.clock.now());
     let from = from.unwrap_or_else(|| until.minus(PERIOD));
     in_order(Some(from), Some(until))?;
-    let summary = services.store.audit_summary(installation_id, from, until).await?;
+    let summary = services.store.audit_summary(rows::tenant(&caller, installation_id)?, from, until).await?;
     let days = summary.days.into_iter().map(|it| (it.day, day(it))).collect();
     Ok(web::Json(AuditSummary::new((from, summary.from, until), days, MAX_SUMMARY_DAYS)))
 }

@@ -7,7 +7,7 @@ use actix_web::{
 };
 use base64::{Engine, prelude::BASE64_URL_SAFE_NO_PAD};
 use secrecy::{ExposeSecret, SecretString};
-use sha2::{Digest, Sha256};
+use serde::{Deserialize, Serialize};
 use tokio::sync::OwnedSemaphorePermit;
 use uuid::Uuid;
 
@@ -17,30 +17,46 @@ use crate::{
         frames::{BEARER_SUBPROTOCOL, SUBPROTOCOL, TICKET_SUBPROTOCOL},
     },
     domain::{
+        access::{Caller, Privilege},
         notify::notification::{Scope, Stream},
         turn::outcome::ErrorCode,
     },
-    http::{HttpState, problem::ApiError, request::find_session},
+    http::{
+        HttpState,
+        problem::ApiError,
+        rows::{self, permit},
+        secret::{self, hash_of},
+    },
 };
 
 pub(crate) const SOCKET_PATH: &str = "/ws/notifications";
 
-/// Characters of a ticket: 32 bytes as base64url.
-const TICKET_CHARS: usize = 43;
+/// What a ticket allows.
+#[derive(Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+struct Allowed {
+    subscription: Subscription,
+    /// Id of the token with which the ticket was requested, unless that is `server.token`.
+    token_id: Option<Uuid>,
+}
 
-/// The scope of a subscription. A session has to belong to the tenant.
-pub(crate) async fn scope_of(state: &HttpState, requested: Subscription) -> Result<Scope, ApiError> {
+/// The scope of a subscription of a caller. A session has to belong to the tenant.
+pub(crate) async fn scope_of(state: &HttpState, caller: &Caller, requested: Subscription) -> Result<Scope, ApiError> {
     let Subscription { installation_id, workspace_id, user_id, session_id, stream } = requested;
     if stream == Some(StreamName::Operators) {
         if installation_id.is_some() || workspace_id.is_some() || user_id.is_some() || session_id.is_some() {
             let detail = "stream=operators: cannot be combined with installationId, workspaceId, userId or sessionId";
             return Err(ApiError::new(ErrorCode::InvalidRequest, detail));
         }
+        permit(caller, Privilege::Operate)?;
         return Ok(Scope::all(Stream::Operators));
     }
+    let installation_id = rows::tenant(caller, installation_id)?;
+    let workspace_id = rows::workspace(caller, workspace_id)?;
+    let user = rows::user(caller, user_id)?;
     let (installation_id, workspace) = match session_id {
         Some(id) => {
-            let key = find_session(state, id).await?.key;
+            let key = rows::find_session(state, caller, id).await?.key;
             let fits = installation_id.is_none_or(|tenant| tenant == key.installation_id)
                 && workspace_id.is_none_or(|workspace| workspace == key.workspace_id);
             if !fits {
@@ -53,7 +69,7 @@ pub(crate) async fn scope_of(state: &HttpState, requested: Subscription) -> Resu
             (installation_id.ok_or_else(missing)?, workspace_id)
         }
     };
-    Ok(Scope { stream: Stream::Tenant(installation_id), workspace, user: user_id, session: session_id })
+    Ok(Scope { stream: Stream::Tenant(installation_id), workspace, user, session: session_id })
 }
 
 /// The subprotocols that a client offers.
@@ -81,17 +97,10 @@ pub(crate) fn ticket(request: &HttpRequest) -> Option<SecretString> {
     in_query.or_else(|| offered().map(SecretString::from))
 }
 
-/// Makes a ticket of 244 random bits.
-pub(crate) fn new_ticket() -> String {
-    let mut bytes = [0; 32];
-    bytes[..16].copy_from_slice(Uuid::new_v4().as_bytes());
-    bytes[16..].copy_from_slice(Uuid::new_v4().as_bytes());
-    BASE64_URL_SAFE_NO_PAD.encode(bytes)
-}
-
-/// The persisted form of a ticket, from which the ticket cannot be derived.
-pub(crate) fn hash_of(ticket: &str) -> String {
-    Sha256::digest(ticket.as_bytes()).iter().map(|byte| format!("{byte:02x}")).collect()
+/// The persisted form of what a ticket allows its holder.
+pub(crate) fn allowance(caller: &Caller, subscription: Subscription) -> String {
+    let allowed = Allowed { subscription, token_id: caller.grant().token_id };
+    serde_json::to_string(&allowed).unwrap_or_default()
 }
 
 /// Redeems a ticket and takes a subscriber's seat. The time of arrival decides whether the ticket has expired.
@@ -103,21 +112,27 @@ pub(crate) async fn redeem(
     state: &HttpState,
     ticket: &SecretString,
     requested: &Subscription,
-) -> Result<(Subscription, OwnedSemaphorePermit), ApiError> {
+) -> Result<(Caller, Subscription, OwnedSemaphorePermit), ApiError> {
     let refused = || ApiError::new(ErrorCode::Unauthorized, "the ticket is unknown, used or expired: get a new one");
     let ticket = ticket.expose_secret();
-    let is_well_formed = ticket.len() == TICKET_CHARS && BASE64_URL_SAFE_NO_PAD.decode(ticket).is_ok();
     let (services, hash) = (state.workspaces.services(), hash_of(ticket));
     let (arrived, store, hash_to_find) = (services.clock.now(), services.store.clone(), hash.clone());
     // This is reachable without a token: an invalid ticket costs one read, never a seat or a write.
-    if !is_well_formed || !state.notifications.look(async move { store.has_ticket(hash_to_find).await }).await? {
+    if !secret::is_well_formed(ticket) || !state.notifications.look(async move { store.has_ticket(hash_to_find).await }).await? {
         return Err(refused());
     }
     let seat = state.notifications.seat()?;
     let kept = services.store.take_ticket(hash, arrived).await?.ok_or_else(refused)?;
-    let allowed: Subscription = serde_json::from_str(&kept).map_err(|_| refused())?;
+    let Allowed { subscription, token_id } = serde_json::from_str(&kept).map_err(|_| refused())?;
+    let caller = match token_id {
+        Some(id) => state.tokens.by_id(id, arrived).ok_or_else(refused)?,
+        None => Caller::of_server(),
+    };
     // The query of the socket may be empty or equal to that of the ticket.
-    if *requested == Subscription::default() || *requested == allowed { Ok((allowed, seat)) } else { Err(refused()) }
+    if *requested != Subscription::default() && *requested != subscription {
+        return Err(refused());
+    }
+    Ok((caller, subscription, seat))
 }
 
 #[cfg(test)]
@@ -139,12 +154,5 @@ mod tests {
         let request = TestRequest::with_uri("/ws/notifications?ticket=x&installationId=a").to_http_request();
         assert_eq!(found(&request).as_deref(), Some("x"));
         assert!(offered_token(offer("lumilink.bearer.!!").to_http_request().headers()).is_none());
-    }
-
-    #[test]
-    fn tickets_differ_and_their_hash_does_not_contain_them() {
-        let (one, two) = (new_ticket(), new_ticket());
-        assert!(one != two && one.len() == TICKET_CHARS);
-        assert!(hash_of(&one).len() == 64 && !hash_of(&one).contains(&one));
     }
 }

@@ -13,12 +13,13 @@ use actix_web::{
 };
 use uuid::Uuid;
 
-use self::access::{hash_of, new_ticket, offered_token, offers_frames, redeem, scope_of, ticket};
+use self::access::{allowance, offered_token, offers_frames, redeem, scope_of, ticket};
 use super::{
     HttpState,
     problem::ApiError,
     refusals::{OfBody, OfSocket, Problems},
     request::{Body, Query, page, parse_body, path_id},
+    secret::{self, hash_of},
 };
 use crate::{
     actors::handles::subscriber::notification_of,
@@ -26,7 +27,7 @@ use crate::{
         AckBody, Acknowledged, InboxItem, InboxPage, InboxQuery, SocketQuery, Subscription, Ticket,
         frames::SUBPROTOCOL,
     },
-    domain::turn::outcome::ErrorCode,
+    domain::{access::Caller, turn::outcome::ErrorCode},
     store::InboxRows,
 };
 
@@ -36,6 +37,7 @@ use crate::{
 /// token; a browser page with a ticket, in the query or as a subprotocol, or with the token as a subprotocol.
 #[utoipa::path(
     tag = "notifications",
+    security(("token" = ["notifications.read"])),
     params(SocketQuery),
     responses(
         (status = 101, description = "The WebSocket is open"),
@@ -47,6 +49,7 @@ pub(crate) async fn subscribe(
     request: HttpRequest,
     body: web::Payload,
     state: web::Data<HttpState>,
+    caller: Option<Caller>,
     query: Query<SocketQuery>,
 ) -> Result<HttpResponse, ApiError> {
     // First, so that a request that is no upgrade does not use up a ticket.
@@ -56,14 +59,15 @@ pub(crate) async fn subscribe(
     let ticket = ticket(&request);
     // The authorisation of a browser page expires.
     let is_page = ticket.is_some() || offered_token(request.headers()).is_some();
-    let (allowed, seat) = match ticket {
-        Some(ticket) => redeem(&state, &ticket, &requested).await?,
-        None => (requested, state.notifications.seat()?),
+    let (caller, allowed, seat) = match (ticket, caller) {
+        (Some(ticket), _) => redeem(&state, &ticket, &requested).await?,
+        (None, Some(caller)) => (caller, requested, state.notifications.seat()?),
+        (None, None) => return Err(ApiError::new(ErrorCode::Unauthorized, "the request names no caller")),
     };
     let now = state.workspaces.services().clock.steady();
     let expires = is_page.then(|| now.plus(state.config.notifications.ticket_session()));
-    let scope = scope_of(&state, allowed).await?;
-    let mut response = socket::open((&request, body), &state, scope, seat, expires)?;
+    let scope = scope_of(&state, &caller, allowed).await?;
+    let mut response = socket::open((&request, body), &state, (caller, scope), seat, expires)?;
     if offers_frames(request.headers()) {
         response.headers_mut().insert(SEC_WEBSOCKET_PROTOCOL, HeaderValue::from_static(SUBPROTOCOL));
     }
@@ -73,6 +77,7 @@ pub(crate) async fn subscribe(
 /// Lists notifications, the newest first. Each has whether it is marked as read: by `userId`, or for everyone without one.
 #[utoipa::path(
     tag = "notifications",
+    security(("token" = ["notifications.read"])),
     params(InboxQuery),
     responses(
         (status = 200, description = "A page of the inbox", body = InboxPage),
@@ -82,10 +87,11 @@ pub(crate) async fn subscribe(
 #[get("/acp/notifications")]
 pub(crate) async fn list_inbox(
     state: web::Data<HttpState>,
+    caller: Caller,
     query: Query<InboxQuery>,
 ) -> Result<web::Json<InboxPage>, ApiError> {
     let query = query.into_inner();
-    let scope = scope_of(&state, query.subscription()).await?;
+    let scope = scope_of(&state, &caller, query.subscription()).await?;
     let page = page(&state, query.limit, query.cursor)?;
     let store = &state.workspaces.services().store;
     // Read first: a subscriber that continues from it sees a notification twice rather than never.
@@ -101,6 +107,7 @@ pub(crate) async fn list_inbox(
 /// Marks a notification as read for `userId`, or for everyone without one. Idempotent.
 #[utoipa::path(
     tag = "notifications",
+    security(("token" = ["notifications.read"])),
     params(("id" = Uuid, Path, description = "Id of the notification")),
     request_body = AckBody,
     responses(
@@ -110,11 +117,12 @@ pub(crate) async fn list_inbox(
 #[post("/acp/notifications/{id}/ack")]
 pub(crate) async fn acknowledge(
     state: web::Data<HttpState>,
+    caller: Caller,
     id: web::Path<String>,
     body: Body,
 ) -> Result<web::Json<Acknowledged>, ApiError> {
     let id: Uuid = path_id(&id, "notification")?;
-    let scope = scope_of(&state, parse_body(&body)?).await?;
+    let scope = scope_of(&state, &caller, parse_body(&body)?).await?;
     let services = state.workspaces.services();
     if services.store.mark_read(scope.clone(), vec![id], services.clock.now()).await? != [true] {
         return Err(ApiError::new(ErrorCode::NotFound, format!("no notification {id}")));
@@ -126,6 +134,7 @@ pub(crate) async fn acknowledge(
 /// for the notifications that the body selects. The server of the page requests it, so the page never has the token.
 #[utoipa::path(
     tag = "notifications",
+    security(("token" = ["notifications.read"])),
     request_body = Subscription,
     responses(
         (status = 201, description = "The ticket", body = Ticket),
@@ -133,13 +142,17 @@ pub(crate) async fn acknowledge(
     )
 )]
 #[post("/acp/notifications/ticket")]
-pub(crate) async fn make_ticket(state: web::Data<HttpState>, body: Body) -> Result<HttpResponse, ApiError> {
+pub(crate) async fn make_ticket(
+    state: web::Data<HttpState>,
+    caller: Caller,
+    body: Body,
+) -> Result<HttpResponse, ApiError> {
     let requested: Subscription = parse_body(&body)?;
-    scope_of(&state, requested.clone()).await?;
+    scope_of(&state, &caller, requested.clone()).await?;
     let services = state.workspaces.services();
     let now = services.clock.now();
     let expires_at = now.plus(state.config.notifications.ticket_ttl());
-    let (ticket, allows) = (new_ticket(), serde_json::to_string(&requested).unwrap_or_default());
+    let (ticket, allows) = (secret::random(), allowance(&caller, requested));
     services.store.add_ticket(hash_of(&ticket), allows, expires_at, now).await?;
     Ok(HttpResponse::Created().insert_header(("Cache-Control", "no-store")).json(Ticket { ticket, expires_at }))
 }

@@ -19,12 +19,13 @@ use super::{
 };
 use crate::{
     actors::{
-        handles::{session_progress, subscriber::Ending},
+        handles::{client_tokens::ClientTokens, session_progress, subscriber::Ending},
         notifications::NotificationHub,
         services::Services,
     },
     contract::notifications::frames::{ClientFrame, FRAMES_VERSION, MAX_CLIENT_FRAME_BYTES, ServerFrame, close_code},
     domain::{
+        access::Caller,
         clock::Timestamp,
         heartbeat::{self, Due, SubscriberHeartbeat, SubscriberPulse},
         notify::{
@@ -55,11 +56,11 @@ pub(crate) fn check(request: &HttpRequest) -> Result<(), ApiError> {
     ws::handshake(request).map(drop).map_err(|cause| no_upgrade(cause.into()))
 }
 
-/// Opens the WebSocket of a subscriber for `scope`, until `expires`.
+/// Opens the WebSocket of a subscriber for `scope`, until `expires` or the end of the token.
 pub(crate) fn open(
     (request, body): (&HttpRequest, web::Payload),
     state: &HttpState,
-    scope: Scope,
+    (caller, scope): (Caller, Scope),
     seat: OwnedSemaphorePermit,
     expires: Option<Timestamp>,
 ) -> Result<HttpResponse, ApiError> {
@@ -68,6 +69,8 @@ pub(crate) fn open(
     let socket = NotificationSocket {
         hub: state.notifications.clone(),
         scope: Arc::new(scope),
+        tokens: state.tokens.clone(),
+        caller,
         expires,
         opened: Instant::now(),
         pulse: SubscriberPulse::new(SubscriberHeartbeat::default()),
@@ -89,6 +92,8 @@ struct NotificationSocket {
     services: Arc<Services>,
     hub: NotificationHub,
     scope: Arc<Scope>,
+    tokens: ClientTokens,
+    caller: Caller,
     /// When the authorisation of a browser page expires.
     expires: Option<Timestamp>,
     opened: Instant,
@@ -389,6 +394,10 @@ impl NotificationSocket {
         }
         if self.expires.is_some_and(|until| self.services.clock.steady() >= until) {
             let reason = "the authorisation of this WebSocket expired: get a new ticket";
+            return self.evict(Eviction::Expired, close_code::EXPIRED, reason, ctx);
+        }
+        if !self.tokens.is_current(&self.caller, self.services.clock.now()) {
+            let reason = "the token of this WebSocket expired or was revoked";
             return self.evict(Eviction::Expired, close_code::EXPIRED, reason, ctx);
         }
         let next = loop {

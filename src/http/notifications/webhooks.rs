@@ -20,6 +20,7 @@ use crate::{
 /// Lists deliveries to the operators' webhook, the newest first.
 #[utoipa::path(
     tag = "operations",
+    security(("token" = ["service.operate"])),
     params(DeliveryQuery),
     responses(
         (status = 200, description = "A page", body = Page<WebhookDelivery>),
@@ -41,6 +42,7 @@ pub(crate) async fn list_deliveries(
 /// Posts a delivery again in any state, with a full number of attempts. `webhook-id` stays the same.
 #[utoipa::path(
     tag = "operations",
+    security(("token" = ["service.operate"])),
     params(("id" = Uuid, Path, description = "deliveryId")),
     request_body = NoMembers,
     responses(
@@ -65,6 +67,7 @@ pub(crate) async fn replay_delivery(
 /// Posts all deliveries again that were given up.
 #[utoipa::path(
     tag = "operations",
+    security(("token" = ["service.operate"])),
     request_body = NoMembers,
     responses(
         (status = 200, description = "Number of deliveries", body = ReplayedDeliveries),

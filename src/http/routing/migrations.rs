@@ -14,6 +14,7 @@ use crate::{
         },
     },
     domain::{
+        access::Caller,
         migration::{Entry, MigrationMode, MigrationPlan, MigrationProgress, Place},
         turn::outcome::{ErrorCode, Failure},
     },
@@ -22,6 +23,7 @@ use crate::{
         problem::ApiError,
         refusals::{OfBody, OfMigration, Problems},
         request::{Body, Query, page, parse_body, path_id, run_to_completion},
+        rows,
     },
     store::{MigrationRunFilter, MigrationRunRow},
 };
@@ -33,6 +35,7 @@ const MAX_RUNS: usize = 50;
 /// route.
 #[utoipa::path(
     tag = "migrations",
+    security(("token" = ["fleet.change"])),
     request_body = MigrationBody,
     responses(
         (status = 202, description = "The migration was created", body = Migration),
@@ -40,22 +43,27 @@ const MAX_RUNS: usize = 50;
     )
 )]
 #[post("/acp/migrations")]
-pub(crate) async fn begin_migration(state: web::Data<HttpState>, body: Body) -> Result<HttpResponse, ApiError> {
+pub(crate) async fn begin_migration(
+    state: web::Data<HttpState>,
+    caller: Caller,
+    body: Body,
+) -> Result<HttpResponse, ApiError> {
     let body: MigrationBody = parse_body(&body)?;
-    let attribution = attribution(&body.actor, &body.reason, body.initiated_by)?;
+    let attribution = attribution(&caller, body.actor.as_deref(), &body.reason, body.initiated_by)?;
+    let installation_id = rows::one_tenant(&caller, body.installation_id.clone())?;
     let mode = mode(&body)?;
     let migrations = state.migrations.clone();
     let started = run_to_completion(async move {
         let workspaces = match body.workspaces {
             Some(named) => named,
-            None => migrations.with_another_default(&body.installation_id, body.target).await?,
+            None => migrations.with_another_default(&installation_id, body.target).await?,
         };
         if workspaces.is_empty() {
             let detail = "no workspaces are named, and no workspace of the tenant has another default route";
             return Err(Failure::new(ErrorCode::InvalidRequest, detail));
         }
         let plan = MigrationPlan {
-            installation_id: body.installation_id,
+            installation_id,
             target: body.target,
             workspaces,
             mode,
@@ -72,6 +80,7 @@ pub(crate) async fn begin_migration(state: web::Data<HttpState>, body: Body) -> 
 /// Lists migrations, the newest first, without their workspaces.
 #[utoipa::path(
     tag = "migrations",
+    security(("token" = ["fleet.read"])),
     params(MigrationQuery),
     responses(
         (status = 200, description = "A page", body = Page<Migration>),
@@ -80,13 +89,15 @@ pub(crate) async fn begin_migration(state: web::Data<HttpState>, body: Body) -> 
 #[get("/acp/migrations")]
 pub(crate) async fn list_migrations(
     state: web::Data<HttpState>,
+    caller: Caller,
     query: Query<MigrationQuery>,
 ) -> Result<web::Json<Page<Migration>>, ApiError> {
     let MigrationQuery { installation_id, status, limit, cursor } = query.into_inner();
     let mut page = page(&state, limit, cursor)?;
     page.limit = page.limit.min(MAX_RUNS);
     let limit = page.limit;
-    let filter = MigrationRunFilter { installation_id, status, open_only: false };
+    let filter =
+        MigrationRunFilter { installation_id: rows::tenant(&caller, installation_id)?, status, open_only: false };
     let rows = state.workspaces.services().store.migration_runs(filter, page).await?;
     let next_cursor = if rows.len() < limit { None } else { rows.last().map(|row| row.cursor().to_string()) };
     Ok(web::Json(Page { items: rows.into_iter().map(|row| migration(row, false)).collect(), next_cursor }))
@@ -95,6 +106,7 @@ pub(crate) async fn list_migrations(
 /// Progress of a migration, and the state of each workspace.
 #[utoipa::path(
     tag = "migrations",
+    security(("token" = ["fleet.read"])),
     params(("id" = Uuid, Path, description = "migrationId")),
     responses(
         (status = 200, description = "The migration", body = Migration),
@@ -103,17 +115,18 @@ pub(crate) async fn list_migrations(
 #[get("/acp/migrations/{id}")]
 pub(crate) async fn get_migration(
     state: web::Data<HttpState>,
+    caller: Caller,
     id: web::Path<String>,
 ) -> Result<web::Json<Migration>, ApiError> {
     let id: Uuid = path_id(&id, "migration")?;
-    let row = state.workspaces.services().store.migration_run(id).await?;
-    let row = row.ok_or_else(|| ApiError::new(ErrorCode::NotFound, "no migration with this id"))?;
+    let row = rows::find_migration(&state, &caller, id).await?;
     Ok(web::Json(migration(row, true)))
 }
 
 /// Pauses a migration. A move in progress is completed.
 #[utoipa::path(
     tag = "migrations",
+    security(("token" = ["fleet.change"])),
     params(("id" = Uuid, Path, description = "migrationId")),
     request_body = MigrationChange,
     responses(
@@ -124,15 +137,17 @@ pub(crate) async fn get_migration(
 #[post("/acp/migrations/{id}/pause")]
 pub(crate) async fn pause_migration(
     state: web::Data<HttpState>,
+    caller: Caller,
     id: web::Path<String>,
     body: Body,
 ) -> Result<web::Json<Migration>, ApiError> {
-    change(&state, &id, &body, RunChange::Pause).await
+    change(&state, &caller, (&id, &body), RunChange::Pause).await
 }
 
 /// Resumes a paused migration.
 #[utoipa::path(
     tag = "migrations",
+    security(("token" = ["fleet.change"])),
     params(("id" = Uuid, Path, description = "migrationId")),
     request_body = MigrationChange,
     responses(
@@ -143,15 +158,17 @@ pub(crate) async fn pause_migration(
 #[post("/acp/migrations/{id}/resume")]
 pub(crate) async fn resume_migration(
     state: web::Data<HttpState>,
+    caller: Caller,
     id: web::Path<String>,
     body: Body,
 ) -> Result<web::Json<Migration>, ApiError> {
-    change(&state, &id, &body, RunChange::Resume).await
+    change(&state, &caller, (&id, &body), RunChange::Resume).await
 }
 
 /// Ends a migration; workspaces already moved stay moved.
 #[utoipa::path(
     tag = "migrations",
+    security(("token" = ["fleet.change"])),
     params(("id" = Uuid, Path, description = "migrationId")),
     request_body = MigrationChange,
     responses(
@@ -162,15 +179,17 @@ pub(crate) async fn resume_migration(
 #[post("/acp/migrations/{id}/cancel")]
 pub(crate) async fn cancel_migration(
     state: web::Data<HttpState>,
+    caller: Caller,
     id: web::Path<String>,
     body: Body,
 ) -> Result<web::Json<Migration>, ApiError> {
-    change(&state, &id, &body, RunChange::Cancel).await
+    change(&state, &caller, (&id, &body), RunChange::Cancel).await
 }
 
 /// Moves back exactly the workspaces that the migration moved, in steps of the same size.
 #[utoipa::path(
     tag = "migrations",
+    security(("token" = ["fleet.change"])),
     params(("id" = Uuid, Path, description = "migrationId")),
     request_body = MigrationChange,
     responses(
@@ -181,21 +200,23 @@ pub(crate) async fn cancel_migration(
 #[post("/acp/migrations/{id}/rollback")]
 pub(crate) async fn roll_migration_back(
     state: web::Data<HttpState>,
+    caller: Caller,
     id: web::Path<String>,
     body: Body,
 ) -> Result<web::Json<Migration>, ApiError> {
-    change(&state, &id, &body, RunChange::RollBack).await
+    change(&state, &caller, (&id, &body), RunChange::RollBack).await
 }
 
 async fn change(
     state: &HttpState,
-    id: &str,
-    body: &Body,
+    caller: &Caller,
+    (id, body): (&str, &Body),
     change: RunChange,
 ) -> Result<web::Json<Migration>, ApiError> {
     let id: Uuid = path_id(id, "migration")?;
     let body: MigrationChange = parse_body(body)?;
-    let attribution = attribution(&body.actor, &body.reason, body.initiated_by)?;
+    let attribution = attribution(caller, body.actor.as_deref(), &body.reason, body.initiated_by)?;
+    rows::find_migration(state, caller, id).await?;
     let migrations = state.migrations.clone();
     let row = run_to_completion(async move { migrations.change(id, change, &attribution).await }).await?;
     Ok(web::Json(migration(row, true)))
@@ -233,6 +254,7 @@ fn migration(row: MigrationRunRow, with_workspaces: bool) -> Migration {
         progress: Progress { total, untouched, moving, moved, skipped, failed, moved_back },
         initiated_by: attribution.initiator,
         actor: attribution.actor,
+        actor_note: attribution.actor_note,
         reason: attribution.reason,
         created_at: run.created(),
         started_at: run.started(),

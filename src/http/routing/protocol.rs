@@ -12,6 +12,7 @@ use crate::{
         FlipBody, PinInfo, ProtocolBody, RecoveryInfo, RollbackInfo, TenantQuery, WindowInfo, WorkspaceProtocol,
     },
     domain::{
+        access::{Caller, Role},
         ids::{InstallationId, WorkspaceId, WorkspaceKey},
         redaction::Redacted,
         routing::{Attribution, Initiator, success_window::WindowFigures},
@@ -21,13 +22,15 @@ use crate::{
         HttpState,
         problem::ApiError,
         refusals::{OfRoute, Problems},
-        request::{Body, Query, find_workspace, parse_body, run_to_completion},
+        request::{Body, Query, parse_body, run_to_completion},
+        rows::find_workspace,
     },
 };
 
 /// Route of a workspace, with its success window and its recovery.
 #[utoipa::path(
     tag = "routes",
+    security(("token" = ["sessions.read"])),
     params(("id" = WorkspaceId, Path, description = "workspaceId"), TenantQuery),
     responses(
         (status = 200, description = "The route", body = WorkspaceProtocol),
@@ -37,10 +40,11 @@ use crate::{
 #[get("/acp/workspaces/{id}/protocol")]
 pub(crate) async fn get_protocol(
     state: web::Data<HttpState>,
+    caller: Caller,
     id: web::Path<String>,
     query: Query<TenantQuery>,
 ) -> Result<web::Json<WorkspaceProtocol>, ApiError> {
-    let key = workspace_key(&state, &id, query.into_inner()).await?;
+    let key = workspace_key(&state, &caller, &id, query.into_inner()).await?;
     let routing = state.workspaces.routing(&key).await?;
     let view = routing.view().await?;
     Ok(web::Json(protocol(key, view, routing.figures().await?)))
@@ -49,6 +53,7 @@ pub(crate) async fn get_protocol(
 /// Changes defaults and pin of a workspace; absent members stay unchanged. All changes are at most one flip.
 #[utoipa::path(
     tag = "routes",
+    security(("token" = ["routes.change"])),
     params(("id" = WorkspaceId, Path, description = "workspaceId"), TenantQuery),
     request_body = ProtocolBody,
     responses(
@@ -59,12 +64,13 @@ pub(crate) async fn get_protocol(
 #[put("/acp/workspaces/{id}/protocol")]
 pub(crate) async fn put_protocol(
     state: web::Data<HttpState>,
+    caller: Caller,
     id: web::Path<String>,
     query: Query<TenantQuery>,
     body: Body,
 ) -> Result<web::Json<WorkspaceProtocol>, ApiError> {
     let body: ProtocolBody = parse_body(&body)?;
-    let attribution = attribution(&body.actor, &body.reason, body.initiated_by)?;
+    let attribution = attribution(&caller, body.actor.as_deref(), &body.reason, body.initiated_by)?;
     let changes = [
         body.default_protocol.map(RouteChange::Default),
         body.migration_enabled.map(RouteChange::MigrationEnabled),
@@ -76,7 +82,7 @@ pub(crate) async fn put_protocol(
         let detail = "give at least one of defaultProtocol, migrationEnabled, autoRollout and pin";
         return Err(ApiError::new(ErrorCode::InvalidRequest, detail));
     }
-    let key = workspace_key(&state, &id, tenant_of(query.into_inner(), body.installation_id)?).await?;
+    let key = workspace_key(&state, &caller, &id, tenant_of(query.into_inner(), body.installation_id)?).await?;
     change(&state, key, ChangeRoute { changes, attribution, run_id: None }).await
 }
 
@@ -84,6 +90,7 @@ pub(crate) async fn put_protocol(
 /// only actor and reason.
 #[utoipa::path(
     tag = "routes",
+    security(("token" = ["workspaces.rollback"])),
     params(("id" = WorkspaceId, Path, description = "workspaceId"), TenantQuery),
     request_body = FlipBody,
     responses(
@@ -94,16 +101,18 @@ pub(crate) async fn put_protocol(
 #[post("/acp/workspaces/{id}/rollback")]
 pub(crate) async fn roll_back(
     state: web::Data<HttpState>,
+    caller: Caller,
     id: web::Path<String>,
     query: Query<TenantQuery>,
     body: Body,
 ) -> Result<web::Json<WorkspaceProtocol>, ApiError> {
-    flip(&state, &id, query.into_inner(), &body, RouteChange::RollBack).await
+    flip(&state, &caller, &id, (query.into_inner(), &body), RouteChange::RollBack).await
 }
 
 /// Restores a workspace to its default route with an empty window; removes pin and cool-down. Idempotent.
 #[utoipa::path(
     tag = "routes",
+    security(("token" = ["routes.change"])),
     params(("id" = WorkspaceId, Path, description = "workspaceId"), TenantQuery),
     request_body = FlipBody,
     responses(
@@ -114,23 +123,24 @@ pub(crate) async fn roll_back(
 #[post("/acp/workspaces/{id}/restore")]
 pub(crate) async fn restore(
     state: web::Data<HttpState>,
+    caller: Caller,
     id: web::Path<String>,
     query: Query<TenantQuery>,
     body: Body,
 ) -> Result<web::Json<WorkspaceProtocol>, ApiError> {
-    flip(&state, &id, query.into_inner(), &body, RouteChange::Restore).await
+    flip(&state, &caller, &id, (query.into_inner(), &body), RouteChange::Restore).await
 }
 
 async fn flip(
     state: &HttpState,
+    caller: &Caller,
     id: &str,
-    query: TenantQuery,
-    body: &Body,
+    (query, body): (TenantQuery, &Body),
     flip: RouteChange,
 ) -> Result<web::Json<WorkspaceProtocol>, ApiError> {
     let body: FlipBody = parse_body(body)?;
-    let attribution = attribution(&body.actor, &body.reason, body.initiated_by)?;
-    let key = workspace_key(state, id, tenant_of(query, body.installation_id)?).await?;
+    let attribution = attribution(caller, body.actor.as_deref(), &body.reason, body.initiated_by)?;
+    let key = workspace_key(state, caller, id, tenant_of(query, body.installation_id)?).await?;
     change(state, key, ChangeRoute { changes: vec![flip], attribution, run_id: None }).await
 }
 
@@ -150,8 +160,13 @@ async fn change(
     Ok(web::Json(protocol(key, view, figures)))
 }
 
-/// Actor and reason of a change, validated and redacted.
-pub(crate) fn attribution(actor: &str, reason: &str, initiator: Option<Initiator>) -> Result<Attribution, Failure> {
+/// The origin of a change: the caller, and the texts that it gave, validated and redacted.
+pub(crate) fn attribution(
+    caller: &Caller,
+    actor: Option<&str>,
+    reason: &str,
+    initiator: Option<Initiator>,
+) -> Result<Attribution, Failure> {
     let checked = |name: &str, text: &str, most: usize| {
         let fits = text.chars().count() <= most;
         let text = text.trim();
@@ -167,8 +182,15 @@ pub(crate) fn attribution(actor: &str, reason: &str, initiator: Option<Initiator
     if initiator == Initiator::System {
         return Err(Failure::new(ErrorCode::InvalidRequest, "initiatedBy: must be operator or user"));
     }
-    let actor = checked("actor", actor, MAX_ACTOR_CHARS)?;
-    Ok(Attribution { initiator, actor, reason: checked("reason", reason, MAX_REASON_CHARS)? })
+    let initiator = if caller.role() == Role::User { Initiator::User } else { initiator };
+    let subject = caller.subject();
+    let actor_note = actor.map(|actor| checked("actor", actor, MAX_ACTOR_CHARS)).transpose()?;
+    Ok(Attribution {
+        initiator,
+        actor: subject.to_owned(),
+        actor_note: actor_note.filter(|note| note != subject),
+        reason: checked("reason", reason, MAX_REASON_CHARS)?,
+    })
 }
 
 /// The tenant of a change, from the query or the body.
@@ -183,8 +205,13 @@ fn tenant_of(query: TenantQuery, body: Option<InstallationId>) -> Result<TenantQ
 }
 
 /// The workspace of the tenant, or the only one of this name.
-pub(crate) async fn workspace_key(state: &HttpState, id: &str, query: TenantQuery) -> Result<WorkspaceKey, ApiError> {
-    Ok(find_workspace(state, id, query).await?.key)
+pub(crate) async fn workspace_key(
+    state: &HttpState,
+    caller: &Caller,
+    id: &str,
+    query: TenantQuery,
+) -> Result<WorkspaceKey, ApiError> {
+    Ok(find_workspace(state, caller, id, query).await?.key)
 }
 
 fn protocol(key: WorkspaceKey, view: RouteView, figures: WindowFigures) -> WorkspaceProtocol {
@@ -200,6 +227,7 @@ fn protocol(key: WorkspaceKey, view: RouteView, figures: WindowFigures) -> Works
         pin: routing.pin().cloned().map(|pin| PinInfo {
             protocol: pin.protocol,
             actor: pin.attribution.actor,
+            actor_note: pin.attribution.actor_note,
             reason: pin.attribution.reason,
             since: pin.since,
         }),

@@ -7,6 +7,7 @@ use crate::{
     actors::migrations::tenant,
     contract::routing::tenant::{TenantProtocolBody, TenantProtocolChanged, TenantProtocolInfo},
     domain::{
+        access::Caller,
         automation::repository_pattern::{MAX_PATTERNS, is_pattern},
         clock::Timestamp,
         ids::InstallationId,
@@ -17,6 +18,7 @@ use crate::{
         problem::ApiError,
         refusals::{OfRoute, Problems},
         request::{Body, parse_body, run_to_completion},
+        rows,
     },
     store::TenantProtocol,
 };
@@ -24,6 +26,7 @@ use crate::{
 /// Route defaults of a tenant; an unknown tenant has the service's defaults.
 #[utoipa::path(
     tag = "routes",
+    security(("token" = ["fleet.read"])),
     params(("installationId" = InstallationId, Path, description = "The tenant")),
     responses(
         (status = 200, description = "The defaults", body = TenantProtocolInfo),
@@ -32,9 +35,10 @@ use crate::{
 #[get("/acp/tenants/{installationId}/protocol")]
 pub(crate) async fn get_tenant(
     state: web::Data<HttpState>,
+    caller: Caller,
     tenant: web::Path<String>,
 ) -> Result<web::Json<TenantProtocolInfo>, ApiError> {
-    let tenant = known(&tenant)?;
+    let tenant = rows::tenant_in_path(&caller, &tenant)?;
     let kept = state.workspaces.services().store.tenant_protocol(tenant.clone()).await?;
     Ok(web::Json(info(kept, tenant)))
 }
@@ -45,6 +49,7 @@ pub(crate) async fn get_tenant(
 /// move the others.
 #[utoipa::path(
     tag = "routes",
+    security(("token" = ["fleet.change"])),
     params(("installationId" = InstallationId, Path, description = "The tenant")),
     request_body = TenantProtocolBody,
     responses(
@@ -55,12 +60,13 @@ pub(crate) async fn get_tenant(
 #[put("/acp/tenants/{installationId}/protocol")]
 pub(crate) async fn put_tenant(
     state: web::Data<HttpState>,
+    caller: Caller,
     tenant: web::Path<String>,
     body: Body,
 ) -> Result<web::Json<TenantProtocolChanged>, ApiError> {
-    let tenant = known(&tenant)?;
+    let tenant = rows::tenant_in_path(&caller, &tenant)?;
     let body: TenantProtocolBody = parse_body(&body)?;
-    let attribution = attribution(&body.actor, &body.reason, body.initiated_by)?;
+    let attribution = attribution(&caller, body.actor.as_deref(), &body.reason, body.initiated_by)?;
     let given = [body.enable_acp, body.allow_migration, body.auto_migration];
     if given == [None; 3] && body.default_protocol.is_none() && body.blocked_repositories.is_none() {
         let detail = "give at least one of defaultProtocol, enableAcp, allowMigration, autoMigration and \
@@ -87,11 +93,6 @@ pub(crate) async fn put_tenant(
     let moved =
         run_to_completion(async move { tenant::change(&workspaces, &before, wanted, attribution).await }).await?;
     Ok(web::Json(TenantProtocolChanged { protocol: info(Some(kept), tenant), moved }))
-}
-
-/// A malformed name is answered like an unknown one.
-fn known(tenant: &str) -> Result<InstallationId, ApiError> {
-    tenant.parse().map_err(|_| ApiError::new(ErrorCode::NotFound, "no tenant with this id"))
 }
 
 fn check(patterns: &[String]) -> Result<(), ApiError> {

@@ -11,6 +11,7 @@ use crate::{
         explain::{Explanation, MAX_TIMELINE, TimelineEntry},
     },
     domain::{
+        access::Caller,
         clock::Timestamp,
         explain::{CurrentState, EntryKind, answer, timeline},
         ids::SessionId,
@@ -21,7 +22,8 @@ use crate::{
         HttpState,
         problem::ApiError,
         refusals::{OfRoute, Problems},
-        request::{find_session, path_id},
+        request::path_id,
+        rows::{find_live, find_session},
     },
     store::{AuditFilter, Page, PromptRow, SessionRow, Store, StoreError, TranscriptRow},
 };
@@ -30,6 +32,7 @@ use crate::{
 /// flips of the workspace since the session was opened, notes, automation runs and notifications.
 #[utoipa::path(
     tag = "sessions",
+    security(("token" = ["sessions.read"])),
     params(("id" = SessionId, Path, description = "sessionId")),
     responses(
         (status = 200, description = "The explanation", body = Explanation),
@@ -39,11 +42,12 @@ use crate::{
 #[get("/acp/session/{id:[0-9a-fA-F-]+}/explain")]
 pub(crate) async fn explain_session(
     state: web::Data<HttpState>,
+    caller: Caller,
     id: web::Path<String>,
 ) -> Result<web::Json<Explanation>, ApiError> {
     let id: SessionId = path_id(&id, "session")?;
-    let row = find_session(&state, id).await?;
-    let session_state = state.workspaces.live(id).map(|live| {
+    let row = find_session(&state, &caller, id).await?;
+    let session_state = find_live(&state, &caller, id).map(|live| {
         // Read once: the view holds a lock.
         let view = live.shared.view();
         (view.state, view.carrier)

@@ -18,7 +18,8 @@ use super::{
     HttpState,
     problem::{ApiError, REPLAYED},
     refusals::{OfAgent, OfBody, OfCall, OfKey, OfPermission, OfRuntime, OfSession, OfStart, Problems},
-    request::{Body, find_session, idempotency, parse_body, path_id, run_to_completion},
+    request::{Body, idempotency, parse_body, path_id, run_to_completion},
+    rows::{self, find_live, find_session},
 };
 use crate::{
     actors::{
@@ -37,7 +38,8 @@ use crate::{
         },
     },
     domain::{
-        ids::{PromptId, SessionId, WorkspaceKey},
+        access::Caller,
+        ids::{PromptId, SessionId},
         redaction::RedactedJson,
         session::{
             choices::Setting,
@@ -55,6 +57,7 @@ use crate::{
 /// answer with `Idempotent-Replayed: true`. A request that fails does not use up its key.
 #[utoipa::path(
     tag = "sessions",
+    security(("token" = ["sessions.use"])),
     params((
         "Idempotency-Key" = Option<String>, Header, pattern = r"^[!-~]{1,128}$", description = "Makes a retry safe"
     )),
@@ -68,10 +71,11 @@ use crate::{
 pub(crate) async fn new_session(
     request: HttpRequest,
     state: web::Data<HttpState>,
+    caller: Caller,
     body: Body,
 ) -> Result<HttpResponse, ApiError> {
     let key = idempotency(&request, &body)?;
-    let request = open_request(parse_body(&body)?)?;
+    let request = open_request(&caller, parse_body(&body)?)?;
     let workspaces = state.workspaces.clone();
     let Some(idempotency) = key else {
         let opened = run_to_completion(async move { workspaces.open(request).await }).await?;
@@ -96,7 +100,7 @@ fn answer_of(opened: &ReadySession) -> RedactedJson {
     RedactedJson::of(&ready(opened.clone()))
 }
 
-fn open_request(body: NewSessionBody) -> Result<OpenSession, ApiError> {
+fn open_request(caller: &Caller, body: NewSessionBody) -> Result<OpenSession, ApiError> {
     if body.repository.is_some() && body.path.is_some() {
         return Err(ApiError::new(ErrorCode::InvalidRequest, "give `repository` or `path`, not both"));
     }
@@ -107,8 +111,8 @@ fn open_request(body: NewSessionBody) -> Result<OpenSession, ApiError> {
     mcp::check(&mcp_servers)?;
     let enable_git_ops = body.enable_git_ops.unwrap_or(body.repository.is_some());
     Ok(OpenSession {
-        workspace: WorkspaceKey { installation_id: body.installation_id, workspace_id: body.workspace_id },
-        user_id: body.user_id,
+        workspace: rows::workspace_key(caller, body.installation_id, body.workspace_id)?,
+        user_id: rows::user(caller, body.user_id)?,
         agent: body.agent,
         mode: match body.mode {
             Mode::Development => SessionMode::Development,
@@ -158,6 +162,7 @@ pub(crate) fn state_of(state: &HttpState, row: &SessionRow) -> SessionState {
 /// or, while it works, ahead of the next prompt.
 #[utoipa::path(
     tag = "sessions",
+    security(("token" = ["sessions.use"])),
     request_body = LoadBody,
     responses(
         (status = 200, description = "The session is ready for prompts", body = SessionReady),
@@ -167,6 +172,7 @@ pub(crate) fn state_of(state: &HttpState, row: &SessionRow) -> SessionState {
 #[post("/acp/session/load")]
 pub(crate) async fn load_session(
     state: web::Data<HttpState>,
+    caller: Caller,
     body: Body,
 ) -> Result<web::Json<SessionReady>, ApiError> {
     let body: LoadBody = parse_body(&body)?;
@@ -174,7 +180,7 @@ pub(crate) async fn load_session(
     if let Some(servers) = &body.mcp_servers {
         mcp::check(servers)?;
     }
-    let row = find_session(&state, id).await?;
+    let row = find_session(&state, &caller, id).await?;
     let (workspaces, given) = (state.workspaces.clone(), body.mcp_servers.map(McpServers::given));
     let loaded = run_to_completion(async move { workspaces.load(&row, given).await }).await?;
     Ok(web::Json(ready(loaded)))
@@ -183,6 +189,7 @@ pub(crate) async fn load_session(
 /// Ends a session for good: cancels its running turn, ends its agent and frees its seat. Idempotent.
 #[utoipa::path(
     tag = "sessions",
+    security(("token" = ["sessions.use"])),
     request_body = SessionBody,
     responses(
         (status = 200, description = "The session is closed", body = Closed),
@@ -190,10 +197,16 @@ pub(crate) async fn load_session(
     )
 )]
 #[post("/acp/session/close")]
-pub(crate) async fn close_session(state: web::Data<HttpState>, body: Body) -> Result<web::Json<Closed>, ApiError> {
+pub(crate) async fn close_session(
+    state: web::Data<HttpState>,
+    caller: Caller,
+    body: Body,
+) -> Result<web::Json<Closed>, ApiError> {
     let body: SessionBody = parse_body(&body)?;
     let id: SessionId = path_id(&body.session_id, "session")?;
-    if state.workspaces.live(id).is_none() && find_session(&state, id).await?.state == SessionState::Closed {
+    if find_live(&state, &caller, id).is_none()
+        && find_session(&state, &caller, id).await?.state == SessionState::Closed
+    {
         return Ok(web::Json(Closed { session_id: id, state: SessionState::Closed }));
     }
     let workspaces = state.workspaces.clone();
@@ -204,6 +217,7 @@ pub(crate) async fn close_session(state: web::Data<HttpState>, body: Body) -> Re
 /// Cancels the running turn, which ends as `cancelled`. Answers whether a turn was running.
 #[utoipa::path(
     tag = "turns",
+    security(("token" = ["sessions.use"])),
     request_body = CancelBody,
     responses(
         (status = 200, description = "Whether a turn was running", body = Cancelled),
@@ -211,18 +225,22 @@ pub(crate) async fn close_session(state: web::Data<HttpState>, body: Body) -> Re
     )
 )]
 #[post("/acp/session/cancel")]
-pub(crate) async fn cancel_turn(state: web::Data<HttpState>, body: Body) -> Result<web::Json<Cancelled>, ApiError> {
+pub(crate) async fn cancel_turn(
+    state: web::Data<HttpState>,
+    caller: Caller,
+    body: Body,
+) -> Result<web::Json<Cancelled>, ApiError> {
     let body: CancelBody = parse_body(&body)?;
     let id: SessionId = path_id(&body.session_id, "session")?;
     let prompt_id: Option<PromptId> = body.prompt_id.as_deref().map(|id| path_id(id, "prompt")).transpose()?;
-    let cancelled = match state.workspaces.live(id) {
+    let cancelled = match find_live(&state, &caller, id) {
         Some(live) => state
             .workspaces
             .ask(&live, |it| it.cancel_turn.clone(), |_| CancelTurn { prompt_id, cause: CancelCause::User })
             .await
             .unwrap_or(false),
         None => {
-            find_session(&state, id).await?;
+            find_session(&state, &caller, id).await?;
             // The session may have ended after its agent did, while automation still runs.
             let closing = state.workspaces.services().closing.get(id);
             let closing = closing.filter(|turn| prompt_id.is_none_or(|wanted| wanted == turn.prompt_id));
@@ -233,12 +251,12 @@ pub(crate) async fn cancel_turn(state: web::Data<HttpState>, body: Body) -> Resu
 }
 
 /// The live session, or the reason why it is not live.
-async fn live(state: &HttpState, id: &str) -> Result<std::sync::Arc<LiveSession>, ApiError> {
+async fn live(state: &HttpState, caller: &Caller, id: &str) -> Result<std::sync::Arc<LiveSession>, ApiError> {
     let id: SessionId = path_id(id, "session")?;
-    if let Some(live) = state.workspaces.live(id) {
+    if let Some(live) = find_live(state, caller, id) {
         return Ok(live);
     }
-    let row = find_session(state, id).await?;
+    let row = find_session(state, caller, id).await?;
     let current = state_of(state, &row);
     let code = current.admits_prompt().err().unwrap_or(ErrorCode::SessionNotLoaded);
     Err(ApiError::new(code, format!("the session is {}", current.as_str())))
@@ -251,6 +269,7 @@ fn session_lost() -> ApiError {
 /// Answers a pending permission request (event `permission_request`).
 #[utoipa::path(
     tag = "turns",
+    security(("token" = ["sessions.use"])),
     request_body = PermissionBody,
     responses(
         (status = 200, description = "The answer was sent to the agent", body = PermissionAnswered),
@@ -260,6 +279,7 @@ fn session_lost() -> ApiError {
 #[post("/acp/session/permission")]
 pub(crate) async fn answer_permission(
     state: web::Data<HttpState>,
+    caller: Caller,
     body: Body,
 ) -> Result<web::Json<PermissionAnswered>, ApiError> {
     let body: PermissionBody = parse_body(&body)?;
@@ -268,7 +288,7 @@ pub(crate) async fn answer_permission(
         (None, Some(true)) => None,
         _ => return Err(ApiError::new(ErrorCode::InvalidRequest, "give either `optionId` or `cancelled: true`")),
     };
-    let live = live(&state, &body.session_id).await?;
+    let live = live(&state, &caller, &body.session_id).await?;
     let make = |_| AnswerPermission { request_id: body.request_id.clone(), option_id: option_id.clone() };
     state.workspaces.ask(&live, |it| it.answer_permission.clone(), make).await.ok_or_else(session_lost)??;
     Ok(web::Json(PermissionAnswered { request_id: body.request_id }))
@@ -283,6 +303,7 @@ async fn change(state: &HttpState, live: &LiveSession, setting: Setting) -> Resu
 /// fallback, get it before their first prompt.
 #[utoipa::path(
     tag = "sessions",
+    security(("token" = ["sessions.use"])),
     request_body = ModeBody,
     responses(
         (status = 200, description = "Answer of the agent", body = AgentAnswer),
@@ -290,9 +311,13 @@ async fn change(state: &HttpState, live: &LiveSession, setting: Setting) -> Resu
     )
 )]
 #[post("/acp/session/mode")]
-pub(crate) async fn set_mode(state: web::Data<HttpState>, body: Body) -> Result<web::Json<AgentAnswer>, ApiError> {
+pub(crate) async fn set_mode(
+    state: web::Data<HttpState>,
+    caller: Caller,
+    body: Body,
+) -> Result<web::Json<AgentAnswer>, ApiError> {
     let body: ModeBody = parse_body(&body)?;
-    let live = live(&state, &body.session_id).await?;
+    let live = live(&state, &caller, &body.session_id).await?;
     let answer = change(&state, &live, Setting::Mode(body.mode_id)).await?;
     Ok(web::Json(AgentAnswer { answer }))
 }
@@ -300,6 +325,7 @@ pub(crate) async fn set_mode(state: web::Data<HttpState>, body: Body) -> Result<
 /// Sets the model of the agent to one that it offers in `models`. The session keeps it as it keeps the mode.
 #[utoipa::path(
     tag = "sessions",
+    security(("token" = ["sessions.use"])),
     request_body = ModelBody,
     responses(
         (status = 200, description = "Answer of the agent", body = AgentAnswer),
@@ -307,9 +333,13 @@ pub(crate) async fn set_mode(state: web::Data<HttpState>, body: Body) -> Result<
     )
 )]
 #[post("/acp/session/model")]
-pub(crate) async fn set_model(state: web::Data<HttpState>, body: Body) -> Result<web::Json<AgentAnswer>, ApiError> {
+pub(crate) async fn set_model(
+    state: web::Data<HttpState>,
+    caller: Caller,
+    body: Body,
+) -> Result<web::Json<AgentAnswer>, ApiError> {
     let body: ModelBody = parse_body(&body)?;
-    let live = live(&state, &body.session_id).await?;
+    let live = live(&state, &caller, &body.session_id).await?;
     let answer = change(&state, &live, Setting::Model(body.model_id)).await?;
     Ok(web::Json(AgentAnswer { answer }))
 }
@@ -317,6 +347,7 @@ pub(crate) async fn set_model(state: web::Data<HttpState>, body: Body) -> Result
 /// Sets an option that the agent offers. The session keeps it as it keeps the mode.
 #[utoipa::path(
     tag = "sessions",
+    security(("token" = ["sessions.use"])),
     request_body = ConfigBody,
     responses(
         (status = 200, description = "Answer of the agent", body = AgentAnswer),
@@ -324,12 +355,16 @@ pub(crate) async fn set_model(state: web::Data<HttpState>, body: Body) -> Result
     )
 )]
 #[post("/acp/session/config")]
-pub(crate) async fn set_config(state: web::Data<HttpState>, body: Body) -> Result<web::Json<AgentAnswer>, ApiError> {
+pub(crate) async fn set_config(
+    state: web::Data<HttpState>,
+    caller: Caller,
+    body: Body,
+) -> Result<web::Json<AgentAnswer>, ApiError> {
     let body: ConfigBody = parse_body(&body)?;
     if !(body.value.is_string() || body.value.is_boolean()) {
         return Err(ApiError::new(ErrorCode::InvalidRequest, "value: must be a string or a boolean"));
     }
-    let live = live(&state, &body.session_id).await?;
+    let live = live(&state, &caller, &body.session_id).await?;
     let answer = change(&state, &live, Setting::Option { id: body.config_id, value: body.value }).await?;
     Ok(web::Json(AgentAnswer { answer }))
 }

@@ -3,6 +3,7 @@
 use std::sync::Arc;
 
 use actix_web::{HttpRequest, HttpResponse, get, http::header, post, web};
+use futures_util::StreamExt;
 use serde_json::value::RawValue;
 use tokio::sync::watch;
 use uuid::Uuid;
@@ -17,6 +18,7 @@ use crate::{
         session::{FailureInfo, PromptAccepted, PromptBody, PromptInfo},
     },
     domain::{
+        access::Caller,
         automation::skip::WantedMode,
         ids::{PromptId, SessionId},
         turn::{
@@ -29,7 +31,9 @@ use crate::{
         HttpState,
         problem::{ApiError, REPLAYED},
         refusals::{OfAgent, OfBody, OfKey, OfSession, OfStart, OfTurn, Problems},
-        request::{Body, Query, find_session, idempotency, page, parse_body, path_id, run_to_completion},
+        request::{Body, Query, idempotency, page, parse_body, path_id, run_to_completion},
+        rows::{find_live, find_prompt, find_session},
+        tokens,
     },
     store::{Idempotency, PromptRow},
 };
@@ -64,6 +68,7 @@ fn answer_form(request: &HttpRequest) -> AnswerForm {
 /// end of the cancelled turn, then it is refused with 409.
 #[utoipa::path(
     tag = "turns",
+    security(("token" = ["sessions.use"])),
     params(
         ("Idempotency-Key" = Option<String>, Header, pattern = r"^[!-~]{1,128}$", description = "Makes a retry safe"),
         ("Prefer" = Option<String>, Header, description = "`respond-async` answers at once"),
@@ -82,13 +87,14 @@ fn answer_form(request: &HttpRequest) -> AnswerForm {
 pub(crate) async fn run_prompt(
     request: HttpRequest,
     state: web::Data<HttpState>,
+    caller: Caller,
     body: Body,
 ) -> Result<HttpResponse, ApiError> {
     let idempotency = idempotency(&request, &body)?;
     let body: PromptBody = parse_body(&body)?;
     let session_id: SessionId = path_id(&body.session_id, "session")?;
     let prompt = Prompt::parse(&body.prompt)?;
-    let begun = begin(&state, session_id, prompt, body.automation.mode, idempotency).await?;
+    let begun = begin(&state, &caller, session_id, (prompt, body.automation.mode), idempotency).await?;
     let (turn, duplicate) = match begun {
         TurnBegun::Accepted(turn) => (turn, false),
         TurnBegun::Joined(turn) => (turn, true),
@@ -100,7 +106,8 @@ pub(crate) async fn run_prompt(
         AnswerForm::Promise => Ok(promise(&accepted)),
         AnswerForm::Stream => {
             let metrics = state.workspaces.services().metrics.clone();
-            Ok(stream::answer(stream::follow(turn, &accepted, metrics)))
+            let until = tokens::until_token_ends(state.clone(), caller);
+            Ok(stream::answer(stream::follow(turn, &accepted, metrics).take_until(Box::pin(until))))
         }
     };
     if duplicate { replayed(answered) } else { answered }
@@ -118,9 +125,9 @@ fn replayed(answered: Result<HttpResponse, ApiError>) -> Result<HttpResponse, Ap
 /// Starts a turn; loads a hibernated session first.
 async fn begin(
     state: &HttpState,
+    caller: &Caller,
     session_id: SessionId,
-    prompt: Prompt,
-    wanted: WantedMode,
+    (prompt, wanted): (Prompt, WantedMode),
     idempotency: Option<Idempotency>,
 ) -> Result<TurnBegun, ApiError> {
     let workspaces = &state.workspaces;
@@ -128,10 +135,10 @@ async fn begin(
     let prompt_id = PromptId(Uuid::now_v7());
     let span = tracing::Span::current();
     // Dropped with this future when the caller disconnects.
-    let (_present, caller) = watch::channel(());
+    let (_present, presence) = watch::channel(());
     // Twice: a session can hibernate between the lookup and the request.
     for _ in 0..2 {
-        if let Some(live) = workspaces.live(session_id) {
+        if let Some(live) = find_live(state, caller, session_id) {
             let make = |again| RunPrompt {
                 prompt_id,
                 prompt: prompt.clone(),
@@ -139,7 +146,7 @@ async fn begin(
                 idempotency: idempotency.clone(),
                 again,
                 span: span.clone(),
-                caller: caller.clone(),
+                caller: presence.clone(),
             };
             if let Some(begun) = workspaces.ask(&live, |it| it.run_prompt.clone(), make).await {
                 return match begun {
@@ -152,7 +159,7 @@ async fn begin(
                 };
             }
         }
-        let row = find_session(state, session_id).await?;
+        let row = find_session(state, caller, session_id).await?;
         if let Some(before) = stored(state, session_id, idempotency.as_ref()).await? {
             return Ok(before);
         }
@@ -261,6 +268,7 @@ fn promise(accepted: &PromptAccepted) -> HttpResponse {
 /// State of a turn, and its result once it has ended.
 #[utoipa::path(
     tag = "turns",
+    security(("token" = ["contents.read"])),
     params(("id" = PromptId, Path, description = "promptId")),
     responses(
         (status = 200, description = "The turn", body = PromptInfo),
@@ -269,17 +277,18 @@ fn promise(accepted: &PromptAccepted) -> HttpResponse {
 #[get("/acp/prompt/{id:[0-9a-fA-F-]+}")]
 pub(crate) async fn get_prompt(
     state: web::Data<HttpState>,
+    caller: Caller,
     id: web::Path<String>,
 ) -> Result<web::Json<PromptInfo>, ApiError> {
     let id: PromptId = path_id(&id, "prompt")?;
-    let row = state.workspaces.services().store.prompt(id).await?;
-    let row = row.ok_or_else(|| ApiError::new(ErrorCode::NotFound, format!("no prompt {id}")))?;
+    let row = find_prompt(&state, &caller, id).await?;
     Ok(web::Json(info(&state, row)))
 }
 
 /// Lists the turns of a session, newest first, without their results.
 #[utoipa::path(
     tag = "turns",
+    security(("token" = ["contents.read"])),
     params(("id" = SessionId, Path, description = "sessionId"), PromptQuery),
     responses(
         (status = 200, description = "A page", body = Page<PromptInfo>),
@@ -288,11 +297,12 @@ pub(crate) async fn get_prompt(
 #[get("/acp/session/{id:[0-9a-fA-F-]+}/prompts")]
 pub(crate) async fn list_prompts(
     state: web::Data<HttpState>,
+    caller: Caller,
     id: web::Path<String>,
     query: Query<PromptQuery>,
 ) -> Result<web::Json<Page<PromptInfo>>, ApiError> {
     let id: SessionId = path_id(&id, "session")?;
-    find_session(&state, id).await?;
+    find_session(&state, &caller, id).await?;
     let PromptQuery { limit, cursor } = query.into_inner();
     let page = page(&state, limit, cursor)?;
     let limit = page.limit;

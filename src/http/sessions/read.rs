@@ -1,6 +1,7 @@
 //! Reads sessions, transcripts, diffs, events, workspaces and agents.
 
 use actix_web::{HttpRequest, HttpResponse, get, http::header::HeaderValue, web};
+use futures_util::StreamExt;
 use serde_json::value::RawValue;
 
 use super::{state_of, stream};
@@ -17,6 +18,7 @@ use crate::{
         session::{FailureInfo, Mode, SessionInfo, WaitingPermission},
     },
     domain::{
+        access::{Caller, Privilege},
         ids::{SessionId, WorkspaceId},
         redaction::{Redacted, RedactedJson},
         session::{
@@ -30,7 +32,9 @@ use crate::{
         HttpState,
         problem::ApiError,
         refusals::{OfRuntime, OfSession, OfWorkspace, Problems},
-        request::{Query, find_session, find_workspace, page, page_size, path_id},
+        request::{Query, page, page_size, path_id},
+        rows::{self, find_live, find_session, find_workspace},
+        tokens,
     },
     store::{self, SessionFilter, SessionRow, TranscriptRow, WorkspaceFilter, WorkspaceRow},
 };
@@ -41,6 +45,7 @@ const MAX_PAGES_READ: usize = 10;
 /// State of a session.
 #[utoipa::path(
     tag = "sessions",
+    security(("token" = ["sessions.read"])),
     params(("id" = SessionId, Path, description = "sessionId")),
     responses(
         (status = 200, description = "The session", body = SessionInfo),
@@ -49,13 +54,15 @@ const MAX_PAGES_READ: usize = 10;
 #[get("/acp/session/{id:[0-9a-fA-F-]+}")]
 pub(crate) async fn get_session(
     state: web::Data<HttpState>,
+    caller: Caller,
     id: web::Path<String>,
 ) -> Result<web::Json<SessionInfo>, ApiError> {
     let id: SessionId = path_id(&id, "session")?;
-    let row = find_session(&state, id).await?;
+    let row = find_session(&state, &caller, id).await?;
     let workspace = state.workspaces.services().store.workspace(row.key.clone()).await?;
     let path = workspace.and_then(|workspace| workspace.workspace_path);
-    let live = state.workspaces.live(id);
+    // They have parts of the conversation.
+    let live = find_live(&state, &caller, id).filter(|_| caller.may(Privilege::ReadContents));
     let waiting = live.map(|live| live.shared.feed.waiting()).unwrap_or_default();
     let permission_requests = waiting.iter().map(|request| waiting_permission(request)).collect();
     Ok(web::Json(SessionInfo { workspace_path: path, permission_requests, ..info(&state, row, true) }))
@@ -127,6 +134,7 @@ fn facts_with(facts: &str, offers: &Offers) -> Option<Box<RawValue>> {
 /// Persisted entries of the conversation, oldest first. With `changedAfter` in the order of their newest change.
 #[utoipa::path(
     tag = "sessions",
+    security(("token" = ["contents.read"])),
     params(("id" = SessionId, Path, description = "sessionId"), TranscriptQuery),
     responses(
         (status = 200, description = "A page", body = TranscriptPage),
@@ -135,11 +143,12 @@ fn facts_with(facts: &str, offers: &Offers) -> Option<Box<RawValue>> {
 #[get("/acp/session/{id:[0-9a-fA-F-]+}/transcript")]
 pub(crate) async fn get_transcript(
     state: web::Data<HttpState>,
+    caller: Caller,
     id: web::Path<String>,
     query: Query<TranscriptQuery>,
 ) -> Result<web::Json<TranscriptPage>, ApiError> {
     let id: SessionId = path_id(&id, "session")?;
-    find_session(&state, id).await?;
+    find_session(&state, &caller, id).await?;
     let limit = page_size(&state, query.limit)?;
     let store = &state.workspaces.services().store;
     let (rows, next_cursor) = match (query.changed_after, query.cursor.as_deref()) {
@@ -177,6 +186,7 @@ fn transcript_item(row: TranscriptRow) -> TranscriptItem {
 /// Changes in the workspace of a session since it was prepared.
 #[utoipa::path(
     tag = "sessions",
+    security(("token" = ["contents.read"])),
     params(("id" = SessionId, Path, description = "sessionId")),
     responses(
         (status = 200, description = "Files and patch", body = WorkspaceDiff),
@@ -186,10 +196,11 @@ fn transcript_item(row: TranscriptRow) -> TranscriptItem {
 #[get("/acp/session/{id:[0-9a-fA-F-]+}/diff")]
 pub(crate) async fn get_diff(
     state: web::Data<HttpState>,
+    caller: Caller,
     id: web::Path<String>,
 ) -> Result<web::Json<WorkspaceDiff>, ApiError> {
     let id: SessionId = path_id(&id, "session")?;
-    let row = find_session(&state, id).await?;
+    let row = find_session(&state, &caller, id).await?;
     let workspace = state.workspaces.services().store.workspace(row.key.clone()).await?;
     let missing = || ApiError::new(ErrorCode::NotFound, "the workspace of the session does not exist any more");
     Ok(web::Json(state.workspaces.diff(&workspace.ok_or_else(missing)?).await?))
@@ -201,6 +212,7 @@ pub(crate) async fn get_diff(
 /// `gap` and can resume with its last id. Ends with the session.
 #[utoipa::path(
     tag = "sessions",
+    security(("token" = ["contents.read"])),
     params(
         ("id" = SessionId, Path, description = "sessionId"),
         EventsQuery,
@@ -215,12 +227,13 @@ pub(crate) async fn get_diff(
 pub(crate) async fn follow_events(
     request: HttpRequest,
     state: web::Data<HttpState>,
+    caller: Caller,
     id: web::Path<String>,
     query: Query<EventsQuery>,
 ) -> Result<HttpResponse, ApiError> {
     let id: SessionId = path_id(&id, "session")?;
-    let Some(live) = state.workspaces.live(id) else {
-        let current = state_of(&state, &find_session(&state, id).await?);
+    let Some(live) = find_live(&state, &caller, id) else {
+        let current = state_of(&state, &find_session(&state, &caller, id).await?);
         let code = current.admits_load().err().unwrap_or(ErrorCode::SessionNotLoaded);
         return Err(ApiError::new(code, format!("the session is {}", current.as_str())));
     };
@@ -231,7 +244,8 @@ pub(crate) async fn follow_events(
     };
     let services = state.workspaces.services();
     let events = stream::follow_session(&live.shared.feed, from, services.index.clone(), services.metrics.clone());
-    Ok(stream::answer(events))
+    let until = tokens::until_token_ends(state.clone(), caller);
+    Ok(stream::answer(events.take_until(Box::pin(until))))
 }
 
 fn last_event_id(given: Option<&HeaderValue>) -> Result<Option<u64>, ApiError> {
@@ -244,6 +258,7 @@ fn last_event_id(given: Option<&HeaderValue>) -> Result<Option<u64>, ApiError> {
 /// Lists sessions, newest first.
 #[utoipa::path(
     tag = "sessions",
+    security(("token" = ["sessions.read"])),
     params(SessionQuery),
     responses(
         (status = 200, description = "A page", body = Page<SessionInfo>),
@@ -252,12 +267,16 @@ fn last_event_id(given: Option<&HeaderValue>) -> Result<Option<u64>, ApiError> {
 #[get("/acp/sessions")]
 pub(crate) async fn list_sessions(
     state: web::Data<HttpState>,
+    caller: Caller,
     query: Query<SessionQuery>,
 ) -> Result<web::Json<Page<SessionInfo>>, ApiError> {
     let SessionQuery { installation_id, workspace_id, user_id, state: SessionStates(wanted), limit, cursor } =
         query.into_inner();
     let mut page = page(&state, limit, cursor)?;
     let limit = page.limit;
+    let installation_id = rows::tenant(&caller, installation_id)?;
+    let workspace_id = rows::workspace(&caller, workspace_id)?;
+    let user_id = rows::user(&caller, user_id)?;
     let states = wanted.iter().flat_map(|wanted| wanted.kept_as()).copied().collect();
     let filter = SessionFilter { installation_id, workspace_id, user_id, states };
     let mut items = Vec::new();
@@ -282,6 +301,7 @@ pub(crate) async fn list_sessions(
 /// Lists workspaces, newest first.
 #[utoipa::path(
     tag = "workspaces",
+    security(("token" = ["sessions.read"])),
     params(WorkspaceQuery),
     responses(
         (status = 200, description = "A page", body = Page<WorkspaceItem>),
@@ -290,12 +310,16 @@ pub(crate) async fn list_sessions(
 #[get("/acp/workspaces")]
 pub(crate) async fn list_workspaces(
     state: web::Data<HttpState>,
+    caller: Caller,
     query: Query<WorkspaceQuery>,
 ) -> Result<web::Json<Page<WorkspaceItem>>, ApiError> {
     let WorkspaceQuery { installation_id, workspace_id, limit, cursor } = query.into_inner();
     let page = page(&state, limit, cursor)?;
     let limit = page.limit;
-    let filter = WorkspaceFilter { installation_id, workspace_id };
+    let filter = WorkspaceFilter {
+        installation_id: rows::tenant(&caller, installation_id)?,
+        workspace_id: rows::workspace(&caller, workspace_id)?,
+    };
     let rows = state.workspaces.services().store.list_workspaces(filter, page).await?;
     let next_cursor = if rows.len() < limit { None } else { rows.last().map(|row| row.cursor().to_string()) };
     Ok(web::Json(Page { items: rows.into_iter().map(workspace_item).collect(), next_cursor }))
@@ -304,6 +328,7 @@ pub(crate) async fn list_workspaces(
 /// The workspace as it is now.
 #[utoipa::path(
     tag = "workspaces",
+    security(("token" = ["sessions.read"])),
     params(("id" = WorkspaceId, Path, description = "workspaceId"), TenantQuery),
     responses(
         (status = 200, description = "The workspace", body = WorkspaceItem),
@@ -313,10 +338,11 @@ pub(crate) async fn list_workspaces(
 #[get("/acp/workspaces/{id}")]
 pub(crate) async fn get_workspace(
     state: web::Data<HttpState>,
+    caller: Caller,
     id: web::Path<String>,
     query: Query<TenantQuery>,
 ) -> Result<web::Json<WorkspaceItem>, ApiError> {
-    Ok(web::Json(workspace_item(find_workspace(&state, &id, query.into_inner()).await?)))
+    Ok(web::Json(workspace_item(find_workspace(&state, &caller, &id, query.into_inner()).await?)))
 }
 
 fn workspace_item(row: WorkspaceRow) -> WorkspaceItem {
@@ -334,6 +360,7 @@ fn workspace_item(row: WorkspaceRow) -> WorkspaceItem {
 /// Lists the configured agents, with what is known about each.
 #[utoipa::path(
     tag = "workspaces",
+    security(("token" = ["service.read"])),
     responses(
         (status = 200, description = "The agents", body = Page<AgentItem>),
         Problems<OfRuntime>,

@@ -45,7 +45,7 @@ async fn flips(store: &Store, key: &WorkspaceKey, first: i64, count: i64) {
         let now = at(n * 1_000_000);
         let expected_epoch = routing.epoch();
         let attribution =
-            Attribution { initiator: Initiator::Operator, actor: "ada".into(), reason: format!("for {n}") };
+            Attribution { initiator: Initiator::Operator, actor: "ada".into(), actor_note: None, reason: format!("for {n}") };
         let flip = match routing.route() {
             Route::Acp => routing.roll_back(attribution, now),
             Route::Http => routing.restore(attribution, now),
@@ -168,6 +168,7 @@ both_databases! {
             epoch: Some(1),
             initiated_by: Initiator::Operator,
             actor: "ada".into(),
+            actor_note: None,
             trigger: FlipTrigger::ManualOperator,
             reason: "for 0".into(),
             status: MigrationStatus::Succeeded,

@@ -27,7 +27,7 @@ const FINE: WorkspaceFacts = WorkspaceFacts {
 };
 
 fn attribution(reason: &str) -> Attribution {
-    Attribution { initiator: Initiator::Operator, actor: "ada".into(), reason: reason.into() }
+    Attribution { initiator: Initiator::Operator, actor: "ada".into(), actor_note: None, reason: reason.into() }
 }
 
 /// A migration of two workspaces, one of which has a name that looks like a secret.

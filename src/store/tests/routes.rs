@@ -34,6 +34,7 @@ fn attribution(who: Initiator) -> Attribution {
     Attribution {
         initiator: who,
         actor: "ada".into(),
+        actor_note: None,
         reason: "with ghp_abcdefghijklmnopqrstuvwxyz0123456789".into(),
     }
 }

@@ -44,7 +44,7 @@ fn rules() -> RecoveryRules {
 }
 
 fn attribution() -> Attribution {
-    Attribution { initiator: Initiator::Operator, actor: "ada".into(), reason: "a drill".into() }
+    Attribution { initiator: Initiator::Operator, actor: "ada".into(), actor_note: None, reason: "a drill".into() }
 }
 
 fn roll_back(routing: &mut Routing, now: Timestamp) -> Flip {

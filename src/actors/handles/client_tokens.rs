@@ -1,0 +1,113 @@
+//! Client tokens in memory: each request finds its caller here, without a read of the database.
+
+use std::{
+    collections::HashMap,
+    sync::{
+        Arc,
+        atomic::{AtomicBool, Ordering},
+    },
+};
+
+use parking_lot::{Mutex, RwLock};
+use uuid::Uuid;
+
+use crate::{
+    domain::{access::Caller, clock::Timestamp},
+    store::TokenRow,
+};
+
+/// The tokens that requests may use, at most as many as the store accepts. Cheap to clone.
+#[derive(Debug, Clone, Default)]
+pub(crate) struct ClientTokens(Arc<Inner>);
+
+#[derive(Debug, Default)]
+struct Inner {
+    known: RwLock<Known>,
+    /// Last use of tokens since the last [`ClientTokens::take_used`].
+    used: Mutex<HashMap<Uuid, Timestamp>>,
+    has_tenants: Arc<AtomicBool>,
+}
+
+#[derive(Debug, Default)]
+struct Known {
+    /// Callers by the hash of their token.
+    callers: HashMap<String, Caller>,
+    /// The hashes by id.
+    hashes: HashMap<Uuid, String>,
+}
+
+impl Known {
+    fn remove(&mut self, id: Uuid) {
+        if let Some(hash) = self.hashes.remove(&id) {
+            self.callers.remove(&hash);
+        }
+    }
+}
+
+impl ClientTokens {
+    /// The handle for the tokens of the database.
+    pub(crate) fn of(rows: &[TokenRow]) -> Self {
+        let tokens = Self::default();
+        rows.iter().for_each(|row| tokens.admit(row));
+        tokens
+    }
+
+    /// Admits requests with a token.
+    pub(crate) fn admit(&self, row: &TokenRow) {
+        if row.scope.tenant.is_some() {
+            self.0.has_tenants.store(true, Ordering::Release);
+        }
+        let mut known = self.0.known.write();
+        known.hashes.insert(row.token_id, row.hash.clone());
+        known.callers.insert(row.hash.clone(), row.caller());
+    }
+
+    /// Refuses requests with a token from now on.
+    pub(crate) fn revoke(&self, id: Uuid) {
+        self.0.known.write().remove(id);
+        self.0.used.lock().remove(&id);
+    }
+
+    /// Refuses requests with the tokens of a tenant from now on.
+    pub(crate) fn revoke_tenant(&self, tenant: &crate::domain::ids::InstallationId) {
+        let mut known = self.0.known.write();
+        let of_tenant = known.callers.values().filter(|caller| caller.scope().tenant.as_ref() == Some(tenant));
+        let ids: Vec<_> = of_tenant.filter_map(|caller| caller.grant().token_id).collect();
+        ids.into_iter().for_each(|id| known.remove(id));
+    }
+
+    /// The caller whose token has this hash, unless the token has expired; records the use.
+    pub(crate) fn find(&self, hash: &str, now: Timestamp) -> Option<Caller> {
+        let caller = self.0.known.read().callers.get(hash).cloned();
+        let caller = caller.filter(|caller| !has_expired(caller, now))?;
+        if let Some(id) = caller.grant().token_id {
+            self.0.used.lock().insert(id, now);
+        }
+        Some(caller)
+    }
+
+    /// The caller whose token has this id, unless the token has expired or been revoked.
+    pub(crate) fn by_id(&self, id: Uuid, now: Timestamp) -> Option<Caller> {
+        let known = self.0.known.read();
+        known.callers.get(known.hashes.get(&id)?).filter(|caller| !has_expired(caller, now)).cloned()
+    }
+
+    /// True while the token of a caller has neither expired nor been revoked, for streams that outlive their request.
+    pub(crate) fn is_current(&self, caller: &Caller, now: Timestamp) -> bool {
+        caller.grant().token_id.is_none_or(|id| self.by_id(id, now).is_some())
+    }
+
+    /// True once a token of a tenant was admitted by this process: tenants then share no folder of their agents.
+    pub(crate) fn has_tenants(&self) -> Arc<AtomicBool> {
+        self.0.has_tenants.clone()
+    }
+
+    /// Removes and returns the tokens that were used, with the time of their last use.
+    pub(crate) fn take_used(&self) -> Vec<(Uuid, Timestamp)> {
+        self.0.used.lock().drain().collect()
+    }
+}
+
+fn has_expired(caller: &Caller, now: Timestamp) -> bool {
+    caller.grant().expires.is_some_and(|expires| expires <= now)
+}

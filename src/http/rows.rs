@@ -1,0 +1,160 @@
+//! Rows and live sessions by the caller of a request: the only way from a handler to those of a tenant.
+//!
+//! Invariant: what a caller does not reach is answered exactly like what does not exist.
+
+use std::{
+    future::{Ready, ready},
+    sync::Arc,
+};
+
+use actix_web::{FromRequest, HttpMessage, HttpRequest, dev::Payload};
+use uuid::Uuid;
+
+use super::{HttpState, problem::ApiError};
+use crate::{
+    actors::handles::index::LiveSession,
+    contract::routing::protocol::TenantQuery,
+    domain::{
+        access::{Caller, Privilege},
+        ids::{InstallationId, PromptId, SessionId, UserId, WorkspaceId, WorkspaceKey},
+        turn::outcome::ErrorCode,
+    },
+    store::{MigrationRunRow, Page, PromptRow, SessionRow, Store, TokenRow, WorkspaceFilter, WorkspaceRow},
+};
+
+/// The caller that the admission of requests found.
+impl FromRequest for Caller {
+    type Error = ApiError;
+    type Future = Ready<Result<Self, ApiError>>;
+
+    fn from_request(request: &HttpRequest, _: &mut Payload) -> Self::Future {
+        let caller = request.extensions().get::<Self>().cloned();
+        ready(caller.ok_or_else(|| ApiError::new(ErrorCode::Unauthorized, "the request names no caller")))
+    }
+}
+
+fn store(state: &HttpState) -> &Store {
+    &state.workspaces.services().store
+}
+
+fn unknown(what: &str) -> ApiError {
+    ApiError::new(ErrorCode::NotFound, format!("no {what} with this id"))
+}
+
+/// Refuses a caller whose role or scope does not allow a part of an operation.
+pub(crate) fn permit(caller: &Caller, privilege: Privilege) -> Result<(), ApiError> {
+    if caller.may(privilege) { Ok(()) } else { Err(forbidden(caller, privilege)) }
+}
+
+/// The refusal of an operation that role or scope of a caller do not allow.
+pub(super) fn forbidden(caller: &Caller, privilege: Privilege) -> ApiError {
+    let role = caller.role();
+    let detail = if privilege.roles().contains(&role) {
+        "the token is limited to a tenant, a workspace or a user, and the operation is about more".to_owned()
+    } else {
+        format!("the role {} does not have {}", role.as_str(), privilege.as_str())
+    };
+    ApiError::new(ErrorCode::Forbidden, detail)
+}
+
+/// The tenant of a list, as far as the request or the token names one.
+pub(crate) fn tenant(caller: &Caller, named: Option<InstallationId>) -> Result<Option<InstallationId>, ApiError> {
+    caller.tenant(named).map_err(|_| unknown("tenant"))
+}
+
+/// The tenant of a request that concerns one.
+///
+/// # Errors
+/// Neither the request nor the token names a tenant, or they name different ones.
+pub(crate) fn one_tenant(caller: &Caller, named: Option<InstallationId>) -> Result<InstallationId, ApiError> {
+    let missing = || ApiError::new(ErrorCode::InvalidRequest, "installationId: is missing");
+    tenant(caller, named)?.ok_or_else(missing)
+}
+
+/// The tenant in a path. A malformed name is answered like an unknown one.
+pub(crate) fn tenant_in_path(caller: &Caller, name: &str) -> Result<InstallationId, ApiError> {
+    let named = name.parse().map_err(|_| unknown("tenant"))?;
+    one_tenant(caller, Some(named))
+}
+
+/// The workspace of a list, as far as the request or the token names one.
+pub(crate) fn workspace(caller: &Caller, named: Option<WorkspaceId>) -> Result<Option<WorkspaceId>, ApiError> {
+    caller.workspace(named).map_err(|_| unknown("workspace"))
+}
+
+/// The user of a request, as far as the request or the token names one.
+pub(crate) fn user(caller: &Caller, named: Option<UserId>) -> Result<Option<UserId>, ApiError> {
+    caller.user(named).map_err(|_| unknown("user"))
+}
+
+/// The key of the workspace in which a request opens a session.
+pub(crate) fn workspace_key(
+    caller: &Caller,
+    named: Option<InstallationId>,
+    name: WorkspaceId,
+) -> Result<WorkspaceKey, ApiError> {
+    let installation_id = one_tenant(caller, named)?;
+    let key = WorkspaceKey { installation_id, workspace_id: name };
+    if caller.reaches_workspace(&key) { Ok(key) } else { Err(unknown("workspace")) }
+}
+
+/// The row of a session.
+pub(crate) async fn find_session(state: &HttpState, caller: &Caller, id: SessionId) -> Result<SessionRow, ApiError> {
+    let row = store(state).session(id).await?;
+    let row = row.filter(|row| caller.reaches_session(&row.key, row.user_id.as_ref()));
+    row.ok_or_else(|| ApiError::new(ErrorCode::NotFound, format!("no session {id}")))
+}
+
+/// A session that is live.
+pub(crate) fn find_live(state: &HttpState, caller: &Caller, id: SessionId) -> Option<Arc<LiveSession>> {
+    let spec = |live: &Arc<LiveSession>| {
+        let spec = &live.shared.spec;
+        caller.reaches_session(&spec.workspace, spec.user_id.as_ref())
+    };
+    state.workspaces.live(id).filter(spec)
+}
+
+/// The row of a turn.
+pub(crate) async fn find_prompt(state: &HttpState, caller: &Caller, id: PromptId) -> Result<PromptRow, ApiError> {
+    let row = store(state).prompt(id).await?.filter(|row| caller.reaches_workspace(&row.key));
+    let row = row.ok_or_else(|| ApiError::new(ErrorCode::NotFound, format!("no prompt {id}")))?;
+    if caller.scope().user.is_some() {
+        // Only the session has its user.
+        find_session(state, caller, row.session_id).await?;
+    }
+    Ok(row)
+}
+
+/// The workspace of a path and its tenant, which may be left out while the name is unique.
+pub(crate) async fn find_workspace(
+    state: &HttpState,
+    caller: &Caller,
+    id: &str,
+    query: TenantQuery,
+) -> Result<WorkspaceRow, ApiError> {
+    let unknown = || unknown("workspace");
+    let workspace_id = id.parse().map_err(|_| unknown())?;
+    let installation_id = caller.tenant(query.installation_id).map_err(|_| unknown())?;
+    let filter = WorkspaceFilter { installation_id, workspace_id: Some(workspace_id) };
+    let mut found = store(state).list_workspaces(filter, Page { limit: 2, after: None }).await?;
+    match (found.pop(), found.is_empty()) {
+        (Some(row), true) if caller.reaches_workspace(&row.key) => Ok(row),
+        (Some(_), false) => {
+            Err(ApiError::new(ErrorCode::AmbiguousWorkspace, "several tenants have a workspace of this name"))
+        }
+        _ => Err(unknown()),
+    }
+}
+
+/// The row of a migration.
+pub(crate) async fn find_migration(state: &HttpState, caller: &Caller, id: Uuid) -> Result<MigrationRunRow, ApiError> {
+    let row = store(state).migration_run(id).await?;
+    let row = row.filter(|row| caller.tenant(Some(row.run.installation_id().clone())).is_ok());
+    row.ok_or_else(|| unknown("migration"))
+}
+
+/// The row of a token.
+pub(crate) async fn find_token(state: &HttpState, caller: &Caller, id: Uuid) -> Result<TokenRow, ApiError> {
+    let row = store(state).token(id).await?.filter(|row| caller.scope().includes(&row.scope));
+    row.ok_or_else(|| unknown("token"))
+}

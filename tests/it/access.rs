@@ -1,0 +1,394 @@
+//! Tokens with roles and scopes: which operations a role may call, and that no token reaches rows outside its scope.
+
+use std::collections::BTreeSet;
+
+use crate::harness::{
+    Answer, Api, Program, Session, Value, eventually, json,
+    notifications::{Refused, Subscriber},
+    wait_for,
+};
+
+const ROLES: [&str; 5] = ["reader", "user", "auditor", "operator", "admin"];
+
+/// Makes a token with the program's own token; `body` is that of the request.
+fn token(program: &Program, body: Value) -> Value {
+    program.api.post("/acp/tokens", body).expect(201)
+}
+
+/// A client with a token of a tenant.
+fn client(program: &Program, tenant: &str, role: &str) -> Api {
+    client_of(program, json!({"installationId": tenant, "subject": format!("{role}-of-{tenant}"), "role": role}))
+}
+
+fn client_of(program: &Program, body: Value) -> Api {
+    let made = token(program, body);
+    Api::new(&program.api.base(), made["token"].as_str().map(str::to_owned))
+}
+
+/// An id that exists nowhere.
+const UNKNOWN: &str = "01900000-0000-7000-8000-000000000000";
+
+/// A path of the document with values for its parameters.
+fn path_with(template: &str, tenant: &str, workspace: &str, id: &str) -> String {
+    let id = if template.starts_with("/acp/workspaces/") { workspace } else { id };
+    template.replace("{installationId}", tenant).replace("{id}", id)
+}
+
+/// Calls an operation without effect: its ids are unknown, and its body is empty.
+fn touch(api: &Api, method: &str, template: &str) -> Answer {
+    let call = api.call(method, &path_with(template, "no-such-tenant", "no-such-workspace", UNKNOWN));
+    if method == "POST" || method == "PUT" { call.json(&json!({"no": "member"})).send() } else { call.send() }
+}
+
+/// The roles that the document lists for an operation; `None` if it needs no token.
+fn listed(api: &Api, method: &str, template: &str) -> Option<BTreeSet<String>> {
+    let security = &api.contract().document()["paths"][template][method.to_lowercase()]["security"];
+    let roles = security.as_array().expect("every operation has `security`").first()?["token"].as_array()?.clone();
+    Some(roles.iter().map(|role| role.as_str().expect("a role").to_owned()).collect())
+}
+
+#[test]
+fn every_operation_admits_exactly_the_roles_that_the_document_lists() {
+    let program = Program::start();
+    let of_service = ROLES.map(|role| client_of(&program, json!({"subject": role, "role": role})));
+    for (method, template) in program.api.contract().operations() {
+        let Some(roles) = listed(&program.api, &method, &template) else {
+            assert!(["/livez", "/readyz"].contains(&template.as_str()), "{method} {template} admits everyone");
+            continue;
+        };
+        assert!(roles.contains("admin"), "{method} {template}");
+        for (role, api) in ROLES.iter().zip(&of_service) {
+            let answer = touch(api, &method, &template);
+            let is_refused = answer.status == 403 && answer.body["code"] == "forbidden";
+            assert_eq!(is_refused, !roles.contains(*role), "{role} {method} {template}: {}", answer.text);
+            assert_ne!(answer.status, 401, "{role} {method} {template}");
+        }
+    }
+}
+
+/// Rows of tenant A that another tenant must not reach.
+struct Rows {
+    session: Session,
+    prompt: String,
+    migration: String,
+    notification: String,
+    token: String,
+}
+
+impl Rows {
+    fn make(program: &Program) -> Self {
+        let api = &program.api;
+        let session = api.open_with(json!({"workspaceId": "ws", "installationId": "tenant-a"}));
+        let prompt = session.completes("echo a secret of tenant a")["meta"]["promptId"].as_str().unwrap().to_owned();
+        let why = json!({"installationId": "tenant-a", "reason": "a drill"});
+        for verb in ["rollback", "restore"] {
+            api.post(&format!("/acp/workspaces/ws/{verb}"), why.clone()).expect(200);
+        }
+        let plan = json!({"installationId": "tenant-a", "target": "acp", "workspaces": ["ws"], "mode": "at",
+            "at": "2999-01-01T00:00:00Z", "reason": "planned"});
+        let migration = api.post("/acp/migrations", plan).expect(202)["migrationId"].as_str().unwrap().to_owned();
+        let inbox = api.get("/acp/notifications?installationId=tenant-a").expect(200);
+        let notification = inbox["items"][0]["toast"]["id"].as_str().expect("a notification").to_owned();
+        let made = token(program, json!({"installationId": "tenant-a", "subject": "ann", "role": "reader"}));
+        Self { session, prompt, migration, notification, token: made["tokenId"].as_str().unwrap().to_owned() }
+    }
+
+    /// The id of tenant A that fits a path or body of an operation.
+    fn id(&self, template: &str) -> &str {
+        match template.split('/').nth(2) {
+            Some("prompt") => &self.prompt,
+            Some("migrations") => &self.migration,
+            Some("notifications") => &self.notification,
+            Some("tokens") => &self.token,
+            _ => &self.session.id,
+        }
+    }
+}
+
+/// A valid body of an operation that names what belongs to tenant A.
+fn body_of_a(api: &Api, method: &str, template: &str, rows: &Rows) -> Option<Value> {
+    let document = api.contract().document();
+    let content = &document["paths"][template][method.to_lowercase()]["requestBody"]["content"]["application/json"];
+    let name = content["schema"]["$ref"].as_str()?.rsplit('/').next()?;
+    let schema = &document["components"]["schemas"][name];
+    let mut body = schema["examples"][0].clone();
+    for (member, value) in [("installationId", "tenant-a"), ("sessionId", &rows.session.id), ("workspaceId", "ws")] {
+        if !schema["properties"][member].is_null() {
+            body[member] = json!(value);
+        }
+    }
+    Some(body)
+}
+
+/// Operations about no tenant: a token of one gets them for itself, or not at all.
+const OF_NO_TENANT: [&str; 6] =
+    ["/acp/health", "/acp/agents", "/metrics", "/acp/webhooks/", "/livez", "/readyz"];
+
+#[test]
+fn no_operation_reaches_a_row_of_another_tenant() {
+    let program = Program::start();
+    let rows = Rows::make(&program);
+    let before = dump(&program, &rows);
+    for role in ["user", "operator", "admin"] {
+        let api = client(&program, "tenant-b", role);
+        for (method, template) in program.api.contract().operations() {
+            if OF_NO_TENANT.iter().any(|it| template.starts_with(it)) {
+                continue;
+            }
+            let path = path_with(&template, "tenant-a", "ws", rows.id(&template));
+            let named = path.contains("tenant-a") || template.contains("{id}");
+            let path = if named || method != "GET" { path } else { format!("{path}?installationId=tenant-a") };
+            let call = api.call(&method, &path);
+            let answer = match body_of_a(&program.api, &method, &template, &rows) {
+                Some(body) => call.json(&body).send(),
+                None => call.send(),
+            };
+            // A WebSocket upgrade is checked before its subscription; there is a test of its own.
+            let is_refused = answer.status == 404 || answer.status == 403 || template == "/ws/notifications";
+            assert!(is_refused, "{role} {method} {path} -> {}: {}", answer.status, answer.text);
+            assert!(!answer.text.contains("a secret of"), "{role} {method} {path}: {}", answer.text);
+        }
+    }
+    assert_eq!(dump(&program, &rows), before, "tenant b changed something of tenant a");
+}
+
+/// What tenant A has, without times.
+fn dump(program: &Program, rows: &Rows) -> Vec<Value> {
+    let of = |path: &str| program.api.get(path).expect(200);
+    let mut session = rows.session.get("").expect(200);
+    session["lastUsedAt"] = Value::Null;
+    vec![
+        session,
+        of("/acp/workspaces/ws/protocol?installationId=tenant-a"),
+        of("/acp/tenants/tenant-a/protocol"),
+        of(&format!("/acp/migrations/{}", rows.migration)),
+        of("/acp/notifications?installationId=tenant-a"),
+        of("/acp/audit/migrations?installationId=tenant-a"),
+        of("/acp/tokens?installationId=tenant-a"),
+        rows.session.get("/transcript").expect(200),
+    ]
+}
+
+#[test]
+fn unknown_and_foreign_ids_get_the_same_answer() {
+    let program = Program::start();
+    let rows = Rows::make(&program);
+    let api = client(&program, "tenant-b", "admin");
+    let problem = |path: &str, id: &str| {
+        let problem = api.get(&path.replace("{id}", id)).problem(404, "not_found");
+        (problem["detail"].as_str().unwrap().replace(id, "ID"), problem["title"].clone())
+    };
+    for path in [
+        "/acp/session/{id}",
+        "/acp/session/{id}/transcript",
+        "/acp/session/{id}/events",
+        "/acp/prompt/{id}",
+        "/acp/migrations/{id}",
+    ] {
+        assert_eq!(problem(path, rows.id(path)), problem(path, UNKNOWN), "{path}");
+    }
+    assert_eq!(problem("/acp/workspaces/{id}", "ws"), problem("/acp/workspaces/{id}", "nothing"));
+    assert_eq!(problem("/acp/tenants/{id}/protocol", "tenant-a"), problem("/acp/tenants/{id}/protocol", "nobody"));
+    assert_eq!(
+        problem("/acp/workspaces/ws?installationId={id}", "tenant-a"),
+        problem("/acp/workspaces/ws?installationId={id}", "nobody")
+    );
+}
+
+#[test]
+fn token_of_a_tenant_needs_no_installation_id() {
+    let program = Program::start();
+    let _foreign = program.api.open_with(json!({"workspaceId": "ws", "installationId": "tenant-a"}));
+    let api = client(&program, "tenant-b", "user");
+    let session = api.open_with(json!({"workspaceId": "ws"}));
+    assert_eq!(session.opened["workspace"]["installationId"], "tenant-b");
+    session.completes("echo a");
+    let listed = api.get("/acp/sessions").expect(200);
+    let ids: Vec<_> = listed["items"].as_array().unwrap().iter().map(|it| it["sessionId"].clone()).collect();
+    assert_eq!(ids, [json!(session.id)], "{listed}");
+    let workspaces = api.get("/acp/workspaces").expect(200);
+    assert_eq!(workspaces["items"].as_array().map(Vec::len), Some(1), "{workspaces}");
+    // The name is ambiguous for the service, and unique for the tenant.
+    assert_eq!(api.get("/acp/workspaces/ws").expect(200)["installationId"], "tenant-b");
+    program.api.get("/acp/workspaces/ws").problem(409, "ambiguous_workspace");
+    program.api.post("/acp/session/new", json!({"workspaceId": "ws"})).problem(400, "invalid_request");
+}
+
+#[test]
+fn limited_token_reaches_only_its_user_and_workspace() {
+    let program = Program::start();
+    let tenant = client(&program, "acme", "user");
+    let of = |workspace: &str, user: &str| {
+        tenant.open_with(json!({"workspaceId": workspace, "userId": user}))
+    };
+    let (anns, bobs, elsewhere) = (of("web", "ann"), of("web", "bob"), of("api", "ann"));
+    let limited = json!({"installationId": "acme", "workspaceId": "web", "userId": "ann", "subject": "ann", "role": "user"});
+    let ann = client_of(&program, limited);
+    ann.get(&format!("/acp/session/{}", anns.id)).expect(200);
+    for foreign in [&bobs, &elsewhere] {
+        ann.get(&format!("/acp/session/{}", foreign.id)).problem(404, "not_found");
+        ann.post("/acp/session/close", json!({"sessionId": foreign.id})).problem(404, "not_found");
+    }
+    let listed = ann.get("/acp/sessions").expect(200);
+    assert_eq!(listed["items"].as_array().map(Vec::len), Some(1), "{listed}");
+    let opened = ann.post("/acp/session/new", json!({"workspaceId": "web"})).expect(201);
+    let row = tenant.get(&format!("/acp/session/{}", opened["sessionId"].as_str().unwrap())).expect(200);
+    assert_eq!(row["userId"], "ann", "a session belongs to the user of the token");
+    ann.post("/acp/session/new", json!({"workspaceId": "api"})).problem(404, "not_found");
+    ann.post("/acp/session/new", json!({"workspaceId": "web", "userId": "bob"})).problem(404, "not_found");
+    ann.get("/acp/workspaces/api").problem(404, "not_found");
+    ann.get("/acp/audit/migrations").problem(403, "forbidden");
+}
+
+#[test]
+fn token_is_shown_once_and_revoked_at_once() {
+    let mut program = Program::start();
+    let made = token(&program, json!({"installationId": "acme", "subject": "ann", "role": "user"}));
+    let (text, id) = (made["token"].as_str().unwrap().to_owned(), made["tokenId"].as_str().unwrap().to_owned());
+    assert!(text.starts_with("lumilink_") && text.len() == 52, "{made}");
+    let ann = Api::new(&program.api.base(), Some(text.clone()));
+    let session = ann.open_with(json!({"workspaceId": "ws"}));
+    let listed = program.api.get("/acp/tokens?installationId=acme");
+    assert!(!listed.text.contains(&text), "{}", listed.text);
+    let item = &listed.expect(200)["items"][0];
+    assert_eq!((&item["subject"], &item["role"], &item["createdBy"]), (&json!("ann"), &json!("user"), &json!("server")));
+    let folder = program.folder.path().to_owned();
+    assert!(!program.log().contains(&text) && !contains(&folder, &text), "the token is stored or logged");
+    // A restart reads it from its hash.
+    program.kill();
+    program.start_supervisor_again();
+    ann.move_to(&program.api.base());
+    ann.get(&format!("/acp/session/{}", session.id)).expect(200);
+    let second = ann.open_with(json!({"workspaceId": "ws"}));
+    let mut events = ann.events(&format!("/acp/session/{}/events", second.id));
+    let revoked = program.api.call("DELETE", &format!("/acp/tokens/{id}")).send().expect(200);
+    assert_eq!(revoked["revokedBy"], "server", "{revoked}");
+    ann.get("/acp/sessions").problem(401, "unauthorized");
+    // Its streams end, too.
+    events.rest();
+    let again = program.api.call("DELETE", &format!("/acp/tokens/{id}")).send().expect(200);
+    assert_eq!(again["revokedAt"], revoked["revokedAt"], "the first revocation is kept");
+}
+
+/// True if a file below `folder` has the text.
+fn contains(folder: &std::path::Path, text: &str) -> bool {
+    std::fs::read_dir(folder).into_iter().flatten().flatten().any(|entry| {
+        let path = entry.path();
+        if path.is_dir() {
+            return contains(&path, text);
+        }
+        std::fs::read(&path).is_ok_and(|bytes| bytes.windows(text.len()).any(|window| window == text.as_bytes()))
+    })
+}
+
+#[test]
+fn expired_token_is_refused_and_its_use_is_recorded() {
+    let program = Program::start();
+    let soon = time::OffsetDateTime::now_utc() + time::Duration::seconds(3);
+    let soon = soon.format(&time::format_description::well_known::Rfc3339).unwrap();
+    let body = json!({"installationId": "acme", "subject": "ann", "role": "reader", "expiresAt": soon});
+    let ann = client_of(&program, body);
+    ann.get("/acp/sessions").expect(200);
+    eventually("the token expires", || ann.get("/acp/sessions").status == 401);
+    for (expires, why) in [("2020-01-01T00:00:00Z", "the past"), ("soon", "no time")] {
+        let body = json!({"installationId": "acme", "subject": "ann", "role": "reader", "expiresAt": expires});
+        let refused = program.api.post("/acp/tokens", body);
+        assert_eq!(refused.status, 400, "{why}: {}", refused.text);
+    }
+}
+
+#[test]
+fn admin_of_a_tenant_makes_tokens_only_within_its_scope() {
+    let program = Program::start();
+    let admin = client(&program, "acme", "admin");
+    let make = |body: Value| admin.post("/acp/tokens", body);
+    let made = make(json!({"subject": "bob", "role": "admin"})).expect(201);
+    assert_eq!(made["installationId"], "acme", "the tenant is that of the caller: {made}");
+    make(json!({"installationId": "other", "subject": "bob", "role": "reader"})).problem(404, "not_found");
+    for (role, expected) in [("operator", 403), ("user", 403), ("auditor", 403), ("reader", 403)] {
+        let refused = client(&program, "acme", role).post("/acp/tokens", json!({"subject": "x", "role": "reader"}));
+        assert_eq!(refused.status, expected, "{role}: {}", refused.text);
+    }
+    let of_service = program.api.get("/acp/tokens").expect(200);
+    let listed = admin.get("/acp/tokens").expect(200);
+    assert!(listed["items"].as_array().unwrap().iter().all(|it| it["installationId"] == "acme"), "{listed}");
+    assert!(of_service["items"].as_array().unwrap().len() >= listed["items"].as_array().unwrap().len());
+    // Neither the service's tokens nor those of another tenant can be revoked.
+    let foreign = token(&program, json!({"subject": "ops", "role": "operator"}));
+    admin.call("DELETE", &format!("/acp/tokens/{}", foreign["tokenId"].as_str().unwrap())).send().problem(404, "not_found");
+    // An operator of one tenant does not operate the service.
+    let operator = client(&program, "acme", "operator");
+    for path in ["/metrics", "/acp/webhooks/deliveries", "/acp/notifications?stream=operators"] {
+        operator.get(path).problem(403, "forbidden");
+    }
+}
+
+#[test]
+fn audit_names_the_subject_of_the_token_and_keeps_the_given_name_as_a_note() {
+    let program = Program::start();
+    let operator = client(&program, "acme", "operator");
+    let user = client(&program, "acme", "user");
+    user.open_with(json!({"workspaceId": "ws"}));
+    let why = json!({"actor": "the boss", "reason": "a drill"});
+    operator.post("/acp/workspaces/ws/rollback", why.clone()).expect(200);
+    user.post("/acp/workspaces/ws/restore", why.clone()).problem(403, "forbidden");
+    operator.post("/acp/workspaces/ws/restore", why.clone()).expect(200);
+    user.post("/acp/workspaces/ws/rollback", why).expect(200);
+    let auditor = client(&program, "acme", "auditor");
+    let records = auditor.get("/acp/audit/rollback-events").expect(200);
+    let actors: Vec<_> = records["items"].as_array().unwrap().iter().map(|it| (&it["actor"], &it["trigger"])).collect();
+    let (of_user, of_operator) = (json!("user-of-acme"), json!("operator-of-acme"));
+    let (by_user, by_operator) = (json!("manualUser"), json!("manualOperator"));
+    assert_eq!(actors, [(&of_user, &by_user), (&of_operator, &by_operator), (&of_operator, &by_operator)], "{records}");
+    assert!(records["items"].as_array().unwrap().iter().all(|it| it["actorNote"] == "the boss"), "{records}");
+    // The auditor reads no contents.
+    for path in ["/acp/sessions", "/acp/workspaces", "/acp/notifications"] {
+        auditor.get(path).problem(403, "forbidden");
+    }
+}
+
+#[test]
+fn websocket_and_tickets_are_limited_to_the_scope_of_the_token() {
+    let program = Program::start();
+    let made = token(&program, json!({"installationId": "acme", "subject": "ann", "role": "user"}));
+    let bearer = format!("Bearer {}", made["token"].as_str().unwrap());
+    let base = program.api.base();
+    let open = |query: &str| Subscriber::open(&base, query, &[("authorization", &bearer)]);
+    let status = |opened: Result<Subscriber, Refused>| opened.err().map(|refused| refused.status);
+    assert_eq!(status(open("installationId=other")), Some(404));
+    assert_eq!(status(open("stream=operators")), Some(403));
+    let ann = Api::new(&base, made["token"].as_str().map(str::to_owned));
+    ann.post("/acp/notifications/ticket", json!({"installationId": "other"})).problem(404, "not_found");
+    ann.post("/acp/notifications/ticket", json!({"stream": "operators"})).problem(403, "forbidden");
+    let ticket = |api: &Api| api.post("/acp/notifications/ticket", json!({})).expect(201)["ticket"].clone();
+    let (one, two) = (ticket(&ann), ticket(&ann));
+    let query = |ticket: &Value| format!("ticket={}", ticket.as_str().unwrap());
+    let mut with_ticket = Subscriber::open(&base, &query(&one), &[]).expect("a WebSocket");
+    with_ticket.hello(json!({}));
+    let mut with_token = open("").expect("a WebSocket");
+    with_token.hello(json!({}));
+    program.api.call("DELETE", &format!("/acp/tokens/{}", made["tokenId"].as_str().unwrap())).send().expect(200);
+    assert_eq!(status(Subscriber::open(&base, &query(&two), &[])), Some(401), "a ticket ends with its token");
+    for socket in [&mut with_ticket, &mut with_token] {
+        assert_eq!(socket.closed().code, Some(4001), "a WebSocket ends with its token");
+    }
+}
+
+#[test]
+fn commands_make_list_and_revoke_tokens() {
+    let program = Program::start();
+    let run = |arguments: &[&str]| program.command(arguments);
+    let made = run(&["token", "create", "--tenant", "acme", "--subject", "ann", "--role", "user", "--expires", "90d"]);
+    let text = made.trim();
+    assert!(text.starts_with("lumilink_"), "{made}");
+    Api::new(&program.api.base(), Some(text.to_owned())).get("/acp/sessions").expect(200);
+    let listed = run(&["token", "list"]);
+    assert!(listed.contains("  user  ann  acme  expires ") && !listed.contains(text), "{listed}");
+    let id = listed.split_whitespace().next().unwrap().to_owned();
+    let revoked = run(&["token", "revoke", &id]);
+    assert!(revoked.contains("revokedBy: server"), "{revoked}");
+    wait_for("the token is refused", || {
+        let status = Api::new(&program.api.base(), Some(text.to_owned())).get("/acp/sessions").status;
+        (status == 401).then_some(())
+    });
+}
