@@ -19,4 +19,5 @@ pub(crate) mod result;
 pub(crate) mod routing;
 pub(crate) mod runtime;
 pub(crate) mod session;
+pub(crate) mod tenants;
 mod words;

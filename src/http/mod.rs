@@ -17,6 +17,7 @@ mod route_table;
 mod routes;
 pub(crate) mod routing;
 pub(crate) mod sessions;
+mod tenants;
 mod trace;
 pub(crate) mod waiting;
 

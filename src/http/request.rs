@@ -20,7 +20,7 @@ use super::{
 use crate::{
     contract::{lists::NoMembers, routing::protocol::TenantQuery},
     domain::{
-        ids::SessionId,
+        ids::{InstallationId, SessionId},
         turn::outcome::{ErrorCode, Failure},
     },
     store::{self, Cursor, Idempotency, Page, SessionRow, WorkspaceFilter, WorkspaceRow},
@@ -156,6 +156,11 @@ pub(super) async fn run_to_completion<T: 'static>(
     let done = actix::spawn(REQUEST_ID.scope(id, work).in_current_span()).await;
     let panicked = |_| ApiError::new(ErrorCode::Internal, "the work of the request panicked");
     Ok(done.map_err(panicked)??)
+}
+
+/// The tenant of a path. A malformed name is answered like an unknown one.
+pub(super) fn path_tenant(tenant: &str) -> Result<InstallationId, ApiError> {
+    tenant.parse().map_err(|_| ApiError::new(ErrorCode::NotFound, "no tenant with this id"))
 }
 
 pub(super) async fn find_session(state: &HttpState, id: SessionId) -> Result<SessionRow, ApiError> {

@@ -117,6 +117,7 @@ fn request_examples_of_the_document_succeed() {
     }
     api.call("PUT", "/acp/workspaces/demo/protocol").json(&example("ProtocolBody")).send().expect(200);
     api.call("PUT", "/acp/tenants/acme/protocol").json(&example("TenantProtocolBody")).send().expect(200);
+    api.call("PUT", "/acp/tenants/acme").json(&example("TenantBody")).send().expect(200);
     for verb in ["rollback", "restore"] {
         api.post(&format!("/acp/workspaces/demo/{verb}"), example("FlipBody")).expect(200);
     }
@@ -165,6 +166,9 @@ fn every_documented_operation_is_exercised() {
         let change = json!({"defaultProtocol": "acp", "actor": "a", "reason": "r"});
         api.call("PUT", path).json(&change).send().expect(200);
     }
+    api.get("/acp/tenants/tenant-1").expect(200);
+    let change = json!({"limits": {"sessions": 100}, "actor": "a", "reason": "r"});
+    api.call("PUT", "/acp/tenants/tenant-1").json(&change).send().expect(200);
     drop(api.events(&format!("/acp/session/{}/events", session.id)));
     let prompt_id = session.starts("echo b");
     session.ends(&prompt_id);
@@ -276,6 +280,8 @@ fn every_required_route_is_documented() {
         ("POST", "/acp/workspaces/{id}/restore"),
         ("GET", "/acp/tenants/{installationId}/protocol"),
         ("PUT", "/acp/tenants/{installationId}/protocol"),
+        ("GET", "/acp/tenants/{installationId}"),
+        ("PUT", "/acp/tenants/{installationId}"),
         ("GET", "/acp/session/{id}/explain"),
         ("GET", "/acp/audit/migrations"),
         ("GET", "/acp/audit/rollback-events"),

@@ -54,7 +54,7 @@ fn sample_of_failure(code: ErrorCode) -> Option<Sample> {
         InvalidRequest | PayloadTooLarge | UnsupportedMediaType | NotFound | MethodNotAllowed
         | AmbiguousWorkspace | RouteChanged | MigrationState | Unauthorized | ForbiddenOrigin | TurnRunning
         | SessionClosed | SessionFailed | SessionNotLoaded | IdempotencyMismatch | PermissionNotPending
-        | ModeUnavailable | NotSupportedByAgent | UnknownAgent | AgentRejected => None,
+        | LimitReached | WorkspaceFull | Erasing | ModeUnavailable | NotSupportedByAgent | UnknownAgent | AgentRejected => None,
         // The same on every route: folder and git, credentials, the model's provider.
         PathNotAllowed | FolderMissing | WorkspaceUnavailable | AgentAuthRequired | Authentication
         | ModelProvider => None,
@@ -88,7 +88,7 @@ mod tests {
         ErrorCode::FallbackUnavailable,
     ];
 
-    const NOT_COUNTED: [ErrorCode; 34] = [
+    const NOT_COUNTED: [ErrorCode; 37] = [
         ErrorCode::InvalidRequest,
         ErrorCode::PayloadTooLarge,
         ErrorCode::UnsupportedMediaType,
@@ -97,6 +97,9 @@ mod tests {
         ErrorCode::AmbiguousWorkspace,
         ErrorCode::MigrationState,
         ErrorCode::RouteChanged,
+        ErrorCode::LimitReached,
+        ErrorCode::WorkspaceFull,
+        ErrorCode::Erasing,
         ErrorCode::Unauthorized,
         ErrorCode::ForbiddenOrigin,
         ErrorCode::PathNotAllowed,

@@ -16,7 +16,7 @@ use crate::{
         HttpState,
         problem::ApiError,
         refusals::{OfRoute, Problems},
-        request::{Body, parse_body, run_to_completion},
+        request::{Body, parse_body, path_tenant, run_to_completion},
     },
     store::TenantProtocol,
 };
@@ -34,7 +34,7 @@ pub(crate) async fn get_tenant(
     state: web::Data<HttpState>,
     tenant: web::Path<String>,
 ) -> Result<web::Json<TenantProtocolInfo>, ApiError> {
-    let tenant = known(&tenant)?;
+    let tenant = path_tenant(&tenant)?;
     let kept = state.workspaces.services().store.tenant_protocol(tenant.clone()).await?;
     Ok(web::Json(info(kept, tenant)))
 }
@@ -58,7 +58,7 @@ pub(crate) async fn put_tenant(
     tenant: web::Path<String>,
     body: Body,
 ) -> Result<web::Json<TenantProtocolChanged>, ApiError> {
-    let tenant = known(&tenant)?;
+    let tenant = path_tenant(&tenant)?;
     let body: TenantProtocolBody = parse_body(&body)?;
     let attribution = attribution(&body.actor, &body.reason, body.initiated_by)?;
     let given = [body.enable_acp, body.allow_migration, body.auto_migration];
@@ -87,11 +87,6 @@ pub(crate) async fn put_tenant(
     let moved =
         run_to_completion(async move { tenant::change(&workspaces, &before, wanted, attribution).await }).await?;
     Ok(web::Json(TenantProtocolChanged { protocol: info(Some(kept), tenant), moved }))
-}
-
-/// A malformed name is answered like an unknown one.
-fn known(tenant: &str) -> Result<InstallationId, ApiError> {
-    tenant.parse().map_err(|_| ApiError::new(ErrorCode::NotFound, "no tenant with this id"))
 }
 
 fn check(patterns: &[String]) -> Result<(), ApiError> {
