@@ -305,6 +305,13 @@ CREATE TABLE tenant_protocols (
     updated_us BIGINT NOT NULL
 );
 
+-- Limits and ceilings of tenants, as JSON.
+CREATE TABLE tenant_settings (
+    installation_id TEXT NOT NULL PRIMARY KEY,
+    settings TEXT NOT NULL,
+    updated_us BIGINT NOT NULL
+);
+
 -- Migrations of fleets: `run` is the whole state of a run as JSON.
 CREATE TABLE migration_runs (
     run_id TEXT NOT NULL PRIMARY KEY,
@@ -431,6 +438,25 @@ CREATE TABLE removals (
 
 CREATE INDEX removals_by_age ON removals (created_us, removal_id);
 CREATE INDEX removals_by_tenant ON removals (installation_id, created_us, removal_id);
+
+-- Erasures of sessions, workspaces and tenants: what was asked for, and the numbers of removed things as JSON. One without
+-- an end is in progress, and continues after a restart.
+CREATE TABLE erasures (
+    erasure_id TEXT NOT NULL PRIMARY KEY,
+    scope TEXT NOT NULL,
+    installation_id TEXT NOT NULL,
+    workspace_id TEXT,
+    session_id TEXT,
+    actor TEXT NOT NULL,
+    counts TEXT NOT NULL,
+    created_us BIGINT NOT NULL,
+    ended_us BIGINT
+);
+
+CREATE INDEX erasures_by_age ON erasures (created_us, erasure_id);
+CREATE INDEX erasures_by_tenant ON erasures (installation_id, created_us, erasure_id);
+-- Those to continue. Small, because nearly all have ended.
+CREATE INDEX erasures_open ON erasures (created_us) WHERE ended_us IS NULL;
 
 -- Notifications ----------------------------------------------------------------------------------------------------
 

@@ -19,14 +19,17 @@ use super::handles::{
     rollback_storm::Storm,
     runtime_availability::RuntimeAvailability,
     session_progress::TelemetryFeed,
+    tenants::{Tenants, UseGuard},
 };
 use crate::{
     cluster::membership::Membership,
     config::{Config, Reloadable, sections::Github},
     domain::{
         clock::Clock,
+        ids::InstallationId,
         routing::{RecoveryRules, Route, success_window::WindowRules},
         session::{background::BackgroundLimits, permission::PermissionPolicy, restart::RestartLimits},
+        tenant::TenantSettings,
         turn::{agent_error::name_credentials, outcome::Failure},
     },
     store::Store,
@@ -68,9 +71,18 @@ pub(crate) struct Services {
     /// Publishes session progress to the subscribers that asked for it.
     pub telemetry: TelemetryFeed,
     pub settings: SessionSettings,
+    /// Limits and ceilings of tenants.
+    pub tenants: Tenants,
+    /// Live sessions and turns by tenant.
+    pub tenant_use: UseGuard<InstallationId>,
 }
 
 impl Services {
+    /// Limits and ceilings of a tenant. Reads memory alone.
+    pub(crate) fn tenant_settings(&self, tenant: &InstallationId) -> Arc<TenantSettings> {
+        self.tenants.settings(tenant)
+    }
+
     /// True while the service is stopping. Outcomes are not counted then: this process ends agents and connections.
     pub(crate) fn is_draining(&self) -> bool {
         self.draining.load(Ordering::Acquire)
@@ -121,6 +133,8 @@ impl Services {
             storm,
             telemetry,
             settings,
+            tenants: Tenants::default(),
+            tenant_use: UseGuard::default(),
         }
     }
 }

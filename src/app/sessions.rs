@@ -22,6 +22,7 @@ use crate::{
             rollback_storm::Storm,
             runtime_availability::RuntimeAvailability,
             session_progress::{self, TelemetrySource},
+            tenants::{Tenants, UseGuard},
         },
         services::{Services, SessionSettings},
         session::{
@@ -75,6 +76,7 @@ pub(super) async fn start_sessions(
         Box::pin(async move { client.status().await.is_ok() })
     });
     let runtime = RuntimeAvailability::new(check, clock.clone(), metrics.clone());
+    let tenants = Tenants::recover(&store).await?;
     let services = Services {
         store,
         membership,
@@ -95,6 +97,8 @@ pub(super) async fn start_sessions(
         storm,
         telemetry,
         settings: SessionSettings::new(config),
+        tenants,
+        tenant_use: UseGuard::default(),
     };
     let services = Arc::new(services);
     let guard = CapacityGuard::new(config.capacity.rules(), services.metrics.clone());

@@ -270,6 +270,15 @@ impl ApiClient {
         decode(self.send_keyed(self.call(Method::DELETE, path).timeout(CALL_TIMEOUT)).await?).await
     }
 
+    pub(super) async fn put<T: DeserializeOwned>(
+        &self,
+        path: &[&str],
+        body: &impl Serialize,
+    ) -> Result<T, ClientError> {
+        let call = self.call(Method::PUT, path).timeout(CALL_TIMEOUT).json(body);
+        decode(self.send_once(call).await?).await
+    }
+
     /// For calls that must not be done twice: repeated only if no connection could be made.
     async fn send_once(&self, call: RequestBuilder) -> Result<Response, ClientError> {
         self.send_while(call, |error| matches!(error, ClientError::Unreachable { .. })).await

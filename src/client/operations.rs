@@ -41,6 +41,16 @@ impl ApiClient {
         self.delete(&["acp", "tokens", id]).await
     }
 
+    /// Limits and ceilings of a tenant, and its use now.
+    pub(crate) async fn tenant(&self, tenant: &str) -> Result<Value, ClientError> {
+        self.get(&["acp", "tenants", tenant], &json!({})).await
+    }
+
+    /// Changes limits and ceilings of a tenant. Idempotent.
+    pub(crate) async fn change_tenant(&self, tenant: &str, body: &Value) -> Result<Value, ClientError> {
+        self.put(&["acp", "tenants", tenant], body).await
+    }
+
     pub(crate) async fn webhook_deliveries(&self, query: &Value) -> Result<Page, ClientError> {
         self.get(&["acp", "webhooks", "deliveries"], query).await
     }

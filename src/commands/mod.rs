@@ -18,6 +18,7 @@ mod reference;
 mod runtime;
 mod serve;
 mod session;
+mod tenant;
 mod token;
 mod webhook;
 mod workspace;
@@ -59,6 +60,8 @@ enum Command {
     Session(session::SessionArgs),
     /// Shows and changes the route of a workspace.
     Workspace(workspace::WorkspaceArgs),
+    /// Shows and changes limits and ceilings of a tenant.
+    Tenant(tenant::TenantArgs),
     /// Reads the audit records of a running server.
     Audit(audit::AuditArgs),
     /// Moves fleets of workspaces to another default route, in steps.
@@ -86,6 +89,7 @@ pub fn run(cli: Cli) -> ExitCode {
         Command::Config(flags) => config::run(&flags),
         Command::Session(arguments) => session::run(arguments),
         Command::Workspace(arguments) => workspace::run(arguments),
+        Command::Tenant(arguments) => tenant::run(arguments),
         Command::Audit(arguments) => audit::run(arguments),
         Command::Migration(arguments) => migration::run(arguments),
         Command::Notifications(arguments) => notifications::run(arguments),

@@ -256,7 +256,7 @@ impl ToSchema for TranscriptEventType {
 }
 
 /// The rules between members of bodies, as JSON Schema: the body and what holds for it.
-pub(crate) fn relations() -> [(&'static str, Extensions); 6] {
+pub(crate) fn relations() -> [(&'static str, Extensions); 7] {
     let given = |name: &str| json!({"required": [name], "properties": {name: {"not": {"type": "null"}}}});
     let is = |name: &str, value: Value| json!({"required": [name], "properties": {name: {"const": value}}});
     let both = |one: &Value, other: &Value| json!({"allOf": [one, other]});
@@ -293,6 +293,7 @@ pub(crate) fn relations() -> [(&'static str, Extensions); 6] {
         ),
         rules("ProtocolBody", json!([pinned])),
         rules("TenantProtocolBody", json!([one_of(&tenant)])),
+        rules("TenantBody", json!([one_of(&["limits", "ceilings"])])),
         rules(
             "MigrationBody",
             json!([{"if": is("mode", json!("at")), "then": given("at"), "else": {"not": given("at")}}]),

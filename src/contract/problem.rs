@@ -6,6 +6,7 @@ use serde_json::value::RawValue;
 use crate::domain::{
     capacity::SeatFigures,
     ids::PromptId,
+    limits::{LimitFigures, LimitKind},
     turn::outcome::{ErrorClass, ErrorCode, Failure},
 };
 
@@ -46,6 +47,28 @@ pub(crate) struct Problem {
     /// The seats, if a session was refused for lack of one.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub capacity: Option<ProblemCapacity>,
+    /// The limit that refused the request.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub limit: Option<ProblemLimit>,
+}
+
+/// A limit at the time of a refusal.
+#[derive(Debug, Clone, Serialize, Deserialize, utoipa::ToSchema)]
+#[serde(rename_all = "camelCase")]
+pub(crate) struct ProblemLimit {
+    /// `sessions`, `turns`, `promptsPerMinute` or `workspaceBytes`.
+    #[schema(value_type = LimitKind)]
+    pub name: String,
+    /// Use when the request was refused.
+    pub used: u64,
+    /// The limit.
+    pub limit: u64,
+}
+
+impl ProblemLimit {
+    fn of(figures: &LimitFigures) -> Self {
+        Self { name: figures.kind.as_str().to_owned(), used: figures.used, limit: figures.limit }
+    }
 }
 
 /// Seats at the time of a refusal.
@@ -89,6 +112,7 @@ impl Problem {
             prompt_id: None,
             result: None,
             capacity: failure.seats.as_deref().map(ProblemCapacity::of),
+            limit: failure.limit.as_deref().map(ProblemLimit::of),
         }
     }
 }
@@ -112,6 +136,7 @@ pub(crate) fn status_of(code: ErrorCode) -> u16 {
         | ErrorCode::FolderMissing
         | ErrorCode::PermissionNotPending
         | ErrorCode::ModeUnavailable
+        | ErrorCode::Erasing
         | ErrorCode::Fenced => 409,
         ErrorCode::PayloadTooLarge => 413,
         ErrorCode::UnsupportedMediaType => 415,
@@ -120,6 +145,7 @@ pub(crate) fn status_of(code: ErrorCode) -> u16 {
         | ErrorCode::UnknownAgent
         | ErrorCode::WorkspaceUnavailable
         | ErrorCode::AgentRejected => 422,
+        ErrorCode::LimitReached => 429,
         ErrorCode::Internal => 500,
         ErrorCode::AgentAuthRequired
         | ErrorCode::Authentication
@@ -141,6 +167,7 @@ pub(crate) fn status_of(code: ErrorCode) -> u16 {
         | ErrorCode::Stalled
         | ErrorCode::DatabaseUnavailable => 503,
         ErrorCode::HandshakeTimeout | ErrorCode::InactivityTimeout => 504,
+        ErrorCode::WorkspaceFull => 507,
     }
 }
 
@@ -165,6 +192,8 @@ pub(crate) fn retry_after_s(code: ErrorCode) -> Option<u32> {
         }
         // Seats become free when sessions hibernate or are closed.
         ErrorCode::CapacityExhausted => Some(10),
+        // Unless the figures of the limit name another time.
+        ErrorCode::LimitReached => Some(10),
         ErrorCode::Interrupted => Some(1),
         _ => None,
     }

@@ -15,11 +15,13 @@ use crate::domain::{
     explain::EntryKind,
     ids::{InstallationId, MAX_NAME_LENGTH, PromptId, SessionId, Subject, UserId, WorkspaceId},
     jail::JailState,
+    limits::LimitKind,
     migration::MigrationSkip,
     routing::{FlipTrigger, Initiator, Route, Stage, success_window::WindowState},
     session::{
         connection::ConnectionStatus, event::EventKind, lifecycle::SessionState, permission::PermissionPolicy,
     },
+    tenant::McpCeiling,
     turn::{
         Severity, TurnInitiator, TurnState,
         outcome::{ErrorClass, ErrorCode},
@@ -63,6 +65,8 @@ word_schemas! {
     FollowUp => "RollbackFollowUp", "Action after a rollback.";
     Initiator => "Initiator", "Initiator of a change.";
     JailState => "JailState", "State of the jail of the agents: `partial` lacks a later right, `off` the file rules for at least one agent.";
+    LimitKind => "LimitKind", "A limit that refuses requests.";
+    McpCeiling => "McpCeiling", "MCP servers that callers may give to a session: `listed` are those that the configuration names.";
     MigrationSkip => "MigrationSkip", "Why a migration skips a workspace.";
     MigrationStatus => "MigrationStatus", "Status of a migration.";
     PermissionPolicy => "PermissionPolicy", "Answer to the permission requests of agents.";

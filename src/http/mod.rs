@@ -19,6 +19,7 @@ pub(crate) mod routing;
 mod rows;
 mod secret;
 pub(crate) mod sessions;
+mod tenants;
 mod tokens;
 mod trace;
 pub(crate) mod waiting;

@@ -164,7 +164,8 @@ impl ResponseError for ApiError {
     fn error_response(&self) -> HttpResponse {
         let mut answer = HttpResponse::build(self.status_code());
         answer.content_type(PROBLEM_JSON);
-        if let Some(seconds) = retry_after_s(self.failure.code) {
+        let of_limit = self.failure.limit.as_ref().and_then(|limit| limit.retry_after_s);
+        if let Some(seconds) = of_limit.or(retry_after_s(self.failure.code)) {
             answer.insert_header(("Retry-After", seconds.to_string()));
         }
         if self.failure.code == ErrorCode::Unauthorized {

@@ -45,9 +45,9 @@ codes! {
         CancelUnconfirmed ProtocolViolation FrameTooLarge AgentError RuntimeUnavailable InactivityTimeout Draining;
     /// A workspace cannot be prepared, or an agent cannot be started in it.
     OfStart = PathNotAllowed UnknownAgent WorkspaceUnavailable FolderMissing AgentStartFailed ProtocolVersion HandshakeFailed
-        HandshakeTimeout CapacityExhausted FallbackUnavailable Interrupted;
+        HandshakeTimeout CapacityExhausted FallbackUnavailable Interrupted LimitReached Erasing;
     /// A turn is refused, fails, or ends elsewhere.
-    OfTurn = TurnRunning ModeUnavailable Interrupted Fenced FallbackUnavailable;
+    OfTurn = TurnRunning ModeUnavailable Interrupted Fenced FallbackUnavailable LimitReached WorkspaceFull;
     /// Too many calls to the agent are pending.
     OfCall = TurnRunning;
     /// The `Idempotency-Key` belongs to another request.

@@ -8,7 +8,7 @@ use actix_web::{
 use utoipa::openapi::OpenApi;
 use utoipa_actix_web::{AppExt, service_config::ServiceConfig};
 
-use super::{HttpState, audit, health, notifications, openapi, problem::ApiError, routing, sessions, tokens};
+use super::{HttpState, audit, health, notifications, openapi, problem::ApiError, routing, sessions, tenants, tokens};
 use crate::domain::turn::outcome::ErrorCode;
 
 pub(super) fn routes(table: &mut ServiceConfig<'_>) {
@@ -38,6 +38,8 @@ pub(super) fn routes(table: &mut ServiceConfig<'_>) {
         .service(routing::protocol::restore)
         .service(routing::tenants::get_tenant)
         .service(routing::tenants::put_tenant)
+        .service(tenants::get_settings)
+        .service(tenants::put_settings)
         .service(sessions::explain::explain_session)
         .service(audit::list_migration_records)
         .service(audit::list_rollback_events)
@@ -127,7 +129,7 @@ mod tests {
     #[test]
     fn document_has_every_route_and_schema() {
         let document = document();
-        assert_eq!(document.paths.paths.len(), 50);
+        assert_eq!(document.paths.paths.len(), 51);
         let components = document.components.unwrap();
         for name in ["ACPSessionResult", "GithubAutomation", "Toast", "TranscriptNote", "Problem"] {
             assert!(components.schemas.contains_key(name), "{name}");

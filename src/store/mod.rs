@@ -17,6 +17,7 @@ pub(crate) mod routing;
 mod schema;
 mod session_keys;
 mod sessions;
+mod tenants;
 mod tokens;
 mod transcript;
 pub(crate) mod turns;

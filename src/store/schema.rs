@@ -92,6 +92,20 @@ diesel::table! {
 }
 
 diesel::table! {
+    erasures (erasure_id) {
+        erasure_id -> Text,
+        scope -> Text,
+        installation_id -> Text,
+        workspace_id -> Nullable<Text>,
+        session_id -> Nullable<Text>,
+        actor -> Text,
+        counts -> Text,
+        created_us -> BigInt,
+        ended_us -> Nullable<BigInt>,
+    }
+}
+
+diesel::table! {
     identity (one) {
         one -> Bool,
         epoch -> Text,
@@ -322,6 +336,14 @@ diesel::table! {
 }
 
 diesel::table! {
+    tenant_settings (installation_id) {
+        installation_id -> Text,
+        settings -> Text,
+        updated_us -> BigInt,
+    }
+}
+
+diesel::table! {
     transcript_entries (session_id, seq) {
         session_id -> Text,
         seq -> BigInt,
@@ -397,6 +419,7 @@ diesel::allow_tables_to_appear_in_same_query!(
     capacity_alerts,
     client_tokens,
     connection_events,
+    erasures,
     identity,
     migration_runs,
     notification_reads,
@@ -412,6 +435,7 @@ diesel::allow_tables_to_appear_in_same_query!(
     session_keys,
     sessions,
     tenant_protocols,
+    tenant_settings,
     transcript_entries,
     webhook_deliveries,
     workspace_routes,

@@ -63,6 +63,7 @@ mod store_both;
 mod stream;
 mod supervision;
 mod supervisors;
+mod tenants;
 mod transcript;
 mod watchdog;
 mod webhook;

@@ -117,10 +117,12 @@ fn request_examples_of_the_document_succeed() {
     }
     api.call("PUT", "/acp/workspaces/demo/protocol").json(&example("ProtocolBody")).send().expect(200);
     api.call("PUT", "/acp/tenants/acme/protocol").json(&example("TenantProtocolBody")).send().expect(200);
+    api.call("PUT", "/acp/tenants/acme").json(&example("TenantBody")).send().expect(200);
     for verb in ["rollback", "restore"] {
         api.post(&format!("/acp/workspaces/demo/{verb}"), example("FlipBody")).expect(200);
     }
     api.post("/acp/migrations", example("MigrationBody")).expect(202);
+    api.post("/acp/tokens", example("TokenBody")).expect(201);
     api.post("/acp/notifications/ticket", example("Subscription")).expect(201);
     api.post("/acp/session/close", of_session("SessionBody")).expect(200);
 }
@@ -165,6 +167,9 @@ fn every_documented_operation_is_exercised() {
         let change = json!({"defaultProtocol": "acp", "actor": "a", "reason": "r"});
         api.call("PUT", path).json(&change).send().expect(200);
     }
+    api.get("/acp/tenants/tenant-1").expect(200);
+    let change = json!({"limits": {"sessions": 100}, "actor": "a", "reason": "r"});
+    api.call("PUT", "/acp/tenants/tenant-1").json(&change).send().expect(200);
     drop(api.events(&format!("/acp/session/{}/events", session.id)));
     let prompt_id = session.starts("echo b");
     session.ends(&prompt_id);
@@ -190,6 +195,10 @@ fn every_documented_operation_is_exercised() {
     run_migrations(api);
     replay_deliveries(api, &receiver);
     read_notifications(api);
+    let made = api.post("/acp/tokens", json!({"subject": "ann", "role": "reader"})).expect(201);
+    api.get("/acp/tokens").expect(200);
+    let path = format!("/acp/tokens/{}", made["tokenId"].as_str().expect("an id"));
+    api.call("DELETE", &path).send().expect(200);
     let uncalled: Vec<_> = api.contract().operations().difference(&api.called()).cloned().collect();
     assert!(uncalled.is_empty(), "the test does not call {uncalled:?}");
 }
@@ -276,6 +285,8 @@ fn every_required_route_is_documented() {
         ("POST", "/acp/workspaces/{id}/restore"),
         ("GET", "/acp/tenants/{installationId}/protocol"),
         ("PUT", "/acp/tenants/{installationId}/protocol"),
+        ("GET", "/acp/tenants/{installationId}"),
+        ("PUT", "/acp/tenants/{installationId}"),
         ("GET", "/acp/session/{id}/explain"),
         ("GET", "/acp/audit/migrations"),
         ("GET", "/acp/audit/rollback-events"),
@@ -287,6 +298,9 @@ fn every_required_route_is_documented() {
         ("GET", "/acp/webhooks/deliveries"),
         ("POST", "/acp/webhooks/deliveries/{id}/replay"),
         ("POST", "/acp/webhooks/deliveries/replay"),
+        ("POST", "/acp/tokens"),
+        ("GET", "/acp/tokens"),
+        ("DELETE", "/acp/tokens/{id}"),
         ("GET", "/metrics"),
         ("GET", "/livez"),
         ("GET", "/readyz"),

@@ -12,6 +12,7 @@ use std::sync::{
 use parking_lot::{Mutex, MutexGuard};
 use tokio::sync::Notify;
 
+use super::tenants::UsePermit;
 use crate::{
     domain::{
         capacity::{CapacityRules, Refused, SeatBound, SeatFigures, Seats, SeatsSeen},
@@ -42,6 +43,18 @@ struct Inner {
 pub(crate) struct Permit {
     guard: CapacityGuard,
     tenant: InstallationId,
+    /// Count of the session against the limits of its tenant.
+    used: Option<UsePermit<InstallationId>>,
+}
+
+impl Permit {
+    /// Counts the session against the limits of its tenant as long as it has its seat.
+    pub(crate) fn counted(self, used: UsePermit<InstallationId>) -> Self {
+        debug_assert!(self.used.is_none(), "a session is counted once");
+        let mut this = self;
+        this.used = Some(used);
+        this
+    }
 }
 
 impl CapacityGuard {
@@ -64,13 +77,13 @@ impl CapacityGuard {
     /// `capacity_exhausted` with the figures if the service or the tenant's share has no free seat.
     pub(crate) fn admit(&self, tenant: &InstallationId) -> Result<Permit, Failure> {
         self.change(|seats| seats.admit(tenant)).map_err(|refused| self.refusal(refused))?;
-        Ok(Permit { guard: self.clone(), tenant: tenant.clone() })
+        Ok(Permit { guard: self.clone(), tenant: tenant.clone(), used: None })
     }
 
     /// Takes a seat for a returning session. Never refused, so it may exceed the limits. Does not wait.
     pub(crate) fn admit_returning(&self, tenant: &InstallationId) -> Permit {
         self.change(|seats| seats.admit_returning(tenant));
-        Permit { guard: self.clone(), tenant: tenant.clone() }
+        Permit { guard: self.clone(), tenant: tenant.clone(), used: None }
     }
 
     pub(crate) fn taken(&self) -> usize {

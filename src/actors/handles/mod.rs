@@ -20,3 +20,4 @@ pub(crate) mod session;
 pub(crate) mod session_progress;
 pub(crate) mod single_flight;
 pub(crate) mod subscriber;
+pub(crate) mod tenants;

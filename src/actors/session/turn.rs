@@ -16,11 +16,12 @@ use crate::{
     actors::handles::{
         messages::{PromptRefused, RunPrompt, TurnBegun, TurnEnded, TurnHandle},
         runtime_availability::PROMPT_WAIT,
+        tenants::UsePermit,
     },
     domain::{
         automation::skip::{Automation, WantedMode},
         clock::Timestamp,
-        ids::PromptId,
+        ids::{InstallationId, PromptId},
         redaction::{Redacted, RedactedJson},
         routing::{
             Route,
@@ -76,6 +77,8 @@ pub(super) struct Turn {
     grace_timer: Option<SpawnHandle>,
     /// Limits the wait for an unavailable runtime.
     runtime_timer: Option<SpawnHandle>,
+    /// Count of the turn against the limits of its tenant.
+    _used: UsePermit<InstallationId>,
 }
 
 impl Turn {
@@ -84,9 +87,11 @@ impl Turn {
         idempotency: Option<Idempotency>,
         when_dropped: WhenDropped,
         start: TurnStart,
+        used: UsePermit<InstallationId>,
         now: Timestamp,
     ) -> Self {
         Self {
+            _used: used,
             route: start.route,
             carrier: start.carrier,
             handle,
@@ -241,6 +246,13 @@ impl Session {
         {
             return Begin::Answer(Err(failure.into()));
         }
+        let now = self.services.clock.now();
+        let tenant = &self.shared.spec.workspace.installation_id;
+        let limits = self.services.tenant_settings(tenant).limits;
+        let used = match self.services.tenant_use.begin_turn(tenant, &limits, now) {
+            Ok(used) => used,
+            Err(figures) => return Begin::Answer(Err(Failure::limit_reached("the tenant", figures).into())),
+        };
         // The place for the end is reserved first: a turn that is accepted can then always record its outcome,
         // however full the queue has become.
         let slot = match self.services.store.reserve_end() {
@@ -249,7 +261,6 @@ impl Session {
         };
         // From here on the session is in use: it must not hibernate while the turn is being written.
         self.disarm_idle_timer(ctx);
-        let now = self.services.clock.now();
         let span =
             tracing::info_span!(parent: &span, "session.turn", session_id = %self.shared.spec.session_id, %prompt_id);
         let route = self.shared.spec.gate.next_turn();
@@ -283,7 +294,7 @@ impl Session {
             decision: Automation::Nothing,
             now,
         };
-        let turn = Turn::new(self.turn_handle(prompt_id, ended), idempotency, ticket.when_dropped(), start, now);
+        let turn = Turn::new(self.turn_handle(prompt_id, ended), idempotency, ticket.when_dropped(), start, used, now);
         // Set before the write, so that a second prompt is joined or refused while the first is on its way to the
         // disk.
         self.turn = Some(Turn { prompt: Some(prompt), ..turn });
@@ -313,7 +324,8 @@ impl Session {
         ticket.sent(now, false, self.remembered.clone());
         ticket.resume(output, kept);
         let handle = self.turn_handle(prompt_id, ended);
-        let turn = Turn::new(handle, row.idempotency.clone(), ticket.when_dropped(), start, now);
+        let used = self.services.tenant_use.resume_turn(&self.shared.spec.workspace.installation_id, now);
+        let turn = Turn::new(handle, row.idempotency.clone(), ticket.when_dropped(), start, used, now);
         self.turn = Some(Turn { ticket: Some(ticket), ..turn });
         self.shared.move_to(SessionState::Running, &self.services.metrics).running = Some(prompt_id);
     }

@@ -154,6 +154,22 @@ impl Workspaces {
         self.0.services.membership.admission()
     }
 
+    /// Takes a seat for a new session, within the limits of its tenant.
+    fn admit(&self, tenant: &InstallationId) -> Result<Permit, Failure> {
+        let services = &self.0.services;
+        let limits = services.tenant_settings(tenant).limits;
+        let used = services.tenant_use.admit_session(tenant, &limits, services.clock.now());
+        let used = used.map_err(|figures| Failure::limit_reached("the tenant", figures))?;
+        Ok(self.0.capacity.admit(tenant)?.counted(used))
+    }
+
+    /// Takes a seat for a session that was admitted before. Never refused.
+    fn admit_returning(&self, tenant: &InstallationId) -> Permit {
+        let services = &self.0.services;
+        let used = services.tenant_use.admit_returning_session(tenant, services.clock.now());
+        self.0.capacity.admit_returning(tenant).counted(used)
+    }
+
     /// Creates a session: seat, workspace, agent, row, in this order. A failure leaves nothing behind but the
     /// workspace.
     pub(crate) async fn open(&self, request: OpenSession) -> Result<ReadySession, Failure> {
@@ -169,7 +185,7 @@ impl Workspaces {
         self.admission()?;
         request.agent = request.agent.filter(|name| name != DEFAULT_AGENT);
         // Before anything is created: a full service must refuse without side effects.
-        let seat = self.0.capacity.admit(&request.workspace.installation_id)?;
+        let seat = self.admit(&request.workspace.installation_id)?;
         let services = &self.0.services;
         let _folder = services.folders.open(&request.workspace).await?;
         let (row, prepared) = open::find_or_make(self.services(), self.workspace_client(), &request).await?;
@@ -263,7 +279,7 @@ impl Workspaces {
         let workspace =
             workspace.ok_or_else(|| Failure::new(ErrorCode::NotFound, "the session's workspace no longer exists"))?;
         // Never refused: the session was admitted when it was opened.
-        let seat = self.0.capacity.admit_returning(&row.key.installation_id);
+        let seat = self.admit_returning(&row.key.installation_id);
         let _folder = services.folders.open(&row.key).await?;
         let prepared = open::prepare(self.workspace_client(), &workspace).await?;
         if workspace.removed.is_some() {
@@ -373,7 +389,7 @@ impl Workspaces {
             workspace.ok_or_else(|| Failure::new(ErrorCode::NotFound, "the session's workspace no longer exists"))?;
         let prepared = open::prepare(self.workspace_client(), &workspace).await?;
         let servers = self.servers_of(&session);
-        let seat = self.0.capacity.admit_returning(&session.key.installation_id);
+        let seat = self.admit_returning(&session.key.installation_id);
         let (supervised, spec) = self.place(&workspace, &prepared, Placing::again(&session, servers)).await?;
         let past = Past {
             agent_session_id: session.agent_session_id.clone(),

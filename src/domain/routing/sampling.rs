@@ -54,7 +54,8 @@ fn sample_of_failure(code: ErrorCode) -> Option<Sample> {
         InvalidRequest | PayloadTooLarge | UnsupportedMediaType | NotFound | MethodNotAllowed
         | AmbiguousWorkspace | RouteChanged | MigrationState | Unauthorized | Forbidden | ForbiddenOrigin | TurnRunning
         | SessionClosed | SessionFailed | SessionNotLoaded | IdempotencyMismatch | PermissionNotPending
-        | TooManyTokens | ModeUnavailable | NotSupportedByAgent | UnknownAgent | AgentRejected => None,
+        | LimitReached | WorkspaceFull | Erasing | TooManyTokens | ModeUnavailable | NotSupportedByAgent | UnknownAgent
+        | AgentRejected => None,
         // The same on every route: folder and git, credentials, the model's provider.
         PathNotAllowed | FolderMissing | WorkspaceUnavailable | AgentAuthRequired | Authentication
         | ModelProvider => None,
@@ -88,7 +89,7 @@ mod tests {
         ErrorCode::FallbackUnavailable,
     ];
 
-    const NOT_COUNTED: [ErrorCode; 36] = [
+    const NOT_COUNTED: [ErrorCode; 39] = [
         ErrorCode::InvalidRequest,
         ErrorCode::PayloadTooLarge,
         ErrorCode::UnsupportedMediaType,
@@ -97,6 +98,9 @@ mod tests {
         ErrorCode::AmbiguousWorkspace,
         ErrorCode::MigrationState,
         ErrorCode::RouteChanged,
+        ErrorCode::LimitReached,
+        ErrorCode::WorkspaceFull,
+        ErrorCode::Erasing,
         ErrorCode::Unauthorized,
         ErrorCode::Forbidden,
         ErrorCode::TooManyTokens,

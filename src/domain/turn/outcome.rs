@@ -1,6 +1,6 @@
 //! Errors under stable codes, and their recovery.
 
-use crate::domain::{capacity::SeatFigures, words::words};
+use crate::domain::{capacity::SeatFigures, limits::{LimitFigures, LimitKind}, words::words};
 
 words! {
     /// Kind of recovery from an error: connection → reconnect; protocol → renegotiate or fall back; application → the
@@ -96,6 +96,16 @@ error_codes! {
         | "Reach the server by IP address, or add its host name to `server.allowed_hosts`.";
     /// The path is outside what the configuration allows.
     PathNotAllowed = "path_not_allowed", Application, false, "Use a folder under one of `workspaces.allow_paths`.";
+    /// The tenant, or the token, has reached one of its limits: sessions, running turns, or prompts a minute.
+    LimitReached = "limit_reached", Application, true,
+        "Try again after `Retry-After`, or have the limit raised: `PUT /acp/tenants/{installationId}`."
+        | "Try again later, or have the limit raised with `lumilink tenant set`.";
+    /// The files of the workspace take more than `workspaces.max_bytes`.
+    WorkspaceFull = "workspace_full", Application, false,
+        "Remove files of the workspace, or raise `workspaces.max_bytes`.";
+    /// The session, the workspace or the tenant is being erased.
+    Erasing = "erasing", Application, true, "Wait until `GET /acp/audit/erasures` shows the end of the erasure."
+        | "Wait until `lumilink audit erasures` shows the end of the erasure.";
     /// The session is running another turn.
     TurnRunning = "turn_running", Application, true, "Wait for the running turn (`promptId`), or cancel it."
         | "Wait for the running turn, or cancel it with `lumilink session cancel`.";
@@ -229,11 +239,29 @@ pub(crate) struct Failure {
     pub detail: String,
     /// Taken and available seats, if a seat was refused.
     pub seats: Option<Box<SeatFigures>>,
+    /// The limit that was reached, if one refused the request.
+    pub limit: Option<Box<LimitFigures>>,
 }
 
 impl Failure {
     pub(crate) fn new(code: ErrorCode, detail: impl Into<String>) -> Self {
-        Self { code, detail: detail.into(), seats: None }
+        Self { code, detail: detail.into(), seats: None, limit: None }
+    }
+
+    /// The refusal by a limit of `of`, such as `the tenant`.
+    pub(crate) fn limit_reached(of: &str, figures: LimitFigures) -> Self {
+        let LimitFigures { kind, used, limit, .. } = figures;
+        let detail = match kind {
+            LimitKind::Sessions => format!("{of} has {used} live sessions, its limit is {limit}"),
+            LimitKind::Turns => format!("{used} turns of {of} run, its limit is {limit}"),
+            LimitKind::PromptsPerMinute => format!("{of} sent {used} prompts within a minute, its limit is {limit}"),
+            LimitKind::WorkspaceBytes => format!("the files of {of} take {used} bytes, the limit is {limit}"),
+        };
+        let code = match kind {
+            LimitKind::WorkspaceBytes => ErrorCode::WorkspaceFull,
+            LimitKind::Sessions | LimitKind::Turns | LimitKind::PromptsPerMinute => ErrorCode::LimitReached,
+        };
+        Self { limit: Some(Box::new(figures)), ..Self::new(code, detail) }
     }
 
     /// The refusal of an `Idempotency-Key` that was used before with another body.

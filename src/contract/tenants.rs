@@ -1,0 +1,104 @@
+//! Settings of a tenant: limits and ceilings.
+
+use serde::{Deserialize, Serialize};
+use utoipa::ToSchema;
+
+use super::inputs::{Actor, Reason, RepositoryPattern};
+use crate::domain::{
+    clock::Timestamp,
+    ids::InstallationId,
+    session::permission::PermissionPolicy,
+    tenant::{Ceilings, McpCeiling, UseLimits},
+};
+
+/// Limits of a tenant; null or an absent member is unlimited.
+#[derive(Debug, Clone, Serialize, Deserialize, ToSchema)]
+#[serde(rename_all = "camelCase", deny_unknown_fields)]
+pub(crate) struct TenantLimits {
+    /// Live sessions up to which new ones are admitted. Sessions that come back are always admitted.
+    pub sessions: Option<u32>,
+    /// Turns that run at the same time.
+    pub turns: Option<u32>,
+    /// Prompts that are accepted within 60 s.
+    pub prompts_per_minute: Option<u32>,
+}
+
+/// What callers of a tenant may choose at most; null or an absent member leaves the choice to them.
+#[derive(Debug, Clone, Serialize, Deserialize, ToSchema)]
+#[serde(rename_all = "camelCase", deny_unknown_fields)]
+pub(crate) struct TenantCeilings {
+    /// Permission policies that a workspace may get.
+    pub permission_policies: Option<Vec<PermissionPolicy>>,
+    /// Names of the agents, at most 100; `default` is the default agent.
+    #[schema(max_items = 100)]
+    pub agents: Option<Vec<String>>,
+    /// Patterns of repositories, at most 1,000: `owner/name`, where `*` matches any characters.
+    #[schema(value_type = Option<Vec<RepositoryPattern>>, max_items = 1000)]
+    pub repositories: Option<Vec<String>>,
+    /// MCP servers that callers may give.
+    pub mcp_servers: Option<McpCeiling>,
+}
+
+/// Answer to `GET /acp/tenants/{installationId}`.
+#[derive(Debug, Serialize, ToSchema)]
+#[serde(rename_all = "camelCase")]
+pub(crate) struct TenantInfo {
+    /// Name of the tenant.
+    pub installation_id: InstallationId,
+    pub limits: TenantLimits,
+    pub ceilings: TenantCeilings,
+    /// Live sessions of the tenant.
+    pub live_sessions: u32,
+    /// Turns of the tenant that run.
+    pub running_turns: u32,
+    /// Time of the last change, RFC 3339 in UTC; null for a tenant with the defaults.
+    pub updated_at: Option<Timestamp>,
+}
+
+/// `PUT /acp/tenants/{installationId}`: each part that is given replaces the earlier one as a whole.
+#[derive(Debug, Deserialize, ToSchema)]
+#[schema(examples(json!({
+    "limits": {"sessions": 20, "turns": 10, "promptsPerMinute": 60},
+    "ceilings": {"permissionPolicies": ["allow-once", "ask", "reject"], "repositories": ["acme/*"]},
+    "actor": "alice", "reason": "the contract of acme"
+})))]
+#[serde(rename_all = "camelCase", deny_unknown_fields)]
+pub(crate) struct TenantBody {
+    pub limits: Option<TenantLimits>,
+    pub ceilings: Option<TenantCeilings>,
+    /// A name for the log beside the subject of the token, such as that of the person for whom a program acts. At most 128
+    /// characters.
+    #[schema(value_type = Option<Actor>)]
+    pub actor: Option<String>,
+    /// Why; logged. At most 500 characters.
+    #[schema(value_type = Reason)]
+    pub reason: String,
+}
+
+impl From<TenantLimits> for UseLimits {
+    fn from(given: TenantLimits) -> Self {
+        let TenantLimits { sessions, turns, prompts_per_minute } = given;
+        Self { sessions, turns, prompts_per_minute }
+    }
+}
+
+impl From<UseLimits> for TenantLimits {
+    fn from(kept: UseLimits) -> Self {
+        let UseLimits { sessions, turns, prompts_per_minute } = kept;
+        Self { sessions, turns, prompts_per_minute }
+    }
+}
+
+impl From<TenantCeilings> for Ceilings {
+    fn from(given: TenantCeilings) -> Self {
+        let TenantCeilings { permission_policies, agents, repositories, mcp_servers } = given;
+        Self { permission_policies, agents, repositories, mcp_servers }
+    }
+}
+
+impl From<Ceilings> for TenantCeilings {
+    fn from(kept: Ceilings) -> Self {
+        let Ceilings { permission_policies, agents, repositories, mcp_servers } = kept;
+        Self { permission_policies, agents, repositories, mcp_servers }
+    }
+}

@@ -1,0 +1,158 @@
+//! Settings of a tenant: its limits, and the ceilings that its callers cannot exceed.
+
+use serde::{Deserialize, Serialize};
+
+use super::{
+    automation::repository_pattern::{MAX_PATTERNS, RepositoryName, is_pattern},
+    session::permission::PermissionPolicy,
+    words::words,
+};
+
+/// The most agents of a ceiling; a configuration has a handful.
+pub(crate) const MAX_AGENTS: usize = 100;
+/// The longest name of an agent, in characters.
+const MAX_AGENT_CHARS: usize = 128;
+
+words! {
+    /// MCP servers that callers may give to a session.
+    McpCeiling {
+        Nothing = "none",
+        /// Those that the configuration names.
+        Listed = "listed",
+        Any = "any",
+    }
+}
+
+/// The settings of a tenant. The default limits nothing.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase", default)]
+pub(crate) struct TenantSettings {
+    pub limits: UseLimits,
+    pub ceilings: Ceilings,
+}
+
+/// Limits of the use by one tenant or one token; `None` is unlimited.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase", default)]
+pub(crate) struct UseLimits {
+    /// Live sessions up to which new ones are admitted.
+    pub sessions: Option<u32>,
+    /// Turns that run at the same time.
+    pub turns: Option<u32>,
+    /// Prompts that are accepted within 60 s.
+    pub prompts_per_minute: Option<u32>,
+}
+
+/// What callers of a tenant may choose at most; `None` leaves the choice to them.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase", default)]
+pub(crate) struct Ceilings {
+    /// Permission policies that a workspace may get.
+    pub permission_policies: Option<Vec<PermissionPolicy>>,
+    /// Names of the agents; `default` is the default agent.
+    pub agents: Option<Vec<String>>,
+    /// Patterns of repositories: `owner/name`, where `*` matches any characters.
+    pub repositories: Option<Vec<String>>,
+    pub mcp_servers: Option<McpCeiling>,
+}
+
+#[cfg_attr(not(test), expect(dead_code, reason = "for the checks of a new session"))]
+impl Ceilings {
+    pub(crate) fn admits_policy(&self, policy: PermissionPolicy) -> bool {
+        self.permission_policies.as_ref().is_none_or(|admitted| admitted.contains(&policy))
+    }
+
+    pub(crate) fn admits_agent(&self, name: &str) -> bool {
+        self.agents.as_ref().is_none_or(|admitted| admitted.iter().any(|it| it == name))
+    }
+
+    /// True for a repository, in any form of its address, that one of the patterns matches. With patterns, an address that
+    /// names no `owner/name` is not admitted.
+    pub(crate) fn admits_repository(&self, address: &str) -> bool {
+        let Some(patterns) = &self.repositories else { return true };
+        RepositoryName::parse(address).is_some_and(|name| patterns.iter().any(|pattern| name.matches(pattern)))
+    }
+}
+
+impl TenantSettings {
+    /// Checks settings that a caller gives.
+    ///
+    /// # Errors
+    /// The member and what it must be.
+    pub(crate) fn check(&self) -> Result<(), String> {
+        let Ceilings { agents, repositories, .. } = &self.ceilings;
+        let is_agent = |name: &String| {
+            (1..=MAX_AGENT_CHARS).contains(&name.chars().count()) && !name.chars().any(char::is_control)
+        };
+        if agents.as_ref().is_some_and(|agents| agents.len() > MAX_AGENTS || !agents.iter().all(is_agent)) {
+            return Err(format!(
+                "ceilings.agents: at most {MAX_AGENTS} names of 1 to {MAX_AGENT_CHARS} characters each"
+            ));
+        }
+        let patterns = repositories.as_deref().unwrap_or_default();
+        if patterns.len() > MAX_PATTERNS {
+            return Err(format!("ceilings.repositories: at most {MAX_PATTERNS}"));
+        }
+        match patterns.iter().position(|pattern| !is_pattern(pattern)) {
+            Some(place) => Err(format!(
+                "ceilings.repositories: number {} is not owner/name, where * matches any characters",
+                place + 1
+            )),
+            None => Ok(()),
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn absent_ceiling_admits_everything_and_an_empty_one_nothing() {
+        let (open, closed) = (
+            Ceilings::default(),
+            Ceilings {
+                permission_policies: Some(Vec::new()),
+                agents: Some(Vec::new()),
+                repositories: Some(Vec::new()),
+                mcp_servers: Some(McpCeiling::Nothing),
+            },
+        );
+        for (ceilings, admits) in [(open, true), (closed, false)] {
+            assert_eq!(ceilings.admits_policy(PermissionPolicy::AllowAlways), admits);
+            assert_eq!(ceilings.admits_agent("codex"), admits);
+            assert_eq!(ceilings.admits_repository("octo/hello"), admits);
+        }
+    }
+
+    #[test]
+    fn repository_ceiling_matches_every_form_of_an_address() {
+        let ceilings = Ceilings { repositories: Some(vec!["octo/*".into()]), ..Ceilings::default() };
+        for address in ["octo/hello", "https://github.com/Octo/hello.git", "git@github.com:octo/hello.git"] {
+            assert!(ceilings.admits_repository(address), "{address}");
+        }
+        for address in ["other/hello", "https://github.com/octo", "/srv/octo/hello/x"] {
+            assert!(!ceilings.admits_repository(address), "{address}");
+        }
+    }
+
+    #[test]
+    fn malformed_ceilings_are_rejected_by_name() {
+        let of = |ceilings| TenantSettings { ceilings, ..TenantSettings::default() }.check().err().unwrap_or_default();
+        let repositories = Some(vec!["a/b".into(), "a".into()]);
+        assert!(of(Ceilings { repositories, ..Ceilings::default() }).starts_with("ceilings.repositories: number 2"));
+        let agents = Some(vec![String::new()]);
+        assert!(of(Ceilings { agents, ..Ceilings::default() }).starts_with("ceilings.agents"));
+        assert_eq!(of(Ceilings::default()), "");
+    }
+
+    #[test]
+    fn settings_read_back_and_unknown_members_are_ignored() {
+        let text = r#"{"limits":{"turns":2,"later":1},"ceilings":{"mcpServers":"listed"},"budget":{}}"#;
+        let settings: TenantSettings = serde_json::from_str(text).unwrap();
+        assert_eq!(settings.limits.turns, Some(2));
+        assert_eq!(settings.ceilings.mcp_servers, Some(McpCeiling::Listed));
+        let again = serde_json::to_string(&settings).unwrap();
+        assert_eq!(serde_json::from_str::<TenantSettings>(&again).unwrap(), settings);
+    }
+}

@@ -1,0 +1,76 @@
+//! The `tenant_settings` table: limits and ceilings of tenants.
+
+use diesel::{AsChangeset, ExpressionMethods, Insertable, QueryDsl, Queryable, RunQueryDsl};
+
+use super::{
+    Store, StoreError,
+    engine::{
+        columns,
+        connection::{AnyConnection, execute},
+    },
+    schema::tenant_settings,
+};
+use crate::domain::{clock::Timestamp, ids::InstallationId, tenant::TenantSettings};
+
+#[derive(Queryable, Insertable, AsChangeset)]
+#[diesel(table_name = tenant_settings)]
+struct Record {
+    installation_id: String,
+    settings: String,
+    updated_us: i64,
+}
+
+const SETTINGS: &str = "tenant_settings.settings";
+
+/// The settings of a tenant, with the time of their last change.
+pub(crate) type StoredSettings = (InstallationId, TenantSettings, Timestamp);
+
+impl Record {
+    fn read(self) -> Result<StoredSettings, StoreError> {
+        let tenant = columns::parse(&self.installation_id, "tenant_settings.installation_id")?;
+        Ok((tenant, columns::json(&self.settings, SETTINGS)?, Timestamp(self.updated_us)))
+    }
+}
+
+impl Store {
+    /// Reads a page of settings, in the order of the tenants' names, after `after`. Cancel-safe.
+    pub(crate) async fn tenant_settings(
+        &self,
+        after: Option<InstallationId>,
+        limit: usize,
+    ) -> Result<Vec<StoredSettings>, StoreError> {
+        self.read(move |connection| {
+            let after = after.as_ref().map_or("", |tenant| tenant.as_str());
+            let rows = tenant_settings::table.filter(tenant_settings::installation_id.gt(after));
+            let rows = rows.order(tenant_settings::installation_id).limit(columns::limit(limit));
+            let records: Vec<Record> = rows.load(connection)?;
+            records.into_iter().map(Record::read).collect()
+        })
+        .await
+    }
+
+    /// Writes the settings of a tenant, in place of the previous ones. Safe to retry.
+    ///
+    /// # Cancel safety
+    /// A dropped future may have written.
+    pub(crate) async fn save_tenant_settings(
+        &self,
+        tenant: InstallationId,
+        settings: &TenantSettings,
+        now: Timestamp,
+    ) -> Result<(), StoreError> {
+        // Names of agents and patterns are checked by the caller, and a redacted one would match nothing.
+        let settings = columns::json_text(settings, SETTINGS)?;
+        let record = Record { installation_id: tenant.to_string(), settings, updated_us: now.0 };
+        self.write(move |tx| {
+            let saved = diesel::insert_into(tenant_settings::table)
+                .values(&record)
+                .on_conflict(tenant_settings::installation_id)
+                .do_update()
+                .set(&record);
+            tx.rows += execute!(tx.connection, saved)?;
+            Ok(())
+        })
+        .await
+    }
+}

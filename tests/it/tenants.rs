@@ -1,0 +1,112 @@
+//! Settings of tenants: limits of sessions, turns and prompts.
+
+use crate::harness::{Api, Program, Session, Value, json, program::PostgresDatabase};
+
+/// Sets limits of a tenant.
+pub(crate) fn limit(api: &Api, tenant: &str, limits: Value) -> Value {
+    let body = json!({"limits": limits, "actor": "ada", "reason": "test"});
+    api.call("PUT", &format!("/acp/tenants/{tenant}")).json(&body).send().expect(200)
+}
+
+fn open(api: &Api, tenant: &str, workspace: &str) -> Session {
+    api.open_with(json!({"installationId": tenant, "workspaceId": workspace}))
+}
+
+fn figures(problem: &Value) -> (String, u64, u64) {
+    let limit = &problem["limit"];
+    let number = |name: &str| limit[name].as_u64().expect("a number");
+    (limit["name"].as_str().expect("a name").to_owned(), number("used"), number("limit"))
+}
+
+#[test]
+fn tenant_at_its_limit_of_sessions_is_refused_with_figures_and_others_are_not() {
+    let program = Program::start();
+    let api = &program.api;
+    limit(api, "acme", json!({"sessions": 1}));
+    let first = open(api, "acme", "ws");
+    let second = json!({"installationId": "acme", "workspaceId": "ws"});
+    let refused = api.post("/acp/session/new", second.clone());
+    assert_eq!(refused.header("retry-after"), "10");
+    assert_eq!(figures(&refused.problem(429, "limit_reached")), ("sessions".into(), 1, 1));
+    open(api, "other", "ws");
+    assert_eq!(api.get("/acp/tenants/acme").expect(200)["liveSessions"], 1);
+    first.post("close", json!({})).expect(200);
+    api.post("/acp/session/new", second).expect(201);
+}
+
+#[test]
+fn tenant_at_its_limit_of_turns_is_refused_until_a_turn_ends() {
+    let program = Program::start();
+    let api = &program.api;
+    limit(api, "acme", json!({"turns": 1}));
+    let (busy, other) = (open(api, "acme", "one"), open(api, "acme", "two"));
+    let (prompt_id, mut stream) = busy.is_busy_with("echo started ; sleep 60");
+    let refused = other.call("echo a").send();
+    assert_eq!(refused.header("retry-after"), "1");
+    assert_eq!(figures(&refused.problem(429, "limit_reached")), ("turns".into(), 1, 1));
+    open(api, "other", "one").completes("echo a");
+    assert!(busy.cancel());
+    stream.rest();
+    busy.ends(&prompt_id);
+    other.completes("echo a");
+}
+
+#[test]
+fn prompts_over_the_limit_of_a_minute_are_refused_and_a_repeat_is_not() {
+    let program = Program::start();
+    let api = &program.api;
+    limit(api, "acme", json!({"promptsPerMinute": 2}));
+    let session = open(api, "acme", "ws");
+    let keyed = || session.call("echo a").header("idempotency-key", "key").send();
+    let first = keyed().expect(200);
+    session.completes("echo b");
+    let refused = session.call("echo c").send();
+    let retry_after: u64 = refused.header("retry-after").parse().expect("seconds");
+    assert!((1..=60).contains(&retry_after), "{retry_after}");
+    assert_eq!(figures(&refused.problem(429, "limit_reached")), ("promptsPerMinute".into(), 2, 2));
+    assert_eq!(keyed().expect(200), first);
+    limit(api, "acme", json!({}));
+    session.completes("echo c");
+}
+
+fn settings_survive_a_restart(database: Option<&PostgresDatabase>) {
+    let start = || match database {
+        Some(database) => Program::builder().set("database.url", database.url()),
+        None => Program::builder(),
+    };
+    let program = start().start();
+    let ceilings = json!({
+        "permissionPolicies": ["reject"], "agents": ["default"], "repositories": ["acme/*"], "mcpServers": "listed",
+    });
+    let body =
+        json!({"limits": {"sessions": 3, "turns": 2}, "ceilings": ceilings, "actor": "ada", "reason": "contract"});
+    let put = |program: &Program, body: &Value| program.api.call("PUT", "/acp/tenants/acme").json(body).send();
+    let changed = put(&program, &body).expect(200);
+    assert_eq!(changed["limits"], json!({"sessions": 3, "turns": 2, "promptsPerMinute": null}));
+    for (bad, named) in [
+        (json!({"actor": "a", "reason": "r"}), "limits"),
+        (json!({"ceilings": {"repositories": ["acme"]}, "actor": "a", "reason": "r"}), "ceilings.repositories"),
+        (json!({"limits": {"sessions": -1}, "actor": "a", "reason": "r"}), "sessions"),
+        (json!({"ceilings": {"mcpServers": "some"}, "actor": "a", "reason": "r"}), "mcpServers"),
+    ] {
+        let problem = put(&program, &bad).problem(400, "invalid_request");
+        assert!(problem["detail"].as_str().unwrap().contains(named), "{problem}");
+    }
+    let folder = program.stop();
+    let program = start().folder(&folder).start();
+    let kept = program.api.get("/acp/tenants/acme").expect(200);
+    assert_eq!(kept, changed);
+    assert_eq!(kept["ceilings"], ceilings);
+    let unknown = program.api.get("/acp/tenants/other").expect(200);
+    assert_eq!((&unknown["updatedAt"], &unknown["limits"]["turns"]), (&Value::Null, &Value::Null));
+}
+
+#[test]
+fn tenant_settings_survive_a_restart_on_sqlite() {
+    settings_survive_a_restart(None);
+}
+
+#[test]
+fn tenant_settings_survive_a_restart_on_postgresql() {
+    settings_survive_a_restart(Some(&PostgresDatabase::create()));
+}
