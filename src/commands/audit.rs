@@ -190,9 +190,10 @@ pub(crate) fn row_text(records: &str, row: &Value) -> String {
             "trigger",
             "status",
             "actor",
+            "actorNote",
             "reason",
         ],
-        "rollback-events" => &["createdAt", "workspaceId", "kind", "epoch", "trigger", "actor", "reason"],
+        "rollback-events" => &["createdAt", "workspaceId", "kind", "epoch", "trigger", "actor", "actorNote", "reason"],
         "connections" => {
             &["createdAt", "workspaceId", "sessionId", "outcome", "status", "handshakeMs", "agentName", "errorCode"]
         }

@@ -31,7 +31,8 @@ enum Action {
     /// Revokes a token: requests with it are refused at once.
     Revoke {
         /// Id of the token.
-        token: String,
+        #[arg(value_name = "TOKEN_ID")]
+        token_id: String,
     },
 }
 
@@ -93,7 +94,7 @@ pub(crate) fn run(arguments: TokenArgs) -> Result<ExitCode, CommandError> {
         match arguments.action {
             Action::Create(arguments) => create(&client, arguments, json).await?,
             Action::List { tenant } => list(&client, tenant, json).await?,
-            Action::Revoke { token } => show(&client.revoke_token(&token).await?, json)?,
+            Action::Revoke { token_id } => show(&client.revoke_token(&token_id).await?, json)?,
         }
         Ok(ExitCode::SUCCESS)
     })

@@ -112,7 +112,7 @@ fn pinned(pin: &Pin, rollback: Option<&Rollback>) -> String {
     };
     format!(
         "{who} ({}) {did} at {}: {}",
-        pin.attribution.actor,
+        named(&pin.attribution.actor, pin.attribution.actor_note.as_deref()),
         pin.since,
         pin.attribution.reason.trim_end_matches('.')
     )

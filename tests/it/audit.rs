@@ -93,7 +93,8 @@ fn fr_006_each_flip_has_one_record_for_every_trigger() {
         let seen: Vec<_> = found.iter().map(|it| (it["epoch"].clone(), it["trigger"].clone())).collect();
         let flips = [(3, "autoThreshold"), (2, "manualOperator"), (1, "manualOperator")];
         assert_eq!(seen, flips.map(|(epoch, trigger)| (json!(epoch), json!(trigger))), "{records}, newest first");
-        assert_eq!((&found[2]["actor"], &found[2]["reason"]), (&json!("alice"), &json!("a drill")), "{found:?}");
+        assert_eq!((&found[2]["actor"], &found[2]["actorNote"]), (&json!("server"), &json!("alice")), "{found:?}");
+        assert_eq!(found[2]["reason"], "a drill", "{found:?}");
         assert!(
             found[0]["metrics"]["window"]["failures"].as_u64() >= Some(3),
             "the metrics at the flip: {}",
@@ -440,7 +441,7 @@ fn fr_009_tenant_defaults_apply_to_new_workspaces_and_acp_can_be_disabled() {
     assert_eq!(put(json!({"enableAcp": false})).expect(200)["moved"], 0, "a repeat moves nothing");
     let flips = items(&program, "migrations?installationId=tenant-1");
     assert_eq!(flips.len(), 1, "{flips:?}");
-    assert_eq!((&flips[0]["trigger"], &flips[0]["actor"]), (&json!("migration"), &json!("alice")), "{flips:?}");
+    assert_eq!((&flips[0]["trigger"], &flips[0]["actorNote"]), (&json!("migration"), &json!("alice")), "{flips:?}");
     put(json!({"enableAcp": true, "defaultProtocol": "acp"})).expect(200);
     assert_eq!(route_of("old"), "http", "nothing is moved back");
     let kept = program.api.get(path).expect(200);

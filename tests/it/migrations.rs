@@ -149,7 +149,7 @@ fn fr_003_running_turn_ends_over_http_and_the_next_keeps_the_conversation() {
     for row in &rows {
         let fields = (row.trigger.as_str(), row.status.as_str(), row.to_protocol.as_str(), row.epoch);
         assert_eq!(fields, ("migration", "succeeded", "acp", Some(2)), "{row:?}");
-        assert_eq!((row.actor.as_str(), row.reason.as_str()), ("ann", "to ACP"));
+        assert_eq!((row.actor.as_str(), row.reason.as_str()), ("server", "to ACP"));
     }
     assert_eq!(counted(&program, "moved"), 3.0);
     let listed = program.api.get("/acp/migrations?installationId=tenant-1&status=succeeded").expect(200);
@@ -173,7 +173,7 @@ fn fr_003_pause_moves_nothing_resume_continues_and_rollback_reverts_the_moves() 
         (shown(&program, &id)["progress"]["moved"] == 1).then_some(())
     });
     let paused = change(&program, &id, "pause").expect(200);
-    assert_eq!((&paused["status"], &paused["actor"]), (&json!("paused"), &json!("bob")), "{paused}");
+    assert_eq!((&paused["status"], &paused["actorNote"]), (&json!("paused"), &json!("bob")), "{paused}");
     eventually("the moves in progress have ended", || shown(&program, &id)["progress"]["moving"] == 0);
     let quiet = shown(&program, &id);
     assert_ne!(quiet["progress"]["untouched"], 0, "{quiet}");

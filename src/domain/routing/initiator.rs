@@ -47,6 +47,11 @@ pub(crate) struct Attribution {
     pub reason: String,
 }
 
+/// The initiator for people: the subject of the token and, if it differs, the given name.
+pub(crate) fn named(actor: &str, note: Option<&str>) -> String {
+    note.map_or_else(|| actor.to_owned(), |note| format!("{actor} ({note})"))
+}
+
 impl Attribution {
     /// The attribution of an automatic change.
     pub(crate) fn of_system(reason: impl Into<String>) -> Self {

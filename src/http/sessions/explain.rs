@@ -203,7 +203,7 @@ fn flip(item: MigrationItem, rollbacks: &[RollbackEventItem]) -> TimelineEntry {
         named(item.from_protocol),
         named(item.to_protocol),
         item.trigger.as_str(),
-        item.actor,
+        routing::initiator::named(&item.actor, item.actor_note.as_deref()),
         item.reason
     );
     let mut details = record(&item);

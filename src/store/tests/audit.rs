@@ -352,7 +352,13 @@ both_databases! {
             format!("INSERT INTO removals VALUES ('{n}', 'acme', NULL, 'turns', 'retention', 'a', 'r', 1, {at});")
         };
         let rows = (0..4).map(|n| run(n, "acme", "s", i64::from(n) * 1_000_000) + &notification(n, "acme", i64::from(n)));
-        let rows = rows.chain((0..4).map(removal));
+        let token = |n: i32| {
+            let at = at(i64::from(n) * 1_000_000).0;
+            let (expires, revoked) = if n % 2 == 0 { (at.to_string(), "NULL, NULL".to_owned()) } else { ("NULL".to_owned(), format!("{at}, 'a'")) };
+            format!("INSERT INTO client_tokens VALUES ('{n}', 'h{n}', 'acme', NULL, NULL, 'a', 'user', 'a', 0, {expires}, {revoked}, NULL);")
+        };
+        let lasting_token = "INSERT INTO client_tokens VALUES ('9', 'h9', 'acme', NULL, NULL, 'a', 'user', 'a', 0, NULL, NULL, NULL, NULL);";
+        let rows = rows.chain((0..4).map(removal)).chain((0..4).map(token)).chain([lasting_token.to_owned()]);
         let session = new_session(0).session_id.to_string();
         let rows: String = rows.collect::<String>().replace("'s'", &format!("'{session}'"));
         sql(&store, "UPDATE notification_streams SET head = 1000;".to_owned() + &rows).await;
@@ -365,13 +371,14 @@ both_databases! {
             pruned.push((first, store.prune(what, two_seconds, 1000).await.unwrap()));
             assert_eq!(store.prune(what, two_seconds, 1000).await, Ok(0));
         }
-        assert_eq!(pruned, [(1, 1), (1, 1), (1, 1), (1, 1), (1, 1), (1, 1), (1, 5)]);
+        assert_eq!(pruned, [(1, 1), (1, 1), (1, 1), (1, 1), (1, 1), (1, 1), (1, 1), (1, 5)]);
         let left = store.connections(of("acme"), all()).await.unwrap();
         assert_eq!(left.iter().map(|row| (row.created_at, row.transitions.len())).collect::<Vec<_>>(), [(at(9_000_000), 0), (at(1), 1)]);
         assert_eq!(store.migrations(of("acme"), all()).await.unwrap().len(), 2);
         assert_eq!(store.rollback_events(of("acme"), all()).await.unwrap().len(), 2);
         assert_eq!(store.window(web, 0, Route::Acp, at(0)).await.unwrap().len(), 1);
         assert_eq!(store.automation_runs(of("acme"), all()).await.unwrap().len(), 2);
+        assert_eq!(store.list_tokens(None, all()).await.unwrap().len(), 3, "two ended late, and one can be used");
     }
 
     async fn tenant_settings_are_stored_and_replaced(database: TestDatabase) {
