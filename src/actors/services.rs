@@ -11,6 +11,7 @@ use std::{
 
 use super::handles::{
     agent_handshakes::AgentHandshakes,
+    client_tokens::ClientTokens,
     closing::{Automate, ClosingTurns},
     folder_use::FolderUse,
     given_servers::GivenServers,
@@ -25,6 +26,7 @@ use crate::{
     cluster::membership::Membership,
     config::{Config, Reloadable, sections::Github},
     domain::{
+        ceilings::{CeilingRules, Choices},
         clock::Clock,
         ids::InstallationId,
         routing::{RecoveryRules, Route, success_window::WindowRules},
@@ -68,6 +70,8 @@ pub(crate) struct Services {
     pub folders: FolderUse,
     /// Observes rollbacks of many workspaces at once.
     pub storm: Storm,
+    /// Tokens of the API.
+    pub tokens: ClientTokens,
     /// Publishes session progress to the subscribers that asked for it.
     pub telemetry: TelemetryFeed,
     pub settings: SessionSettings,
@@ -81,6 +85,21 @@ impl Services {
     /// Limits and ceilings of a tenant. Reads memory alone.
     pub(crate) fn tenant_settings(&self, tenant: &InstallationId) -> Arc<TenantSettings> {
         self.tenants.settings(tenant)
+    }
+
+    /// Checks the choices of a caller of `tenant` against the ceilings.
+    ///
+    /// # Errors
+    /// `ceiling_exceeded`.
+    pub(crate) fn check_choices(&self, tenant: &InstallationId, choices: &Choices<'_>) -> Result<(), Failure> {
+        let own = self.tenant_settings(tenant);
+        self.settings.ceilings.check(&own.ceilings, self.tokens.has_tenants(), choices)
+    }
+
+    /// The permission policy of a workspace with `chosen`, within the ceilings of its tenant.
+    pub(crate) fn policy(&self, tenant: &InstallationId, chosen: Option<PermissionPolicy>) -> PermissionPolicy {
+        let own = self.tenant_settings(tenant);
+        self.settings.ceilings.policy(&own.ceilings, chosen.unwrap_or(self.settings.default_policy))
     }
 
     /// True while the service is stopping. Outcomes are not counted then: this process ends agents and connections.
@@ -131,6 +150,7 @@ impl Services {
             automate: None,
             folders: FolderUse::default(),
             storm,
+            tokens: ClientTokens::default(),
             telemetry,
             settings,
             tenants: Tenants::default(),
@@ -159,6 +179,8 @@ pub(crate) struct SessionSettings {
     pub permission_timeout: Duration,
     /// Permission policy of workspaces that did not choose one.
     pub default_policy: PermissionPolicy,
+    /// What callers may choose at most.
+    pub ceilings: CeilingRules,
     /// Time without taking a message from its mailbox after which a session's actor is replaced.
     pub stuck_after: Duration,
     pub restart: RestartLimits,
@@ -210,6 +232,7 @@ impl SessionSettings {
             },
             permission_timeout: Duration::from_secs(config.permission.timeout_s),
             default_policy: config.permission.policy,
+            ceilings: config.ceilings.rules(),
             stuck_after: Duration::from_secs(config.database.patience_s) + STUCK_MARGIN,
             restart: RestartLimits {
                 max_restarts: config.supervision.max_restarts,

@@ -13,6 +13,7 @@ use crate::{
     actors::{
         handles::{
             agent_handshakes::AgentHandshakes,
+            client_tokens::ClientTokens,
             capacity_guard::CapacityGuard,
             closing::ClosingTurns,
             folder_use::FolderUse,
@@ -61,7 +62,7 @@ pub(super) async fn start_sessions(
     membership: Membership,
     metrics: Metrics,
     endpoint: Endpoint,
-    can_resume: bool,
+    (tokens, can_resume): (ClientTokens, bool),
 ) -> Result<SessionsStart, AppError> {
     let asked = Instant::now();
     let clock: Arc<dyn Clock> = Arc::new(DatabaseClock::anchored(asked, store.time().await?));
@@ -95,6 +96,7 @@ pub(super) async fn start_sessions(
         automate: None,
         folders: FolderUse::default(),
         storm,
+        tokens,
         telemetry,
         settings: SessionSettings::new(config),
         tenants,

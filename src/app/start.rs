@@ -53,12 +53,13 @@ impl Service {
         let (runtime, embedded, endpoint) = start_runtime(loaded, inherited, &metrics).await?;
         let can_resume = !runtime.is_embedded();
         let member = membership.membership.clone();
-        let sessions = start_sessions(config, store.store.clone(), member, metrics, endpoint, can_resume).await?;
+        let sessions = start_sessions(config, store.store.clone(), member, metrics, endpoint, (client_tokens, can_resume));
+        let sessions = sessions.await?;
         let SessionsStart { handle: sessions, progress, capacity } = sessions;
         let workspaces = &sessions.workspaces;
         // Resumed sessions live on this thread.
         watchdog.heartbeats_of_this_thread(tokio::time::sleep).map(actix::spawn);
-        let upkeep = start_upkeep(config, workspaces, &client_tokens, capacity);
+        let upkeep = start_upkeep(config, workspaces, capacity);
         // A database has one member at a time, so a step in progress was left by an earlier process.
         let migrations = Migrations::new(workspaces.clone(), true, config.migration.auto_look());
         // Before the API serves: bad settings of the webhook are an error of the start.
@@ -72,7 +73,6 @@ impl Service {
             migrations: migrations.clone(),
             notifications: notifications.hub.clone(),
             token: server_token.clone(),
-            tokens: client_tokens.clone(),
         };
         // The API starts after everything that its handlers call.
         let http = start_http(config, state, watchdog, embedded, listener, &loaded.data_dir)?;

@@ -6,7 +6,7 @@ use tokio::task::JoinHandle;
 
 use crate::{
     actors::{
-        handles::{capacity_guard::CapacityGuard, client_tokens::ClientTokens},
+        handles::capacity_guard::CapacityGuard,
         upkeep::{
             capacity::CapacityWatch,
             folders::sweep_folders,
@@ -30,12 +30,7 @@ pub(super) struct UpkeepHandle {
 
 /// Starts the capacity alerts, the ends of rollback storms, the expiry of sessions, the removal of old rows and folders,
 /// the records of the use of tokens, and the status requests to a separate runtime.
-pub(super) fn start_upkeep(
-    config: &Config,
-    workspaces: &Workspaces,
-    tokens: &ClientTokens,
-    capacity: CapacityWatch,
-) -> UpkeepHandle {
+pub(super) fn start_upkeep(config: &Config, workspaces: &Workspaces, capacity: CapacityWatch) -> UpkeepHandle {
     let services = workspaces.services();
     let max_age = Duration::from_secs(config.session.max_age_s);
     let ages = Ages::new(&config.retention, &services.settings.window);
@@ -48,7 +43,7 @@ pub(super) fn start_upkeep(
             workspaces.workspace_client().clone(),
             config.retention.folders(),
         )),
-        token_use: actix::spawn(token_use::record(services.store.clone(), tokens.clone())),
+        token_use: actix::spawn(token_use::record(services.store.clone(), services.tokens.clone())),
         storms: actix::spawn(services.storm.clone().watch()),
         runtime: config.runtime.url.as_ref().map(|_| actix::spawn(services.runtime.clone().watch())),
     }

@@ -56,7 +56,6 @@ pub(crate) struct Ceilings {
     pub mcp_servers: Option<McpCeiling>,
 }
 
-#[cfg_attr(not(test), expect(dead_code, reason = "for the checks of a new session"))]
 impl Ceilings {
     pub(crate) fn admits_policy(&self, policy: PermissionPolicy) -> bool {
         self.permission_policies.as_ref().is_none_or(|admitted| admitted.contains(&policy))

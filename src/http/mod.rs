@@ -53,10 +53,7 @@ use self::{
 };
 pub(crate) use self::{route_table::RouteTable, routes::document};
 use crate::{
-    actors::{
-        handles::client_tokens::ClientTokens, migrations::Migrations, notifications::NotificationHub,
-        workspaces::Workspaces,
-    },
+    actors::{migrations::Migrations, notifications::NotificationHub, workspaces::Workspaces},
     config::{Config, Reloadable},
     contract::keep_alive::SERVER_KEEP_ALIVE,
     telemetry::watchdog::Watchdog,
@@ -70,8 +67,6 @@ pub(crate) struct ApiState {
     pub notifications: NotificationHub,
     /// `server.token`; `None` admits every caller.
     pub token: Reloadable<Option<SecretString>>,
-    /// The tokens that were made over the API.
-    pub tokens: ClientTokens,
 }
 
 /// The state that handlers share.
@@ -81,7 +76,6 @@ pub(crate) struct HttpState {
     pub notifications: NotificationHub,
     pub config: Config,
     pub watchdog: Watchdog,
-    pub tokens: ClientTokens,
     guard: Guard,
     table: RouteTable,
     compressors: Compressors,
@@ -120,8 +114,9 @@ fn workers_of(config: &Config) -> usize {
 }
 
 fn shared_state(api: ApiState, config: &Config, watchdog: Watchdog, document: &OpenApi) -> Data<HttpState> {
-    let ApiState { workspaces, migrations, notifications, token, tokens } = api;
+    let ApiState { workspaces, migrations, notifications, token } = api;
     let table = RouteTable::new(document);
+    let tokens = workspaces.services().tokens.clone();
     workspaces.services().metrics.set_http_operations(table.operations().to_vec());
     Data::new(HttpState {
         workspaces,
@@ -129,8 +124,7 @@ fn shared_state(api: ApiState, config: &Config, watchdog: Watchdog, document: &O
         notifications,
         config: config.clone(),
         watchdog,
-        guard: Guard::new(&config.server, token, tokens.clone()),
-        tokens,
+        guard: Guard::new(&config.server, token, tokens),
         table,
         compressors: Compressors::new(),
     })

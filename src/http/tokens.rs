@@ -45,7 +45,8 @@ pub(super) async fn until_token_ends(state: web::Data<HttpState>, caller: Caller
     if caller.grant().token_id.is_none() {
         return std::future::pending().await;
     }
-    while state.tokens.is_current(&caller, state.workspaces.services().clock.now()) {
+    let services = state.workspaces.services();
+    while services.tokens.is_current(&caller, services.clock.now()) {
         tokio::time::sleep(CHECK_EVERY).await;
     }
 }
@@ -87,7 +88,8 @@ pub(crate) async fn create_token(
         revoked: None,
         last_used: None,
     };
-    let (kept, tokens, store) = (row.clone(), state.tokens.clone(), state.workspaces.services().store.clone());
+    let services = state.workspaces.services();
+    let (kept, tokens, store) = (row.clone(), services.tokens.clone(), services.store.clone());
     let adding = run_to_completion(async move {
         store.add_token(kept.clone()).await.map_err(too_many)?;
         tokens.admit(&kept);
@@ -180,7 +182,7 @@ pub(crate) async fn revoke_token(
     rows::find_token(&state, &caller, id).await?;
     let services = state.workspaces.services();
     let (by, now) = (caller.subject().to_owned(), services.clock.now());
-    let (store, tokens) = (services.store.clone(), state.tokens.clone());
+    let (store, tokens) = (services.store.clone(), services.tokens.clone());
     let revoking = run_to_completion(async move {
         // First, so that a token is refused even if the database is not available: the caller then repeats the request.
         tokens.revoke(id);

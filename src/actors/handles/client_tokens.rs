@@ -97,8 +97,13 @@ impl ClientTokens {
         caller.grant().token_id.is_none_or(|id| self.by_id(id, now).is_some())
     }
 
-    /// True once a token of a tenant was admitted by this process: tenants then share no folder of their agents.
-    pub(crate) fn has_tenants(&self) -> Arc<AtomicBool> {
+    /// True once a token of a tenant was admitted by this process: from then on tenants do not trust each other.
+    pub(crate) fn has_tenants(&self) -> bool {
+        self.0.has_tenants.load(Ordering::Acquire)
+    }
+
+    /// [`Self::has_tenants`] for the runtime of this process, which gives each tenant a `HOME` of its own.
+    pub(crate) fn trust_boundary(&self) -> Arc<AtomicBool> {
         self.0.has_tenants.clone()
     }
 

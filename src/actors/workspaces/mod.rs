@@ -38,6 +38,7 @@ use crate::{
     config::DEFAULT_AGENT,
     contract::runtime::{DiffWorkspace, PreparedWorkspace, WorkspaceDiff},
     domain::{
+        ceilings::Choices,
         ids::{InstallationId, SessionId, WorkspaceKey},
         migration::FleetHealth,
         redaction::RedactedJson,
@@ -184,6 +185,13 @@ impl Workspaces {
     ) -> Result<(ReadySession, Option<RedactedJson>), Failure> {
         self.admission()?;
         request.agent = request.agent.filter(|name| name != DEFAULT_AGENT);
+        let choices = Choices {
+            policy: request.permission_policy,
+            agent: request.agent.as_deref().unwrap_or(DEFAULT_AGENT),
+            repository: request.checkout.as_ref().map(|it| it.repository.as_str()),
+            mcp_servers: request.mcp_servers.expose().get(),
+        };
+        self.services().check_choices(&request.workspace.installation_id, &choices)?;
         // Before anything is created: a full service must refuse without side effects.
         let seat = self.admit(&request.workspace.installation_id)?;
         let services = &self.0.services;
@@ -269,6 +277,15 @@ impl Workspaces {
         row.state
             .admits_load()
             .map_err(|code| Failure::new(code, format!("the session is {}", row.state.as_str())))?;
+        let servers = given.clone().unwrap_or_else(|| self.servers_of(row));
+        // Also those of before: a ceiling applies from the next start of an agent on.
+        let choices = Choices {
+            policy: None,
+            agent: &row.agent,
+            repository: None,
+            mcp_servers: servers.expose().get(),
+        };
+        self.services().check_choices(&row.key.installation_id, &choices)?;
         if let Some(live) = self.live(row.session_id)
             && let Some(ready) = self.load_live(&live, row, given.as_ref()).await?
         {
@@ -294,7 +311,6 @@ impl Workspaces {
         // the earlier process.
         let adopted = adopted.filter(|_| given.is_none()).map(Box::new);
         let is_adopted = adopted.is_some();
-        let servers = given.clone().unwrap_or_else(|| self.servers_of(row));
         let shown = shown(row, given.as_ref(), &servers);
         let (supervised, spec) = self.place(&workspace, &prepared, Placing::again(row, servers)).await?;
         let past = Past {
@@ -513,7 +529,7 @@ impl Workspaces {
         placing: Placing,
     ) -> Result<(Supervised, Arc<SessionSpec>), Failure> {
         let Placing { session_id, user_id, mode, enable_git_ops, agent, mcp_servers } = placing;
-        let policy = row.permission_policy.unwrap_or(self.0.services.settings.default_policy);
+        let policy = self.0.services.policy(&row.key.installation_id, row.permission_policy);
         let supervised = self.supervised(&row.key).await?;
         supervised.policy.set(policy);
         let spec = SessionSpec {

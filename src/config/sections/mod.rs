@@ -5,6 +5,7 @@
 
 mod agent;
 mod capacity;
+mod ceilings;
 mod check;
 mod database;
 mod github;
@@ -26,6 +27,7 @@ use serde::{Deserialize, Serialize, Serializer};
 pub(crate) use self::{
     agent::{Agent, DEFAULT_AGENT},
     capacity::Capacity,
+    ceilings::Ceilings,
     database::{Database, Retention, sqlite_path},
     github::Github,
     limits::Limits,
@@ -58,6 +60,7 @@ pub(crate) struct Config {
     pub recovery: Recovery,
     pub migration: Migration,
     pub capacity: Capacity,
+    pub ceilings: Ceilings,
     pub webhook: Webhook,
     pub retention: Retention,
     pub github: Github,
@@ -93,6 +96,7 @@ impl Config {
         self.recovery.validate(&mut check);
         self.migration.validate(&mut check);
         self.capacity.validate(&mut check);
+        self.ceilings.validate(&mut check);
         self.webhook.validate(&mut check);
         self.github.validate(&mut check);
         self.notifications.validate(&mut check);

@@ -54,7 +54,7 @@ fn sample_of_failure(code: ErrorCode) -> Option<Sample> {
         InvalidRequest | PayloadTooLarge | UnsupportedMediaType | NotFound | MethodNotAllowed
         | AmbiguousWorkspace | RouteChanged | MigrationState | Unauthorized | Forbidden | ForbiddenOrigin | TurnRunning
         | SessionClosed | SessionFailed | SessionNotLoaded | IdempotencyMismatch | PermissionNotPending
-        | LimitReached | WorkspaceFull | Erasing | TooManyTokens | ModeUnavailable | NotSupportedByAgent | UnknownAgent
+        | LimitReached | WorkspaceFull | Erasing | TooManyTokens | CeilingExceeded | ModeUnavailable | NotSupportedByAgent | UnknownAgent
         | AgentRejected => None,
         // The same on every route: folder and git, credentials, the model's provider.
         PathNotAllowed | FolderMissing | WorkspaceUnavailable | AgentAuthRequired | Authentication
@@ -89,7 +89,7 @@ mod tests {
         ErrorCode::FallbackUnavailable,
     ];
 
-    const NOT_COUNTED: [ErrorCode; 39] = [
+    const NOT_COUNTED: [ErrorCode; 40] = [
         ErrorCode::InvalidRequest,
         ErrorCode::PayloadTooLarge,
         ErrorCode::UnsupportedMediaType,
@@ -104,6 +104,7 @@ mod tests {
         ErrorCode::Unauthorized,
         ErrorCode::Forbidden,
         ErrorCode::TooManyTokens,
+        ErrorCode::CeilingExceeded,
         ErrorCode::ForbiddenOrigin,
         ErrorCode::PathNotAllowed,
         ErrorCode::FolderMissing,

@@ -87,6 +87,10 @@ error_codes! {
     Forbidden = "forbidden", Application, false,
         "Use a token with a role and a scope that `/openapi.json` names for the operation."
         | "Use a token with a role that allows the command: see `lumilink token create --help`.";
+    /// The request chooses more than the ceilings of the tenant admit.
+    CeilingExceeded = "ceiling_exceeded", Application, false,
+        "Choose what `GET /acp/tenants/{installationId}` and `[ceilings]` admit, or have the ceiling raised."
+        | "Choose what `lumilink tenant show` admits, or have the ceiling raised with `lumilink tenant set`.";
     /// The service has as many tokens as it can use.
     TooManyTokens = "too_many_tokens", Application, false, "Revoke tokens that are not used: `GET /acp/tokens`."
         | "Revoke tokens that are not used: `lumilink token list`.";

@@ -125,7 +125,7 @@ pub(crate) async fn redeem(
     let kept = services.store.take_ticket(hash, arrived).await?.ok_or_else(refused)?;
     let Allowed { subscription, token_id } = serde_json::from_str(&kept).map_err(|_| refused())?;
     let caller = match token_id {
-        Some(id) => state.tokens.by_id(id, arrived).ok_or_else(refused)?,
+        Some(id) => services.tokens.by_id(id, arrived).ok_or_else(refused)?,
         None => Caller::of_server(),
     };
     // The query of the socket may be empty or equal to that of the ticket.

@@ -19,7 +19,7 @@ use super::{
 };
 use crate::{
     actors::{
-        handles::{client_tokens::ClientTokens, session_progress, subscriber::Ending},
+        handles::{session_progress, subscriber::Ending},
         notifications::NotificationHub,
         services::Services,
     },
@@ -69,7 +69,6 @@ pub(crate) fn open(
     let socket = NotificationSocket {
         hub: state.notifications.clone(),
         scope: Arc::new(scope),
-        tokens: state.tokens.clone(),
         caller,
         expires,
         opened: Instant::now(),
@@ -92,7 +91,6 @@ struct NotificationSocket {
     services: Arc<Services>,
     hub: NotificationHub,
     scope: Arc<Scope>,
-    tokens: ClientTokens,
     caller: Caller,
     /// When the authorisation of a browser page expires.
     expires: Option<Timestamp>,
@@ -396,7 +394,7 @@ impl NotificationSocket {
             let reason = "the authorisation of this WebSocket expired: get a new ticket";
             return self.evict(Eviction::Expired, close_code::EXPIRED, reason, ctx);
         }
-        if !self.tokens.is_current(&self.caller, self.services.clock.now()) {
+        if !self.services.tokens.is_current(&self.caller, self.services.clock.now()) {
             let reason = "the token of this WebSocket expired or was revoked";
             return self.evict(Eviction::Expired, close_code::EXPIRED, reason, ctx);
         }

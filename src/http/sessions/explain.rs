@@ -15,7 +15,7 @@ use crate::{
         clock::Timestamp,
         explain::{CurrentState, EntryKind, answer, timeline},
         ids::SessionId,
-        routing::Route,
+        routing::{Route, initiator},
         session::lifecycle::SessionState,
     },
     http::{
@@ -203,7 +203,7 @@ fn flip(item: MigrationItem, rollbacks: &[RollbackEventItem]) -> TimelineEntry {
         named(item.from_protocol),
         named(item.to_protocol),
         item.trigger.as_str(),
-        routing::initiator::named(&item.actor, item.actor_note.as_deref()),
+        initiator::named(&item.actor, item.actor_note.as_deref()),
         item.reason
     );
     let mut details = record(&item);

@@ -1,0 +1,56 @@
+//! `[ceilings]`: what callers may choose for a session at most.
+
+use serde::{Deserialize, Serialize};
+
+use super::check::Check;
+use crate::domain::{
+    ceilings::CeilingRules,
+    session::permission::PermissionPolicy,
+    tenant::{self, McpCeiling, TenantSettings},
+};
+
+/// What callers may choose at most. A tenant may have ceilings of its own, which replace these: `PUT
+/// /acp/tenants/{installationId}`.
+#[derive(Debug, Clone, Default, Serialize, Deserialize)]
+#[serde(default, deny_unknown_fields)]
+pub(crate) struct Ceilings {
+    /// Permission policies that a workspace may get; all if not set. A workspace with another one gets the strictest of
+    /// these.
+    pub permission_policies: Option<Vec<PermissionPolicy>>,
+    /// Names of the agents that sessions may use, `default` for the default agent; all if not set. At most 100.
+    pub agents: Option<Vec<String>>,
+    /// Repositories that may be checked out: `owner/name`, where `*` matches any characters; all if not set. At most 1,000.
+    pub repositories: Option<Vec<String>>,
+    /// MCP servers that callers may give: `none`, `listed` or `any`. If not set: `any`, and `listed` once a tenant has a
+    /// token.
+    pub mcp_servers: Option<McpCeiling>,
+    /// MCP servers that `listed` admits. Each is a command with its arguments, separated by spaces, or a URL, which admits
+    /// URLs of the same origin at or below its path.
+    pub listed_mcp_servers: Vec<String>,
+}
+
+impl Ceilings {
+    pub(crate) fn rules(&self) -> CeilingRules {
+        CeilingRules { defaults: self.defaults(), listed: self.listed_mcp_servers.clone() }
+    }
+
+    fn defaults(&self) -> tenant::Ceilings {
+        tenant::Ceilings {
+            permission_policies: self.permission_policies.clone(),
+            agents: self.agents.clone(),
+            repositories: self.repositories.clone(),
+            mcp_servers: self.mcp_servers,
+        }
+    }
+
+    pub(super) fn validate(&self, check: &mut Check<'_>) {
+        let settings = TenantSettings { ceilings: self.defaults(), ..TenantSettings::default() };
+        if let Err(detail) = settings.check() {
+            let (name, rule) = detail.split_once(": ").unwrap_or(("ceilings", &detail));
+            check.require(false, name, rule);
+        }
+        let is_blank = |entry: &String| entry.trim().is_empty();
+        let fits = !self.listed_mcp_servers.iter().any(is_blank);
+        check.require(fits, "ceilings.listed_mcp_servers", "must not have an empty entry");
+    }
+}
