@@ -11,6 +11,7 @@ pub(crate) mod orphans;
 pub(crate) mod sandbox;
 pub(crate) mod stdio;
 pub(crate) mod terminal;
+mod tree;
 pub(crate) mod user;
 pub(crate) mod watch;
 

@@ -204,7 +204,9 @@ async fn ready(
         return Err(StartError::NoToken(listen));
     }
     Inherited::raise_open_files();
-    group::prepare().map_err(|cause| StartError::Interrupted(cause.to_string()))?;
+    let metrics = options.metrics.clone();
+    let report = Box::new(move |processes| metrics.agent_processes_left(processes));
+    group::prepare(report).map_err(|cause| StartError::Interrupted(cause.to_string()))?;
     let (stop, stopping) = watch::channel(false);
     let state = tokio::task::spawn_blocking(move || build(options, stopping, watchdog))
         .await
