@@ -48,7 +48,7 @@ use crate::{
     contract::keep_alive::SERVER_KEEP_ALIVE,
     domain::{
         heartbeat::Heartbeat,
-        jail::{self, JailRefusal, KernelRights},
+        jail::{self, JailMode, JailRefusal, KernelRights},
     },
     process::{
         group,
@@ -330,6 +330,11 @@ fn build(
         options.metrics.clone(),
         stopping.clone(),
     ));
+    let confines_git = options.agents.iter().all(|agent| agent.jail.mode != JailMode::Off);
+    let git = match confines_git {
+        true => Git::new(environment).confined_by(sandbox.clone()),
+        false => Git::new(environment),
+    };
     let agents = Arc::new(Agents::new(options.agents, limits, folders.clone(), sandbox, options.metrics.clone())?);
     agents.announce_jail();
     let retention = options.retention;
@@ -344,7 +349,7 @@ fn build(
         clone_timeout: options.clone_timeout,
         diff_bytes: options.diff_bytes,
     };
-    let workspaces = Workspaces::new(folders, Git::new(environment), settings).map_err(StartError::Folders)?;
+    let workspaces = Workspaces::new(folders, git, settings).map_err(StartError::Folders)?;
     let sockets = SocketSettings {
         agents,
         conversations,

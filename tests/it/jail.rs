@@ -594,3 +594,32 @@ fn daemon_of_a_plain_user_without_control_groups_does_not_outlive_its_session() 
     }
     assert_daemon_ends_with_its_session(Some(NOBODY));
 }
+
+#[test]
+fn socket_of_a_container_engine_that_agents_reach_is_named_by_health_and_log() {
+    // A user whose folder for sockets no other test has.
+    const USER: u32 = 64_123;
+    if !is_root() {
+        eprintln!("NOT CHECKED: needs root to make the folder of another user");
+        return;
+    }
+    let folder = PathBuf::from(format!("/run/user/{USER}"));
+    fs::create_dir_all(&folder).unwrap();
+    std::os::unix::fs::chown(&folder, Some(USER), Some(USER)).unwrap();
+    let socket = folder.join("docker.sock");
+    let _ = fs::remove_file(&socket);
+    let listener = UnixListener::bind(&socket).unwrap();
+    std::os::unix::fs::chown(&socket, Some(USER), Some(USER)).unwrap();
+    let program = Program::builder().user(USER).start();
+    let health = program.api.get("/acp/health").expect(200);
+    let log = program.log();
+    let script = "run python3 -c \"import socket; socket.socket(socket.AF_UNIX).connect('SOCKET'); print('connected')\"";
+    let text = program.api.open("ws").says(&script.replace("SOCKET", socket.to_str().unwrap()));
+    drop(listener);
+    fs::remove_dir_all(&folder).unwrap();
+    let sockets = &health["jail"]["reachableSockets"];
+    assert!(sockets.as_array().unwrap().contains(&json!(socket)), "{sockets}");
+    assert!(log.contains(socket.to_str().unwrap()), "the log names it");
+    // The reason for the warning: the jail does not restrict sockets with a path.
+    assert!(text.contains("connected"), "{text}");
+}

@@ -63,6 +63,7 @@ mod stream;
 mod supervision;
 mod supervisors;
 mod transcript;
+mod users;
 mod watchdog;
 mod webhook;
 mod workspaces;

@@ -56,7 +56,7 @@ fn sample_of_failure(code: ErrorCode) -> Option<Sample> {
         | SessionClosed | SessionFailed | SessionNotLoaded | IdempotencyMismatch | PermissionNotPending
         | ModeUnavailable | NotSupportedByAgent | UnknownAgent | AgentRejected => None,
         // The same on every route: folder and git, credentials, the model's provider.
-        PathNotAllowed | FolderMissing | WorkspaceUnavailable | AgentAuthRequired | Authentication
+        PathNotAllowed | FolderMissing | WorkspaceUnavailable | WorkspaceOwner | AgentAuthRequired | Authentication
         | ModelProvider => None,
         // The runtime is stopped or cannot be reached: both routes need it.
         RuntimeUnavailable => None,
@@ -88,7 +88,7 @@ mod tests {
         ErrorCode::FallbackUnavailable,
     ];
 
-    const NOT_COUNTED: [ErrorCode; 34] = [
+    const NOT_COUNTED: [ErrorCode; 35] = [
         ErrorCode::InvalidRequest,
         ErrorCode::PayloadTooLarge,
         ErrorCode::UnsupportedMediaType,
@@ -111,6 +111,7 @@ mod tests {
         ErrorCode::NotSupportedByAgent,
         ErrorCode::UnknownAgent,
         ErrorCode::WorkspaceUnavailable,
+        ErrorCode::WorkspaceOwner,
         ErrorCode::AgentAuthRequired,
         ErrorCode::Authentication,
         ErrorCode::AgentRejected,
