@@ -8,7 +8,7 @@ use uuid::Uuid;
 use super::AppError;
 use crate::{
     config::{Config, DEFAULT_AGENT, Loaded, environment::current_program, sections::Agent},
-    domain::heartbeat::Heartbeat,
+    domain::{heartbeat::Heartbeat, jail::pool::UserPool},
     process::{
         inherited::Inherited,
         sandbox::{JailSettings, OwnPaths},
@@ -190,13 +190,15 @@ pub(super) fn runtime_options(
 }
 
 fn jail_of(agent: &Agent, place: &Place) -> JailSettings {
+    // The users of a pool have no `HOME` of their own.
+    let has_pool = agent.run_as.as_deref().is_some_and(UserPool::is_meant);
     JailSettings {
         mode: agent.jail,
         preset: agent.preset,
         read: agent.read.clone(),
         write: agent.write.clone(),
         ports: agent.ports.clone(),
-        has_private_home: agent.home.is_private(!place.is_separate, agent.env.contains_key("HOME")),
+        has_private_home: has_pool || agent.home.is_private(!place.is_separate, agent.env.contains_key("HOME")),
     }
 }
 

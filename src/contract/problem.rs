@@ -134,6 +134,7 @@ pub(crate) fn status_of(code: ErrorCode) -> u16 {
         | ErrorCode::SessionFailed
         | ErrorCode::SessionNotLoaded
         | ErrorCode::FolderMissing
+        | ErrorCode::WorkspaceOwner
         | ErrorCode::PermissionNotPending
         | ErrorCode::ModeUnavailable
         | ErrorCode::Erasing

@@ -178,6 +178,9 @@ pub(crate) struct PrepareWorkspace {
     /// Name of the agent; an unknown agent is refused before anything is created.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub agent: Option<String>,
+    /// Tenant of the workspace, whose agents may have a user of their own.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub installation_id: Option<InstallationId>,
     /// Repository to clone (shallow) into a new workspace.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub checkout: Option<Checkout>,

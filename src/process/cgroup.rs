@@ -1,9 +1,9 @@
-//! Control groups (cgroup v2): the only guarantee that no process of an agent outlives it.
+//! Control groups (cgroup v2): no process of an agent outlives it, even if this program is killed.
 //!
 //! If this program may create control groups below its own (it runs as root, or the directory is delegated to it),
 //! each process group gets its own control group. Its processes cannot leave it by changing their session, process
-//! group or environment. Otherwise no control group is created, and only the marks of
-//! [`orphans`](crate::process::orphans) find processes that left their group.
+//! group or environment. Otherwise no control group is created, and [`orphans`](crate::process::orphans) finds processes
+//! that left their group by parentage.
 
 use std::{
     fs::{self, File},
@@ -72,6 +72,11 @@ impl ControlGroup {
         self.entrance.as_raw_fd()
     }
 
+    /// The directory of the group.
+    pub(crate) fn folder(&self) -> &Path {
+        &self.folder
+    }
+
     /// Sends SIGKILL to every process in the group.
     pub(crate) fn kill(&self) {
         kill(&self.folder);
@@ -101,11 +106,19 @@ impl Drop for ControlGroup {
     }
 }
 
-/// Moves the calling process into a control group. Async-signal-safe: one system call, no allocation.
-pub(crate) fn enter(entrance: RawFd) {
-    // SAFETY: the buffer is valid for the whole call. On failure the process stays where it is, as if control groups
-    // were not allowed.
-    unsafe { libc::write(entrance, c"0".as_ptr().cast(), 1) };
+/// Moves the calling process into a control group. False if the kernel refuses that; the process stays where it is.
+/// Async-signal-safe: one system call, no allocation.
+pub(crate) fn enter(entrance: RawFd) -> bool {
+    // SAFETY: the buffer is valid for the whole call.
+    unsafe { libc::write(entrance, c"0".as_ptr().cast(), 1) == 1 }
+}
+
+/// The number of the group of this run in whose control group a process is.
+pub(super) fn group_of(pid: u32, run: &str) -> Option<u64> {
+    let groups = fs::read_to_string(format!("/proc/{pid}/cgroup")).ok()?;
+    let path = groups.lines().find_map(|line| line.strip_prefix("0::"))?;
+    let below = path.split_once(&format!("/{PREFIX}{run}/"))?.1;
+    below.split('/').next()?.parse().ok()
 }
 
 fn kill(folder: &Path) {

@@ -1,6 +1,6 @@
 //! Child processes that cannot outlive their owner.
 //!
-//! Every child is the leader of its own process group. One thread, the keeper, starts, watches and reaps all children
+//! Every child is the leader of its own session and process group. One thread, the keeper, starts, watches and reaps all children
 //! and lives as long as the program, because the kernel's parent-death signal fires when the *thread* that forked
 //! ends. The owner holds a [`Life`]; dropping it ends the group without blocking.
 
@@ -27,7 +27,7 @@ pub(crate) use super::watch::{Ended, MAX_PIPE_BYTES};
 use super::{
     cgroup::{self, ControlGroup, ControlGroups},
     members::Members,
-    orphans::{self, Orphans},
+    orphans::{self, Orphans, ReportSurvivors},
     sandbox::enforce::Enforcement,
     user::RunAs,
     watch::{GroupWatch, TaskCount},
@@ -161,7 +161,7 @@ pub(crate) async fn spawn(command: GroupCommand, held: impl Any + Send) -> Resul
     let cwd = command.cwd.clone();
     let hides_files = command.jail.as_ref().is_some_and(|jail| jail.hides_files());
     let failed = |cause: io::Error| SpawnError { program: program.clone(), cause };
-    let keeper = keeper().map_err(|kind| failed(io::Error::new(kind, "the process keeper thread is not running")))?;
+    let keeper = keeper(None).map_err(|kind| failed(io::Error::new(kind, "the process keeper thread is not running")))?;
     let gone = || failed(io::Error::other("the process keeper thread has ended"));
     let (reply, answer) = oneshot::channel();
     keeper.send(Start { command, held: Box::new(held), reply }).await.map_err(|_| gone())?;
@@ -172,12 +172,13 @@ pub(crate) async fn spawn(command: GroupCommand, held: impl Any + Send) -> Resul
 }
 
 /// Starts the keeper, which from then on adopts orphans, and kills processes that a dead run of this program left.
-/// [`spawn`] starts it too; a program that spawns later calls this at its start.
+/// [`spawn`] starts it too; a program that spawns later calls this at its start. `report` gets the numbers of processes of
+/// ended groups that could not be killed; only that of the first call is used.
 ///
 /// # Errors
 /// The thread or its runtime cannot be created. Later calls return the same error.
-pub(crate) fn prepare() -> io::Result<()> {
-    keeper().map(drop).map_err(io::Error::from)
+pub(crate) fn prepare(report: ReportSurvivors) -> io::Result<()> {
+    keeper(Some(report)).map(drop).map_err(io::Error::from)
 }
 
 /// Distinguishes a missing working directory from a missing program, and a program that the jail hides from one that
@@ -208,21 +209,21 @@ struct Started {
 
 /// Returns the keeper's queue, which is static because all children of a process share one parent, whichever part of
 /// the program starts them.
-fn keeper() -> Result<&'static mpsc::Sender<Start>, io::ErrorKind> {
+fn keeper(report: Option<ReportSurvivors>) -> Result<&'static mpsc::Sender<Start>, io::ErrorKind> {
     static KEEPER: OnceLock<Result<mpsc::Sender<Start>, io::ErrorKind>> = OnceLock::new();
     let keeper = KEEPER.get_or_init(|| {
         let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().map_err(|e| e.kind())?;
         let (queue, starts) = mpsc::channel(STARTS_IN_QUEUE);
         std::thread::Builder::new()
             .name("process-keeper".into())
-            .spawn(move || runtime.block_on(keep_all(starts)))
+            .spawn(move || runtime.block_on(keep_all(starts, report.unwrap_or_else(|| Box::new(|_| ())))))
             .map_err(|e| e.kind())?;
         Ok(queue)
     });
     keeper.as_ref().map_err(|kind| *kind)
 }
 
-async fn keep_all(mut starts: mpsc::Receiver<Start>) {
+async fn keep_all(mut starts: mpsc::Receiver<Start>, report: ReportSurvivors) {
     // Orphans of children become children of this process, so that they can be found and reaped.
     // SAFETY: prctl with these arguments touches no memory.
     if unsafe { libc::prctl(libc::PR_SET_CHILD_SUBREAPER, 1, 0, 0, 0) } != 0 {
@@ -232,7 +233,7 @@ async fn keep_all(mut starts: mpsc::Receiver<Start>) {
     orphans.kill_those_of_dead_predecessors();
     let control_groups = ControlGroups::find(orphans.run());
     tracing::debug!(allowed = control_groups.are_allowed(), "control groups checked");
-    tokio::spawn(orphans.clone().sweep_after_each_end());
+    tokio::spawn(orphans.clone().sweep_after_each_end(report));
     while let Some(Start { command, held, reply }) = starts.recv().await {
         // If the caller has been dropped, dropping the answer drops the `Life`, and the group ends.
         let _ = reply.send(start(command, held, &orphans, &control_groups));
@@ -253,7 +254,7 @@ fn start(
     let entrance = control_group.as_ref().map(ControlGroup::entrance);
     let mut process = Command::new(&command.program);
     process.args(&command.args).env_clear().envs(command.env).env(orphans::MARK, mark.value());
-    process.current_dir(&command.cwd).process_group(0);
+    process.current_dir(&command.cwd);
     if let Some(user) = &command.run_as {
         // The standard library drops this program's supplementary groups when it changes the user id.
         process.gid(user.gid).uid(user.uid);
@@ -280,13 +281,15 @@ fn start(
     orphans.record_start(pid, &mark);
     let tasks = TaskCount::default();
     let watch = GroupWatch::new(pid, stderr, ending, command.kill_grace, tasks.clone());
-    let (orphans, members) = (orphans.clone(), Members { leader: pid, mark: mark.clone() });
+    let folder = control_group.as_ref().map(|it| it.folder().into());
+    let members = Members { leader: pid, mark: mark.clone(), control_group: folder };
+    let orphans = orphans.clone();
     tokio::spawn(async move {
         watch.run_until_reaped(report).await;
         if let Some(control_group) = control_group {
             control_group.remove().await;
         }
-        orphans.gone(pid, &mark);
+        orphans.gone(pid, &mark).await;
         drop(held);
     });
     let output = match merged {
@@ -303,11 +306,18 @@ fn start(
 
 /// Runs in the child between fork and exec, where only async-signal-safe calls are allowed.
 fn before_exec(parent: u32, entrance: Option<RawFd>, jail: Option<&Enforcement>) -> io::Result<()> {
-    if let Some(entrance) = entrance {
-        cgroup::enter(entrance);
-    }
+    let is_in_control_group = entrance.is_some_and(cgroup::enter);
     // SAFETY: plain system calls without pointers.
     unsafe {
+        // Its own session, and with it its own process group; see the module `orphans`.
+        if libc::setsid() < 0 {
+            return Err(io::Error::last_os_error());
+        }
+        // Its daemons stay below it, so that they are found by parentage. In a control group they need not, and would be
+        // zombies of an agent that reaps only what it started.
+        if !is_in_control_group && libc::prctl(libc::PR_SET_CHILD_SUBREAPER, 1, 0, 0, 0) != 0 {
+            return Err(io::Error::last_os_error());
+        }
         // Must follow the change of user, because that clears the setting.
         if libc::prctl(libc::PR_SET_PDEATHSIG, libc::SIGKILL, 0, 0, 0) != 0 {
             return Err(io::Error::last_os_error());
@@ -433,25 +443,45 @@ mod tests {
         until_counted(&members, 0).await;
     }
 
+    /// Starts a daemon that has another parent, another session and no environment, and prints its id.
+    const ESCAPE: &str = "(env -i /usr/bin/setsid /bin/sh -c '(/bin/sleep 1000 & echo $!) ' & ) ";
+
     #[tokio::test]
-    async fn control_group_kills_a_process_that_removed_its_mark() {
-        if !ControlGroups::find(Orphans::new().run()).are_allowed() {
-            // No other mechanism finds such a process; see the module `orphans`.
-            eprintln!("NOT CHECKED: control groups cannot be created here");
-            return;
-        }
-        let script = "env -i /usr/bin/setsid /bin/sleep 1000 & echo $!; wait";
-        let mut spawned = spawn(shell(script, Streams::Output), ()).await.unwrap();
+    async fn daemon_of_a_double_fork_without_environment_is_killed_with_its_group() {
+        let other = spawn(shell("exec sleep 1000", Streams::Output), ()).await.unwrap();
+        let mut spawned = spawn(shell(&format!("{ESCAPE}; wait; exec sleep 1000"), Streams::Output), ()).await.unwrap();
         let escaped = printed_pid(&mut spawned.output).await;
-        let environment = format!("/proc/{escaped}/environ");
-        let deadline = Instant::now() + Duration::from_secs(10);
-        while std::fs::read(&environment).is_ok_and(|it| !it.is_empty()) {
-            assert!(Instant::now() < deadline, "the process did not clear its environment");
-            tokio::time::sleep(Duration::from_millis(5)).await;
-        }
+        assert!(runs(escaped));
         drop(spawned.life);
         spawned.exit.wait().await;
         until_gone(escaped).await;
+        drop(other);
+    }
+
+    #[tokio::test]
+    async fn daemon_of_a_crashed_leader_is_killed_before_its_permit_is_released() {
+        let permits = Arc::new(tokio::sync::Semaphore::new(1));
+        let permit = permits.clone().acquire_owned().await.unwrap();
+        let mut spawned = spawn(shell(&format!("{ESCAPE}; sleep 0.1; exit 1"), Streams::Output), permit).await.unwrap();
+        let escaped = printed_pid(&mut spawned.output).await;
+        drop(permits.acquire().await.unwrap());
+        assert!(!runs(escaped));
+    }
+
+    #[tokio::test]
+    async fn daemon_of_a_live_group_survives_the_end_of_another_group() {
+        let mut live = spawn(shell(&format!("{ESCAPE}; wait; exec sleep 1000"), Streams::Output), ()).await.unwrap();
+        let daemon = printed_pid(&mut live.output).await;
+        for _ in 0..5 {
+            let permits = Arc::new(tokio::sync::Semaphore::new(1));
+            let permit = permits.clone().acquire_owned().await.unwrap();
+            spawn(shell("exit 0", Streams::Output), permit).await.unwrap().exit.wait().await;
+            // The permit is released after the sweep.
+            drop(permits.acquire().await.unwrap());
+        }
+        assert!(runs(daemon));
+        drop(live.life);
+        until_gone(daemon).await;
     }
 
     #[tokio::test]

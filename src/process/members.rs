@@ -1,42 +1,47 @@
-//! The processes of a group, wherever they have moved: found by their mark, and in the group's control group.
+//! The processes of a group, wherever they have moved: found by parentage, by their mark, and in the group's control group.
 
-use std::{collections::HashSet, fs, time::Duration};
+use std::{
+    collections::HashSet,
+    fs,
+    path::Path,
+    sync::Arc,
+    time::Duration,
+};
 
-use super::orphans::{Mark, mark_of, stat};
+use super::{
+    orphans::{Mark, mark_of},
+    tree::Tree,
+};
 
 /// Finds the processes of one group. Cheap to clone.
 #[derive(Debug, Clone)]
 pub(crate) struct Members {
     pub(super) leader: u32,
     pub(super) mark: Mark,
+    /// The directory of its control group, if it has one.
+    pub(super) control_group: Option<Arc<Path>>,
 }
 
 impl Members {
     /// Counts the processes of the group that started within `age` and still run, apart from the group's leader. Blocks
-    /// while it reads `/proc`. A process that has cleared its environment is counted only with a control group.
+    /// while it reads `/proc`.
     pub(crate) fn younger_than(&self, age: Duration) -> usize {
         let Some(since) = ticks_of_now().map(|now| now.saturating_sub(ticks(age))) else { return 0 };
-        let in_group: HashSet<u32> = self.in_control_group().into_iter().collect();
-        let is_member =
-            |pid: &u32| in_group.contains(pid) || mark_of(*pid).is_some_and(|(run, group)| self.mark.is(&run, group));
-        let Ok(processes) = fs::read_dir("/proc") else { return 0 };
-        processes
-            .flatten()
-            .filter_map(|entry| entry.file_name().to_str()?.parse::<u32>().ok())
-            .filter(|pid| *pid != self.leader)
-            .filter(|pid| stat(*pid).is_some_and(|stat| !stat.zombie && stat.started >= since))
-            .filter(is_member)
-            .count()
+        let in_group = self.in_control_group();
+        let leader = HashSet::from([self.leader]);
+        let tree = Tree::read();
+        let is_member = |pid: u32| {
+            tree.descends(pid, &leader)
+                || in_group.contains(&pid)
+                || mark_of(pid).is_some_and(|(run, group)| self.mark.is(&run, group))
+        };
+        let young = tree.processes.iter().filter(|(_, stat)| !stat.zombie && stat.started >= since);
+        young.filter(|(pid, _)| **pid != self.leader && is_member(**pid)).count()
     }
 
-    /// The processes in the leader's control group, if it is one of this program.
-    fn in_control_group(&self) -> Vec<u32> {
-        let own = fs::read_to_string(format!("/proc/{}/cgroup", self.leader)).unwrap_or_default();
-        let Some(folder) = own.lines().find_map(|line| line.strip_prefix("0::")) else { return Vec::new() };
-        if !folder.ends_with(&format!("/{}", self.mark.group())) || !folder.contains(self.mark.run()) {
-            return Vec::new();
-        }
-        let listed = fs::read_to_string(format!("/sys/fs/cgroup{folder}/cgroup.procs")).unwrap_or_default();
+    fn in_control_group(&self) -> HashSet<u32> {
+        let Some(folder) = &self.control_group else { return HashSet::new() };
+        let listed = fs::read_to_string(folder.join("cgroup.procs")).unwrap_or_default();
         listed.lines().filter_map(|pid| pid.parse().ok()).collect()
     }
 }

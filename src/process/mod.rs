@@ -8,9 +8,11 @@ pub(crate) mod inherited;
 pub(crate) mod local_server;
 pub(crate) mod members;
 pub(crate) mod orphans;
+pub(crate) mod pool;
 pub(crate) mod sandbox;
 pub(crate) mod stdio;
 pub(crate) mod terminal;
+mod tree;
 pub(crate) mod user;
 pub(crate) mod watch;
 

@@ -1,19 +1,39 @@
-//! Processes that left their process group (`setsid`, daemons), found by a mark in their environment.
+//! Processes that left their process group (`setsid`, daemons), killed after their group has ended.
 //!
-//! Only processes that carry a mark of this program are killed or reaped, so children of other parts of the program
-//! are safe. A process that clears its environment *and* leaves its group is not found; only a control group
-//! ([`cgroup`](crate::process::cgroup)) catches that.
+//! Each process below a group stays below it, or its parent becomes this process: the leader of a group is the subreaper of
+//! its descendants, unless the group has a control group ([`cgroup`](crate::process::cgroup)), and this process is the
+//! subreaper of all. A descendant of a leader therefore becomes a child of this process only when its leader has ended, when
+//! its leader gave up that duty, or when its control group is the guarantee. Leaders begin a session of their own, and a
+//! process can never join the session of this process, so such children are told apart from those that other parts of this
+//! program started and wait for: only adopted children are killed or reaped here.
+//!
+//! All that needs no environment, so clearing it hides nothing. The mark in the environment finds processes after the
+//! death of the program that started them. As process 1 of a container this program also adopts, and so kills, daemons that
+//! were started by a command which an operator ran in the container.
 
 use std::{
     collections::{HashMap, HashSet},
     fs,
     os::linux::fs::MetadataExt,
     sync::Arc,
-    time::Duration,
+    time::{Duration, Instant},
 };
 
 use parking_lot::{Mutex, MutexGuard};
-use tokio::sync::Notify;
+use tokio::sync::{Notify, watch};
+
+use super::{
+    cgroup,
+    tree::{Stat, Tree, children_of_this_process, stat},
+};
+
+/// Longest time of a sweep. Killed processes usually exit within a millisecond; what is left then waits in the kernel, or
+/// starts processes faster than they can be killed.
+const SWEEP_TIME: Duration = Duration::from_secs(2);
+/// Largest number of rounds of a sweep.
+const SWEEP_ROUNDS: u32 = 64;
+/// Longest pause between two rounds.
+const ROUND_PAUSE: Duration = Duration::from_millis(50);
 
 /// The environment variable that every child carries. Its value identifies the run of this program and the group.
 pub(crate) const MARK: &str = "LUMILINK_GROUP";
@@ -29,11 +49,6 @@ impl Mark {
     /// The number of the group within its run, from 1.
     pub(crate) fn group(&self) -> u64 {
         self.group
-    }
-
-    /// The run of the program that made the group.
-    pub(super) fn run(&self) -> &str {
-        &self.run
     }
 
     /// True if a process with this run and group carries the mark.
@@ -54,27 +69,31 @@ pub(crate) struct Orphans {
     run: Arc<str>,
     live: Arc<Mutex<Live>>,
     group_ended: Arc<Notify>,
+    /// The number of ended groups that the last complete sweep covers.
+    swept: Arc<watch::Sender<u64>>,
 }
 
 #[derive(Debug, Default)]
 struct Live {
     groups_made: u64,
+    groups_ended: u64,
     leaders: HashMap<u32, u64>,
+    /// Processes that outlived a sweep, with their start times: each is reported once, and later sweeps do not wait for it.
+    survivors: HashSet<(u32, u64)>,
 }
 
-/// The fields of `/proc/<pid>/stat` that identify a process and its group.
-pub(super) struct Stat {
-    pub zombie: bool,
-    group: u32,
-    session: u32,
-    /// Ticks since the boot.
-    pub started: u64,
-}
+/// Receives the number of processes that a sweep could not end.
+pub(crate) type ReportSurvivors = Box<dyn Fn(u64) + Send + Sync>;
 
 impl Orphans {
     /// Creates the tracker of this run, without any live group.
     pub(crate) fn new() -> Self {
-        Self { run: run_of_this_process().into(), live: Arc::default(), group_ended: Arc::default() }
+        Self {
+            run: run_of_this_process().into(),
+            live: Arc::default(),
+            group_ended: Arc::default(),
+            swept: Arc::new(watch::Sender::new(0)),
+        }
     }
 
     /// Creates the mark of a group that is about to start.
@@ -89,15 +108,21 @@ impl Orphans {
         self.live().leaders.insert(pid, mark.group);
     }
 
-    /// Records the end of a group and requests a sweep for processes that left it.
-    pub(crate) fn gone(&self, pid: u32, mark: &Mark) {
-        let mut live = self.live();
-        // The process id may already belong to a younger group.
-        if live.leaders.get(&pid) == Some(&mark.group) {
-            live.leaders.remove(&pid);
-        }
-        drop(live);
+    /// Records the end of a group, and waits until a sweep has killed the processes that left it, at most for two sweeps of
+    /// [`SWEEP_TIME`].
+    pub(crate) async fn gone(&self, pid: u32, mark: &Mark) {
+        let ended = {
+            let mut live = self.live();
+            // The process id may already belong to a younger group.
+            if live.leaders.get(&pid) == Some(&mark.group) {
+                live.leaders.remove(&pid);
+            }
+            live.groups_ended += 1;
+            live.groups_ended
+        };
         self.group_ended.notify_one();
+        // Fails only without a sweeper, when the program ends.
+        let _ = self.swept.subscribe().wait_for(|swept| *swept >= ended).await;
     }
 
     fn live(&self) -> MutexGuard<'_, Live> {
@@ -106,50 +131,77 @@ impl Orphans {
 
     /// Sweeps after the end of each group, for as long as the program runs. Several ends in quick succession cause
     /// one sweep.
-    pub(crate) async fn sweep_after_each_end(self) {
+    pub(crate) async fn sweep_after_each_end(self, report: ReportSurvivors) {
         loop {
             self.group_ended.notified().await;
-            // Killed processes leave orphans of their own, so the sweep repeats until it finds none, at most 8 times
-            // within about half a second.
-            for round in 0..8 {
-                if !self.sweep() {
-                    break;
-                }
-                tokio::time::sleep(Duration::from_millis(2 << round)).await;
+            let ended = self.live().groups_ended;
+            let left = self.sweep_until_clear().await;
+            if left > 0 {
+                tracing::warn!(processes = left, "processes of ended agents could not be killed");
+                report(left);
             }
+            self.swept.send_replace(ended);
         }
     }
 
-    /// Kills and reaps the processes that ended groups left behind. Returns true if it killed one.
-    fn sweep(&self) -> bool {
-        let Some(children) = children_of_this_process() else { return false };
-        let (leaders, groups): (HashSet<u32>, HashSet<u64>) = {
-            let live = self.live();
-            (live.leaders.keys().copied().collect(), live.leaders.values().copied().collect())
-        };
-        let own_session = stat(std::process::id()).map_or(0, |stat| stat.session);
-        let mut killed = false;
-        for child in children {
-            if leaders.contains(&child) {
-                continue;
+    /// Repeats [`sweep`](Self::sweep) until it finds nothing: killed processes leave orphans of their own. Returns the
+    /// number of processes that are left at the limit and were not left before.
+    async fn sweep_until_clear(&self) -> u64 {
+        let deadline = Instant::now() + SWEEP_TIME;
+        let mut pause = Duration::from_millis(1);
+        for round in 1.. {
+            let found = self.sweep();
+            if found.is_empty() {
+                break;
             }
-            let Some(stat) = stat(child) else { continue };
-            if leaders.contains(&stat.group) || stat.session == own_session {
-                // A member of a live group, or a child that another part of this program waits for.
+            if round >= SWEEP_ROUNDS || Instant::now() >= deadline {
+                self.live().survivors.extend(&found);
+                return found.len() as u64;
+            }
+            tokio::time::sleep(pause).await;
+            pause = (pause * 2).min(ROUND_PAUSE);
+        }
+        0
+    }
+
+    /// Kills the adopted processes of ended groups with everything below them, and reaps those that have exited. Returns
+    /// those that it killed, with their start times, without survivors of earlier sweeps.
+    fn sweep(&self) -> Vec<(u32, u64)> {
+        let own_session = stat(std::process::id()).map_or(0, |stat| stat.session);
+        let leaders = self.live().leaders.clone();
+        let mut roots = HashSet::new();
+        for child in children_of_this_process() {
+            let Some(stat) = stat(child).filter(|_| !leaders.contains_key(&child)) else { continue };
+            if stat.session == own_session {
+                // Another part of this program started it and waits for it.
                 continue;
             }
             if stat.zombie {
                 // SAFETY: a null status is allowed. Only this process is reaped.
                 unsafe { libc::waitpid(child as i32, std::ptr::null_mut(), libc::WNOHANG) };
-            } else if let Some((run, group)) = mark_of(child)
-                && *run == *self.run
-                && !groups.contains(&group)
-            {
-                kill(child, stat.group);
-                killed = true;
+            } else if !self.is_of_live_group(child, &stat, &leaders) {
+                roots.insert(child);
             }
         }
-        killed
+        if roots.is_empty() {
+            self.live().survivors.clear();
+            return Vec::new();
+        }
+        let tree = Tree::read();
+        let below = tree.processes.iter().filter(|(pid, stat)| !stat.zombie && tree.descends(**pid, &roots));
+        let below: Vec<_> = below.map(|(pid, stat)| (*pid, stat.started)).collect();
+        for (pid, _) in &below {
+            // SAFETY: a system call without pointers. Each process descends from an adopted one, so it is no other's.
+            unsafe { libc::kill(*pid as i32, libc::SIGKILL) };
+        }
+        let survivors = &self.live().survivors;
+        below.into_iter().filter(|process| !survivors.contains(process)).collect()
+    }
+
+    /// True if an adopted process belongs to a group that has not ended. Session and control group cannot be forged.
+    fn is_of_live_group(&self, pid: u32, stat: &Stat, leaders: &HashMap<u32, u64>) -> bool {
+        leaders.contains_key(&stat.session)
+            || cgroup::group_of(pid, &self.run).is_some_and(|group| leaders.values().any(|live| *live == group))
     }
 
     /// Kills the processes of earlier runs of this program that were killed themselves: no other program would.
@@ -200,30 +252,8 @@ fn kill(pid: u32, group: u32) {
     unsafe { libc::kill(target, libc::SIGKILL) };
 }
 
-/// Returns `None` if the kernel does not list the children of a task.
-fn children_of_this_process() -> Option<Vec<u32>> {
-    let mut children = Vec::new();
-    for task in fs::read_dir("/proc/self/task").ok()?.flatten() {
-        let listed = fs::read_to_string(task.path().join("children")).ok()?;
-        children.extend(listed.split_ascii_whitespace().filter_map(|pid| pid.parse::<u32>().ok()));
-    }
-    Some(children)
-}
-
 fn pid_namespace(pid: u32) -> Option<u64> {
     Some(fs::metadata(format!("/proc/{pid}/ns/pid")).ok()?.st_ino())
-}
-
-pub(super) fn stat(pid: u32) -> Option<Stat> {
-    let text = fs::read_to_string(format!("/proc/{pid}/stat")).ok()?;
-    // The command name may contain spaces and parentheses, so the fields start after its last closing parenthesis.
-    let fields: Vec<&str> = text.rsplit_once(") ")?.1.split_ascii_whitespace().collect();
-    Some(Stat {
-        zombie: matches!(*fields.first()?, "Z" | "X"),
-        group: fields.get(2)?.parse().ok()?,
-        session: fields.get(3)?.parse().ok()?,
-        started: fields.get(19)?.parse().ok()?,
-    })
 }
 
 pub(super) fn mark_of(pid: u32) -> Option<(String, u64)> {

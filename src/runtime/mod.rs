@@ -48,7 +48,7 @@ use crate::{
     contract::keep_alive::SERVER_KEEP_ALIVE,
     domain::{
         heartbeat::Heartbeat,
-        jail::{self, JailRefusal, KernelRights},
+        jail::{self, JailMode, JailRefusal, KernelRights},
     },
     process::{
         group,
@@ -204,7 +204,9 @@ async fn ready(
         return Err(StartError::NoToken(listen));
     }
     Inherited::raise_open_files();
-    group::prepare().map_err(|cause| StartError::Interrupted(cause.to_string()))?;
+    let metrics = options.metrics.clone();
+    let report = Box::new(move |processes| metrics.agent_processes_left(processes));
+    group::prepare(report).map_err(|cause| StartError::Interrupted(cause.to_string()))?;
     let (stop, stopping) = watch::channel(false);
     let state = tokio::task::spawn_blocking(move || build(options, stopping, watchdog))
         .await
@@ -328,6 +330,11 @@ fn build(
         options.metrics.clone(),
         stopping.clone(),
     ));
+    let confines_git = options.agents.iter().all(|agent| agent.jail.mode != JailMode::Off);
+    let git = match confines_git {
+        true => Git::new(environment).confined_by(sandbox.clone()),
+        false => Git::new(environment),
+    };
     let agents = Arc::new(Agents::new(options.agents, limits, folders.clone(), sandbox, options.metrics.clone())?);
     agents.announce_jail();
     let retention = options.retention;
@@ -342,7 +349,7 @@ fn build(
         clone_timeout: options.clone_timeout,
         diff_bytes: options.diff_bytes,
     };
-    let workspaces = Workspaces::new(folders, Git::new(environment), settings).map_err(StartError::Folders)?;
+    let workspaces = Workspaces::new(folders, git, settings).map_err(StartError::Folders)?;
     let sockets = SocketSettings {
         agents,
         conversations,

@@ -232,7 +232,10 @@ async fn prepare(request: HttpRequest, body: web::Payload, state: web::Data<Runt
             Some(agent) => refuse(ErrorCode::UnknownAgent, &format!("no agent {agent:?} is configured")),
             None => {
                 let has_oneshot = agents.has_oneshot(asked.agent.as_deref());
-                let prepared = state.workspaces.prepare(asked).await;
+                let prepared = match agents.user_of(asked.agent.as_deref(), asked.installation_id.as_ref()).await {
+                    Ok(user) => state.workspaces.prepare(asked, user).await,
+                    Err(failure) => Err(failure),
+                };
                 answer(prepared.map(|prepared| PreparedWorkspace { has_oneshot, ..prepared }))
             }
         },

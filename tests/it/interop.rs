@@ -227,3 +227,33 @@ fn claude_works_on_in_the_background_and_its_own_turn_is_recorded() {
     assert_eq!(turn["initiator"], "agent", "{turn}");
     session.becomes("hibernated");
 }
+
+/// The agent as shipped in the jail, with nothing of the user's `HOME`: its state is in that of its tenant.
+fn works_in_the_home_of_its_tenant(mut agent: InteropAgent, folder: &Folder) {
+    agent.env.retain(|name, _| *name != "HOME" && !name.starts_with("XDG_"));
+    let toml = agent.as_toml(None);
+    let program = Program::builder().folder(folder).config(&toml).set("agent.home", "tenant").start();
+    let session = program.api.open("ws");
+    if let Some(mode) = agent.mode {
+        session.post("mode", json!({"modeId": mode})).expect(200);
+    }
+    let file = session.path().join("hello.txt");
+    session.completes(&format!("please write-file {} now", file.display()));
+    assert_eq!(fs::read_to_string(&file).unwrap(), FILE_CONTENT);
+    loads(&session);
+    let homes = program.folder.path().join("data/workspaces/.homes");
+    let home = fs::read_dir(&homes).unwrap().next().expect("a home").unwrap().path();
+    assert!(fs::read_dir(&home).unwrap().next().is_some(), "{} keeps its state in {}", agent.name, home.display());
+}
+
+#[test]
+fn goose_works_in_the_home_of_its_tenant() {
+    let (model, folder) = (StubModel::start(), Folder::new());
+    works_in_the_home_of_its_tenant(agents::goose(model.url(), folder.path()), &folder);
+}
+
+#[test]
+fn claude_works_in_the_home_of_its_tenant() {
+    let (model, folder) = (StubModel::start(), Folder::new());
+    works_in_the_home_of_its_tenant(agents::claude(model.url(), folder.path()), &folder);
+}

@@ -522,3 +522,104 @@ fn demo_agent_works_in_the_jail_with_files_and_commands() {
     let session = program.api.open("ws");
     assert_eq!(session.says("write a.txt hello ; read a.txt ; run cat a.txt").matches("hello").count(), 2);
 }
+
+/// Becomes the demo agent, after it gave up the duty to adopt its descendants and started a daemon with another parent, its
+/// own session and no environment, if the workspace has the file `escape`.
+const ESCAPE: &str = r##"
+import ctypes, os, sys, time
+if os.path.exists("escape"):
+    ctypes.CDLL(None).prctl(36, 0, 0, 0, 0)
+    if os.fork() == 0:
+        os.setsid()
+        if os.fork() == 0:
+            for fd in (0, 1, 2):
+                os.close(fd)
+            os.setsid() if os.getpid() != os.getsid(0) else None
+            with open("escaped", "w") as it:
+                it.write(str(os.getpid()) + "\n")
+            os.execve("/bin/sleep", ["sleep", "1000"], {})
+        os._exit(0)
+    os.wait()
+os.execv(sys.argv[1], [sys.argv[1], "demo-agent"])
+"##;
+
+fn assert_daemon_ends_with_its_session(user: Option<u32>) {
+    let folder = Folder::new();
+    fs::write(folder.path().join("escape.py"), ESCAPE).unwrap();
+    let script = folder.path().join("escape.py");
+    let mut builder = Program::builder().folder(&folder);
+    if let Some(user) = user {
+        builder = builder.user(user);
+    }
+    let program = builder.set("agent.command", json!(["python3", script, lumilink()])).start();
+    let other = program.api.open("other");
+    let daemon = "run (env -i setsid sh -c '(sleep 1000 & echo daemon $! started)' &); sleep 0.2";
+    let escape = |session: &Session| -> i32 {
+        session.completes("write escape now");
+        session.post("close", json!({})).expect(200);
+        let session = program.api.open("escapes");
+        let found = session.path().join("escaped");
+        let pid = wait_for(DEADLINE, "the daemon runs", || {
+            fs::read_to_string(&found).ok().filter(|text| text.ends_with('\n'))
+        });
+        let pid = pid.trim().parse().unwrap();
+        // Cleared by its exec.
+        eventually("the daemon has no environment", || {
+            let environment = fs::read(format!("/proc/{pid}/environ"));
+            crate::harness::processes::is_alive(pid) && environment.is_ok_and(|it| it.is_empty())
+        });
+        session.post("close", json!({})).expect(200);
+        pid
+    };
+    let pid = escape(&program.api.open("escapes"));
+    eventually("the daemon has ended", || !crate::harness::processes::is_alive(pid));
+    let text = other.says(daemon);
+    let left = text.split_whitespace().skip_while(|word| *word != "daemon").nth(1).and_then(|pid| pid.parse().ok());
+    let left: i32 = left.unwrap_or_else(|| panic!("a pid: {text}"));
+    eventually("the daemon of a command has ended", || !crate::harness::processes::is_alive(left));
+    assert_eq!(program.metrics().sum("lumilink_agent_processes_left_total", &[]), 0.0);
+    other.completes("echo still here");
+}
+
+#[test]
+fn daemon_with_another_parent_and_no_environment_does_not_outlive_its_session() {
+    assert_daemon_ends_with_its_session(None);
+}
+
+#[test]
+fn daemon_of_a_plain_user_without_control_groups_does_not_outlive_its_session() {
+    if !is_root() {
+        // The test before runs as a plain user then.
+        return;
+    }
+    assert_daemon_ends_with_its_session(Some(NOBODY));
+}
+
+#[test]
+fn socket_of_a_container_engine_that_agents_reach_is_named_by_health_and_log() {
+    // A user whose folder for sockets no other test has.
+    const USER: u32 = 64_123;
+    if !is_root() {
+        eprintln!("NOT CHECKED: needs root to make the folder of another user");
+        return;
+    }
+    let folder = PathBuf::from(format!("/run/user/{USER}"));
+    fs::create_dir_all(&folder).unwrap();
+    std::os::unix::fs::chown(&folder, Some(USER), Some(USER)).unwrap();
+    let socket = folder.join("docker.sock");
+    let _ = fs::remove_file(&socket);
+    let listener = UnixListener::bind(&socket).unwrap();
+    std::os::unix::fs::chown(&socket, Some(USER), Some(USER)).unwrap();
+    let program = Program::builder().user(USER).start();
+    let health = program.api.get("/acp/health").expect(200);
+    let log = program.log();
+    let script = "run python3 -c \"import socket; socket.socket(socket.AF_UNIX).connect('SOCKET'); print('connected')\"";
+    let text = program.api.open("ws").says(&script.replace("SOCKET", socket.to_str().unwrap()));
+    drop(listener);
+    fs::remove_dir_all(&folder).unwrap();
+    let sockets = &health["jail"]["reachableSockets"];
+    assert!(sockets.as_array().unwrap().contains(&json!(socket)), "{sockets}");
+    assert!(log.contains(socket.to_str().unwrap()), "the log names it");
+    // The reason for the warning: the jail does not restrict sockets with a path.
+    assert!(text.contains("connected"), "{text}");
+}

@@ -65,6 +65,7 @@ mod supervision;
 mod supervisors;
 mod tenants;
 mod transcript;
+mod users;
 mod watchdog;
 mod webhook;
 mod workspaces;

@@ -70,8 +70,12 @@ pub(crate) async fn find_or_make(
         }
         None => {
             let workspace = WorkspaceRef { folder_id: new.folder_id, path: new.path.clone() };
-            let prepare =
-                PrepareWorkspace { workspace, agent: request.agent.clone(), checkout: request.checkout.clone() };
+            let prepare = PrepareWorkspace {
+                workspace,
+                agent: request.agent.clone(),
+                installation_id: Some(request.workspace.installation_id.clone()),
+                checkout: request.checkout.clone(),
+            };
             (new.folder_id, Some(workspace_client.prepare(&prepare).await?))
         }
     };
@@ -97,7 +101,8 @@ pub(crate) async fn prepare(
     row: &WorkspaceRow,
 ) -> Result<PreparedWorkspace, Failure> {
     let checkout = row.repository.clone().map(|repository| Checkout { repository, branch: row.branch.clone() });
-    let prepare = PrepareWorkspace { workspace: reference(row), agent: None, checkout };
+    let installation_id = Some(row.key.installation_id.clone());
+    let prepare = PrepareWorkspace { workspace: reference(row), agent: None, installation_id, checkout };
     let prepared = workspace_client.prepare(&prepare).await?;
     Ok(PreparedWorkspace { is_ephemeral: row.is_ephemeral, ..prepared })
 }
@@ -111,7 +116,7 @@ async fn check_same_folder(
     let repository = request.checkout.as_ref().map(|it| &it.repository);
     let is_other_repository = repository.is_some() && repository != row.repository.as_ref();
     let is_other_path = match &request.path {
-        Some(asked) => !is_path_of(workspace_client, asked, row).await?,
+        Some(asked) => !is_path_of(workspace_client, asked, request.agent.clone(), row).await?,
         None => false,
     };
     if is_other_repository || is_other_path {
@@ -128,7 +133,12 @@ async fn check_same_folder(
 }
 
 /// True if `asked` is the folder of a workspace that was opened by `path`, however either is spelled.
-async fn is_path_of(workspace_client: &WorkspaceClient, asked: &str, row: &WorkspaceRow) -> Result<bool, Failure> {
+async fn is_path_of(
+    workspace_client: &WorkspaceClient,
+    asked: &str,
+    agent: Option<String>,
+    row: &WorkspaceRow,
+) -> Result<bool, Failure> {
     let Some(known) = &row.path else { return Ok(false) };
     // Components ignore repeated and trailing slashes and `.`.
     if Path::new(asked) == Path::new(known) {
@@ -136,7 +146,9 @@ async fn is_path_of(workspace_client: &WorkspaceClient, asked: &str, row: &Works
     }
     // Only the runtime can resolve links and `..`.
     let workspace = WorkspaceRef { folder_id: row.folder_id, path: Some(asked.to_owned()) };
-    let prepared = workspace_client.prepare(&PrepareWorkspace { workspace, agent: None, checkout: None }).await?;
+    let installation_id = Some(row.key.installation_id.clone());
+    let prepare = PrepareWorkspace { workspace, agent, installation_id, checkout: None };
+    let prepared = workspace_client.prepare(&prepare).await?;
     Ok(row.workspace_path.as_ref() == Some(&prepared.path))
 }
 

@@ -6,7 +6,7 @@ use secrecy::{ExposeSecret, SecretString};
 use serde::{Deserialize, Serialize};
 
 use super::{check::Check, hidden_values};
-use crate::domain::jail::{HomeMode, JailMode, presets::Preset};
+use crate::domain::jail::{HomeMode, JailMode, pool::UserPool, presets::Preset};
 
 /// The name of the agent that `[agent]` configures; `[agents.<name>]` cannot take it.
 pub(crate) const DEFAULT_AGENT: &str = "default";
@@ -28,7 +28,8 @@ pub(crate) struct Agent {
     /// Names of variables that the agent inherits, beside HOME, LANG, LC_*, LOGNAME, PATH, SHELL, TERM, TMPDIR, TZ and
     /// USER.
     pub inherit_env: Vec<String>,
-    /// User (name or number) that runs the agent; needs root. Not set: the user of the runtime.
+    /// User (name or number) that runs the agent, or `pool:70000-70999`: a user of its own for each tenant, with a private
+    /// HOME. Needs root. Not set: the user of the runtime.
     pub run_as: Option<String>,
     /// Jail of the agent, its headless command and its `terminal/*` commands: `auto` (all that the kernel offers; without
     /// the file rules of Landlock the program serves on loopback only), `required` (no start without the file rules), `off`.
@@ -96,6 +97,12 @@ impl Agent {
         let user = self.run_as.as_ref().is_none_or(|user| !user.trim().is_empty());
         let what = "must be the name or number of a user; leave it out for none";
         check.require(user, format!("{section}.run_as"), what);
+        let pool = self.run_as.as_deref().filter(|user| UserPool::is_meant(user));
+        if let Some(Err(cause)) = pool.map(str::parse::<UserPool>) {
+            check.require(false, format!("{section}.run_as"), &cause.to_string());
+        }
+        let shared = self.home == HomeMode::Shared && pool.is_some();
+        check.require(!shared, format!("{section}.home"), "cannot be `shared` with a pool of users");
         for (name, value) in &self.env {
             let fine = is_variable(name) && !value.expose_secret().contains('\0');
             let what = "must be the name of a variable with a value without NUL characters";

@@ -54,10 +54,10 @@ fn sample_of_failure(code: ErrorCode) -> Option<Sample> {
         InvalidRequest | PayloadTooLarge | UnsupportedMediaType | NotFound | MethodNotAllowed
         | AmbiguousWorkspace | RouteChanged | MigrationState | Unauthorized | Forbidden | ForbiddenOrigin | TurnRunning
         | SessionClosed | SessionFailed | SessionNotLoaded | IdempotencyMismatch | PermissionNotPending
-        | LimitReached | WorkspaceFull | Erasing | TooManyTokens | CeilingExceeded | ModeUnavailable | NotSupportedByAgent | UnknownAgent
-        | AgentRejected => None,
+        | LimitReached | WorkspaceFull | Erasing | TooManyTokens | CeilingExceeded | ModeUnavailable
+        | NotSupportedByAgent | UnknownAgent | AgentRejected => None,
         // The same on every route: folder and git, credentials, the model's provider.
-        PathNotAllowed | FolderMissing | WorkspaceUnavailable | AgentAuthRequired | Authentication
+        PathNotAllowed | FolderMissing | WorkspaceUnavailable | WorkspaceOwner | AgentAuthRequired | Authentication
         | ModelProvider => None,
         // The runtime is stopped or cannot be reached: both routes need it.
         RuntimeUnavailable => None,
@@ -89,7 +89,7 @@ mod tests {
         ErrorCode::FallbackUnavailable,
     ];
 
-    const NOT_COUNTED: [ErrorCode; 40] = [
+    const NOT_COUNTED: &[ErrorCode] = &[
         ErrorCode::InvalidRequest,
         ErrorCode::PayloadTooLarge,
         ErrorCode::UnsupportedMediaType,
@@ -118,6 +118,7 @@ mod tests {
         ErrorCode::NotSupportedByAgent,
         ErrorCode::UnknownAgent,
         ErrorCode::WorkspaceUnavailable,
+        ErrorCode::WorkspaceOwner,
         ErrorCode::AgentAuthRequired,
         ErrorCode::Authentication,
         ErrorCode::AgentRejected,

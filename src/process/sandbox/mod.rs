@@ -28,7 +28,7 @@ use std::{
     collections::{BTreeMap, BTreeSet},
     fs::{self, DirBuilder, File},
     io,
-    os::unix::fs::{DirBuilderExt, OpenOptionsExt, lchown},
+    os::unix::fs::{DirBuilderExt, MetadataExt, OpenOptionsExt, lchown},
     path::{Path, PathBuf},
     sync::Arc,
 };
@@ -101,7 +101,6 @@ struct Common {
 #[derive(Debug, Clone)]
 pub(crate) struct AgentPlan {
     settings: JailSettings,
-    user: Option<RunAs>,
     /// Files and folders that the preset and the tools in `PATH` write below `HOME`.
     states: Vec<State>,
     environment: AgentEnvironment,
@@ -149,16 +148,45 @@ impl Sandbox {
         self.0.scratches.remove();
     }
 
-    /// Makes the jail of a process of `agent` that runs `command`. Makes its `TMPDIR`, and its `HOME` if that is private:
-    /// `tenant` names the folder. Blocks for about a millisecond.
+    /// Makes the jail of a process of `agent` that runs `command` as `user`. Makes its `TMPDIR`, and its `HOME` if that is
+    /// private: `tenant` names the folder. Blocks for about a millisecond.
     ///
     /// # Errors
     /// A folder cannot be made.
-    pub(crate) fn confine(&self, plan: &Arc<AgentPlan>, command: &[String], tenant: &str) -> io::Result<Confinement> {
-        let scratch = Arc::new(self.0.scratches.make(plan.user)?);
-        let home = plan.settings.has_private_home.then(|| self.private_home(tenant, plan.user)).transpose()?;
-        let rules = plan.rules(&self.0, command, home.as_deref(), scratch.path());
+    pub(crate) fn confine(
+        &self,
+        plan: &Arc<AgentPlan>,
+        command: &[String],
+        tenant: &str,
+        user: Option<RunAs>,
+    ) -> io::Result<Confinement> {
+        let scratch = Arc::new(self.0.scratches.make(user)?);
+        let home = plan.settings.has_private_home.then(|| self.private_home(tenant, user)).transpose()?;
+        let rules = plan.rules(&self.0, command, user, home.as_deref(), Some(scratch.path()));
         Ok(Confinement { common: self.0.clone(), plan: plan.clone(), rules: rules.into(), scratch, home })
+    }
+
+    /// Makes the jail of a command of this program that works on what agents wrote, as `user`: besides the system it reads
+    /// `reads` and writes `writes`. These paths must be without links. Blocks for about a millisecond.
+    ///
+    /// # Errors
+    /// The kernel refuses the rules.
+    pub(crate) fn of_tool(
+        &self,
+        command: &[String],
+        path_variable: &str,
+        user: Option<RunAs>,
+        reads: &[&Path],
+        writes: &[&Path],
+    ) -> io::Result<Enforcement> {
+        let Common { kernel, inherited, .. } = *self.0;
+        let environment = [("PATH".to_owned(), path_variable.into())].into();
+        let plan = AgentPlan { settings: JailSettings::default(), states: Vec::new(), environment };
+        let mut rules = plan.rules(&self.0, command, user, None, None);
+        let of = |paths: &[&Path], access| paths.iter().map(|path| Rule { path: path.into(), access }).collect::<Vec<_>>();
+        rules.extend(of(reads, Access::Read).into_iter().chain(of(writes, Access::Write)));
+        let ruleset = (kernel != KernelRights::default()).then(|| ruleset::build(kernel, &rules, &[])).transpose()?;
+        Ok(Enforcement { ruleset, drops_privileges: true, inherited })
     }
 
     /// Makes the `HOME` of a tenant. Its name is no text of a caller.
@@ -176,7 +204,13 @@ impl Sandbox {
         });
         match DirBuilder::new().mode(0o700).create(&home) {
             Ok(()) => user.map_or(Ok(()), |user| lchown(&home, Some(user.uid), Some(user.gid)))?,
-            Err(cause) if cause.kind() == io::ErrorKind::AlreadyExists => {}
+            // Made by a start that ended before it was given away.
+            Err(cause) if cause.kind() == io::ErrorKind::AlreadyExists => {
+                let is_ours = fs::symlink_metadata(&home)?.uid() == rustix::process::geteuid().as_raw();
+                if let Some(user) = user.filter(|_| is_ours) {
+                    lchown(&home, Some(user.uid), Some(user.gid))?;
+                }
+            }
             Err(cause) => return Err(cause),
         }
         Ok(home)
@@ -184,23 +218,23 @@ impl Sandbox {
 }
 
 impl AgentPlan {
-    /// Finds the preset and the tools, and makes the state folders of the preset that are missing in a shared `HOME`: in
-    /// the jail the agent could not make them. Blocks.
+    /// Finds the preset and the tools, and makes the state folders of the preset that are missing in a shared `HOME`, if that
+    /// is this program's own: in the jail the agent could not make them. Blocks.
     pub(crate) fn new(
         settings: JailSettings,
         command: &[String],
         environment: AgentEnvironment,
-        user: Option<RunAs>,
+        is_other_user: bool,
     ) -> Self {
         let preset = settings.preset.unwrap_or_else(|| Preset::of_command(command));
-        let mut plan = Self { settings, user, states: preset.states().to_vec(), environment };
+        let mut plan = Self { settings, states: preset.states().to_vec(), environment };
         for path in plan.settings.read.iter().chain(&plan.settings.write).filter(|path| !path.exists()) {
             tracing::warn!(path = %path.display(), "path of `agent.read` or `agent.write` does not exist");
         }
         let path_variable = plan.variable("PATH").unwrap_or_default().to_owned();
         let packages = Packages { path_variable: &path_variable, is_broad: &|_| true };
         plan.states.extend(tools().filter(|(program, _)| packages.has(program)).flat_map(|(_, states)| states));
-        let makes = plan.settings.mode != JailMode::Off && !plan.settings.has_private_home && plan.user.is_none();
+        let makes = plan.settings.mode != JailMode::Off && !plan.settings.has_private_home && !is_other_user;
         if makes && plan.home().is_some() {
             plan.states.iter().for_each(|state| plan.make(*state));
         }
@@ -236,14 +270,21 @@ impl AgentPlan {
     }
 
     /// Everything that the agent may access but its workspace. `home` is the private one.
-    fn rules(&self, common: &Common, command: &[String], home: Option<&Path>, scratch: &Path) -> Vec<Rule> {
+    fn rules(
+        &self,
+        common: &Common,
+        command: &[String],
+        user: Option<RunAs>,
+        home: Option<&Path>,
+        scratch: Option<&Path>,
+    ) -> Vec<Rule> {
         let mut rules = BTreeSet::new();
         let mut grant = |path: &Path, access: Access, hidden: &[PathBuf]| {
             if let Ok(path) = path.canonicalize() {
                 rules.extend(around(&path, access, hidden));
             }
         };
-        let of_system = self.hidden_in_the_system(common);
+        let of_system = hidden_in_the_system(common, user);
         for path in places::SYSTEM.into_iter().chain(places::SYSTEM_LINKS) {
             grant(Path::new(path), Access::Read, &of_system);
         }
@@ -274,17 +315,17 @@ impl AgentPlan {
             (None, None) => {}
         }
         self.settings.write.iter().for_each(|path| grant(path, Access::Write, &common.hidden));
-        grant(scratch, Access::Write, &[]);
+        scratch.iter().for_each(|scratch| grant(scratch, Access::Write, &[]));
         without_covered(rules)
     }
+}
 
-    /// Hidden paths, with those that only file modes protect if the agent is root.
-    fn hidden_in_the_system(&self, common: &Common) -> Vec<PathBuf> {
-        let uid = self.user.map_or_else(|| rustix::process::geteuid().as_raw(), |user| user.uid);
-        let of_root = places::OF_ROOT.iter().map(|path| without_links(Path::new(path))).filter(|path| path.exists());
-        let of_root: Vec<_> = if uid == 0 { of_root.collect() } else { Vec::new() };
-        common.hidden.iter().cloned().chain(of_root).collect()
-    }
+/// Hidden paths, with those that only file modes protect if the agent is root.
+fn hidden_in_the_system(common: &Common, user: Option<RunAs>) -> Vec<PathBuf> {
+    let uid = user.map_or_else(|| rustix::process::geteuid().as_raw(), |user| user.uid);
+    let of_root = places::OF_ROOT.iter().map(|path| without_links(Path::new(path))).filter(|path| path.exists());
+    let of_root: Vec<_> = if uid == 0 { of_root.collect() } else { Vec::new() };
+    common.hidden.iter().cloned().chain(of_root).collect()
 }
 
 impl Confinement {

@@ -28,12 +28,12 @@ impl Stage {
         let home = self.path("home").display().to_string();
         let environment = [("PATH".to_owned(), "/usr/bin:/bin".into()), ("HOME".to_owned(), home.into())].into();
         let command: Vec<_> = command.iter().map(|&word| word.to_owned()).collect();
-        (Arc::new(AgentPlan::new(settings, &command, environment, None)), command)
+        (Arc::new(AgentPlan::new(settings, &command, environment, false)), command)
     }
 
     fn jail(&self, settings: JailSettings, command: &[&str]) -> (Confinement, Arc<Enforcement>) {
         let (plan, command) = self.plan(settings, command);
-        let confinement = self.sandbox.confine(&plan, &command, "tenant").unwrap();
+        let confinement = self.sandbox.confine(&plan, &command, "tenant", None).unwrap();
         let jail = Arc::new(confinement.enforcement(&[self.path("root/ws")]).unwrap());
         (confinement, jail)
     }
@@ -89,7 +89,7 @@ async fn cost_of_a_jailed_start_is_measured() {
     for _ in 0..STARTS {
         for (is_jailed, times) in [false, true].into_iter().zip(&mut starts) {
             let begun = Instant::now();
-            let confinement = stage.sandbox.confine(&plan, &words, "tenant").unwrap();
+            let confinement = stage.sandbox.confine(&plan, &words, "tenant", None).unwrap();
             let jail = confinement.enforcement(&[stage.path("root/ws")]).unwrap();
             if is_jailed {
                 making.push(begun.elapsed());

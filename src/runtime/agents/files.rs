@@ -15,11 +15,11 @@ use crate::{
         jsonrpc::{self, RpcError},
         schema::{ReadTextFileRequest, WriteTextFileRequest},
     },
-    process::user::RunAs,
+    process::user::{FileIdentity, RunAs},
     runtime::workspaces::folders::SessionFolders,
 };
 
-/// Reads a UTF-8 text file: all of it, or `limit` lines starting at `line` (counted from 1).
+/// Reads a UTF-8 text file with the rights of `run_as`: all of it, or `limit` lines starting at `line` (counted from 1).
 ///
 /// More than `max_bytes` is an error instead of a truncated text, because an agent would take a part for the whole.
 ///
@@ -30,8 +30,10 @@ pub(crate) fn read(
     folders: &SessionFolders,
     request: &ReadTextFileRequest,
     max_bytes: usize,
+    run_as: Option<RunAs>,
 ) -> Result<String, RpcError> {
     let (folder, relative) = folders.find(&request.path).ok_or_else(|| outside(&request.path))?;
+    let _identity = assume(run_as)?;
     // Non-blocking, so that opening a pipe or device in the workspace cannot hang the thread.
     let options = OpenOptions::new().read(true).custom_flags(libc::O_NONBLOCK).clone();
     let file = folder.dir().open_with(&relative, &options).map_err(|cause| explain(&request.path, &cause))?;
@@ -80,7 +82,7 @@ pub(crate) fn write(
     let (folder, relative) = folders.find(&request.path).ok_or_else(|| outside(&request.path))?;
     let failed = |cause: io::Error| explain(&request.path, &cause);
     // Assumed before the folders are created, so that they belong to the agent's user too.
-    let _identity = run_as.map(FileIdentity::assume);
+    let _identity = assume(run_as)?;
     if let Some(parent) = relative.parent().filter(|parent| !parent.as_os_str().is_empty()) {
         make_folders(folder.dir(), parent).map_err(failed)?;
     }
@@ -97,33 +99,9 @@ fn make_folders(dir: &Dir, path: &Path) -> io::Result<()> {
     }
 }
 
-/// File system identity of the agent's user, for the current thread until dropped: new files belong to that user,
-/// and the kernel denies access to files that the user may not touch.
-struct FileIdentity {
-    uid: u32,
-    gid: u32,
-}
-
-impl FileIdentity {
-    fn assume(user: RunAs) -> Self {
-        // SAFETY: system calls without pointers that affect this thread alone. The group is set first, because
-        // changing the user drops the right to change the group.
-        unsafe {
-            let gid = libc::setfsgid(user.gid);
-            let uid = libc::setfsuid(user.uid);
-            Self { uid: uid as u32, gid: gid as u32 }
-        }
-    }
-}
-
-impl Drop for FileIdentity {
-    fn drop(&mut self) {
-        // SAFETY: as above, in reverse.
-        unsafe {
-            libc::setfsuid(self.uid);
-            libc::setfsgid(self.gid);
-        }
-    }
+fn assume(run_as: Option<RunAs>) -> Result<Option<FileIdentity>, RpcError> {
+    let assumed = run_as.map(RunAs::assume_for_files).transpose();
+    assumed.map_err(|cause| RpcError::new(jsonrpc::INTERNAL_ERROR, format!("the rights of the agent's user: {cause}")))
 }
 
 fn outside(path: &Path) -> RpcError {
@@ -172,7 +150,7 @@ mod tests {
         }
 
         fn read(&self, name: &str) -> Result<String, RpcError> {
-            read(&self.folders, &ReadTextFileRequest::new("s", self.path(name)), 100)
+            read(&self.folders, &ReadTextFileRequest::new("s", self.path(name)), 100, None)
         }
 
         fn write(&self, name: &str, text: &str) -> Result<(), RpcError> {
@@ -188,9 +166,9 @@ mod tests {
         let mut request = ReadTextFileRequest::new("s", place.path("a/b/c.txt"));
         request.line = Some(2);
         request.limit = Some(1);
-        assert_eq!(read(&place.folders, &request, 100).unwrap(), "two\n");
+        assert_eq!(read(&place.folders, &request, 100, None).unwrap(), "two\n");
         request.line = Some(9);
-        assert_eq!(read(&place.folders, &request, 100).unwrap(), "");
+        assert_eq!(read(&place.folders, &request, 100, None).unwrap(), "");
         place.write("a/b/c.txt", "x").unwrap();
         assert_eq!(place.read("a/b/c.txt").unwrap(), "x");
     }

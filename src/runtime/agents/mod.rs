@@ -7,33 +7,38 @@ pub(crate) mod terminals;
 use std::{
     collections::{BTreeMap, BTreeSet},
     ffi::OsString,
-    fs, io,
-    os::unix::fs::{MetadataExt, PermissionsExt, lchown},
+    io,
+    os::unix::fs::PermissionsExt,
     path::{Path, PathBuf},
     sync::Arc,
     time::Duration,
 };
 
 use secrecy::{ExposeSecret, SecretString};
-use tokio::sync::{OwnedSemaphorePermit, Semaphore};
+use tokio::sync::{Mutex as AsyncMutex, OwnedSemaphorePermit, Semaphore};
 
 use self::{
     requests::{ClientRequestSettings, ServedRequests},
     terminals::{TerminalJail, TerminalSettings},
 };
-use super::workspaces::folders::{AllowedFolders, Folder, SessionFolders};
+use super::workspaces::{
+    folders::{AllowedFolders, Folder, SessionFolders},
+    ownership::{self, HandOverError},
+};
 use crate::{
     contract::runtime::{AgentStatus, InitializeMeta, JailStatus},
     domain::{
+        ids::InstallationId,
         jail::{self, JailMode, Right},
         turn::outcome::{ErrorCode, Failure},
     },
     process::{
         self, AgentCommand, AgentProcess,
         members::Members,
+        pool::{PoolError, TenantUsers},
         sandbox::{AgentPlan, Confinement, JailSettings, Sandbox, enforce::Enforcement, sockets::reachable},
         stdio::{self, StdioLimits},
-        user::{RunAs, RunAsError},
+        user::{RunAs, RunAsError, RunsAs},
     },
     telemetry::Metrics,
     transport::pipe::Pipe,
@@ -49,7 +54,7 @@ pub(crate) struct AgentSettings {
     pub oneshot: Vec<String>,
     /// Complete environment; nothing is inherited from the runtime.
     pub environment: BTreeMap<String, SecretString>,
-    /// User to run the agent as, by name or number; `None` for the runtime's own user.
+    /// User to run the agent as, by name or number, or a pool of users; `None` for the runtime's own user.
     pub run_as: Option<String>,
     /// Client requests that the runtime answers itself.
     pub serves: ServedRequests,
@@ -79,13 +84,16 @@ pub(crate) struct Agents {
     seats: Arc<Semaphore>,
     limits: AgentLimits,
     folders: AllowedFolders,
+    tenant_users: Arc<TenantUsers>,
+    /// Held while a workspace is handed over, so that of two users one gets it as a whole.
+    handing_over: AsyncMutex<()>,
     metrics: Metrics,
 }
 
 /// An agent as configured, with what was found for it at the start.
 struct Configured {
     settings: AgentSettings,
-    user: Option<RunAs>,
+    runs_as: Option<RunsAs>,
     plan: Arc<AgentPlan>,
 }
 
@@ -127,6 +135,8 @@ pub(crate) struct Place<'a> {
     home: Option<Folder>,
     /// Tenant of the session; empty if the client named none.
     tenant: String,
+    /// The user of the process; `None`: the runtime's own.
+    user: Option<RunAs>,
     seat: Seat,
 }
 
@@ -168,14 +178,16 @@ impl Agents {
         metrics: Metrics,
     ) -> Result<Self, RunAsError> {
         let configured = |settings: AgentSettings| {
-            let user = settings.run_as.as_deref().map(RunAs::resolve).transpose()?;
+            let runs_as = settings.run_as.as_deref().map(RunsAs::resolve).transpose()?;
             let AgentSettings { jail, command, environment, .. } = &settings;
-            let plan = Arc::new(AgentPlan::new(jail.clone(), command, environment.clone(), user));
-            Ok(Configured { settings, user, plan })
+            let plan = Arc::new(AgentPlan::new(jail.clone(), command, environment.clone(), runs_as.is_some()));
+            Ok(Configured { settings, runs_as, plan })
         };
         let agents = agents.into_iter().map(configured).collect::<Result<_, RunAsError>>()?;
         let seats = Arc::new(Semaphore::new(limits.max_agents));
-        Ok(Self { agents, sandbox, seats, limits, folders, metrics })
+        let tenant_users = Arc::new(TenantUsers::new(folders.root()));
+        let handing_over = AsyncMutex::default();
+        Ok(Self { agents, sandbox, seats, limits, folders, tenant_users, handing_over, metrics })
     }
 
     /// State of the jail. Blocks for microseconds, while sockets are looked for.
@@ -184,7 +196,7 @@ impl Agents {
         let settings = || self.agents.iter().map(|agent| &agent.settings);
         let unconfined = settings().filter(|agent| agent.jail.mode == JailMode::Off);
         let users: BTreeSet<_> =
-            self.agents.iter().map(|agent| agent.user.map(|user| (user.uid, user.gid))).collect();
+            self.agents.iter().map(|agent| agent.runs_as.map(RunsAs::example)).map(|user| user.map(|it| (it.uid, it.gid))).collect();
         let sockets = users.into_iter().flat_map(|user| reachable(user.map(|(uid, gid)| RunAs { uid, gid })));
         let sockets: BTreeSet<_> = sockets.map(|path| path.display().to_string()).collect();
         let limits_ports = settings().any(|agent| !agent.jail.ports.is_empty());
@@ -302,6 +314,47 @@ impl Agents {
         self.find(name).is_some_and(|agent| !agent.settings.oneshot.is_empty())
     }
 
+    /// The user of an agent (the default one for `None`) for a tenant; `None` for the runtime's own. Gives the tenant a user
+    /// of the agent's pool if it has none.
+    ///
+    /// # Errors
+    /// `unknown_agent`; `capacity_exhausted` if the pool has no user left; `internal` if the record of the users fails.
+    pub(crate) async fn user_of(
+        &self,
+        agent: Option<&str>,
+        tenant: Option<&InstallationId>,
+    ) -> Result<Option<RunAs>, Failure> {
+        let agent = self.configured(agent)?;
+        self.user_for(agent, tenant.map_or("", InstallationId::as_str)).await
+    }
+
+    async fn user_for(&self, agent: &Configured, tenant: &str) -> Result<Option<RunAs>, Failure> {
+        let pool = match agent.runs_as {
+            None => return Ok(None),
+            Some(RunsAs::User(user)) => return Ok(Some(user)),
+            Some(RunsAs::Pool(pool)) => pool,
+        };
+        let (users, tenant) = (self.tenant_users.clone(), tenant.to_owned());
+        let found = tokio::task::spawn_blocking(move || users.user_of(pool, &tenant)).await;
+        match found.map_err(io::Error::other).map_err(PoolError::from).flatten() {
+            Ok(user) => Ok(Some(user)),
+            Err(cause) => {
+                let code = match cause {
+                    PoolError::Exhausted(_) => ErrorCode::CapacityExhausted,
+                    PoolError::Record(_) => ErrorCode::Internal,
+                };
+                Err(Failure::new(code, cause.to_string()))
+            }
+        }
+    }
+
+    fn configured(&self, name: Option<&str>) -> Result<&Configured, Failure> {
+        self.find(name).ok_or_else(|| {
+            let name = name.unwrap_or("default");
+            Failure::new(ErrorCode::UnknownAgent, format!("agent `{name}` is not configured in this runtime"))
+        })
+    }
+
     /// Reserves and starts the agent that `initialize` requests.
     ///
     /// # Errors
@@ -316,12 +369,10 @@ impl Agents {
     /// Finds the agent, opens its folder and takes one of the permits for agent processes.
     ///
     /// # Errors
-    /// `unknown_agent`, `path_not_allowed`, `capacity_exhausted`. Nothing was started.
+    /// `unknown_agent`, `path_not_allowed`, `capacity_exhausted` (no seat, or no user left in the agent's pool), `internal`.
+    /// Nothing was started.
     pub(crate) async fn reserve(&self, asked: &InitializeMeta) -> Result<Place<'_>, Failure> {
-        let agent = self.find(asked.agent.as_deref()).ok_or_else(|| {
-            let name = asked.agent.as_deref().unwrap_or("default");
-            Failure::new(ErrorCode::UnknownAgent, format!("agent `{name}` is not configured in this runtime"))
-        })?;
+        let agent = self.configured(asked.agent.as_deref())?;
         let home = match &asked.cwd {
             Some(cwd) => Some(self.open_folder(cwd.clone(), None).await?),
             None => None,
@@ -333,26 +384,27 @@ impl Agents {
         self.metrics.agent_process_started();
         let seat = Seat { _permit: permit, metrics: self.metrics.clone() };
         let tenant = asked.installation_id.as_ref().map_or_else(String::new, |tenant| tenant.as_str().to_owned());
-        Ok(Place { agent, home, tenant, seat })
+        let user = self.user_for(agent, &tenant).await?;
+        Ok(Place { agent, home, tenant, user, seat })
     }
 
     /// Starts the agent in ACP mode.
     ///
     /// # Errors
-    /// `agent_start_failed` if its process cannot be started; `workspace_unavailable` if its folder cannot be handed
-    /// to the user that the agent runs as.
+    /// `agent_start_failed` if its process cannot be started; `workspace_owner` if its folder belongs to another user than
+    /// the agent's, and `workspace_unavailable` if it cannot be handed over for another reason.
     ///
     /// # Cancel safety
     /// A dropped future leaves no process behind.
     pub(crate) async fn start_in(&self, place: Place<'_>) -> Result<StartedAgent, Failure> {
-        let (agent, home) = (place.agent, place.home.clone());
+        let (agent, user, home) = (place.agent, place.user, place.home.clone());
         let folders = SessionFolders::default();
         if let Some(home) = &home {
             folders.add(home.clone())?;
         }
         let Jailed { process, jail } = self.spawn(place, &agent.settings.command).await?;
         let (members, serves) = (process.life.members(), agent.settings.serves);
-        let settings = self.client_request_settings(serves, agent.user, jail);
+        let settings = self.client_request_settings(serves, user, jail);
         let interceptor = requests::open(settings, folders.clone(), self.limits.stdio.pipe);
         let pipe = stdio::connect(process, self.limits.stdio, Some(interceptor));
         Ok(StartedAgent { pipe, serves, workplace: Workplace { folders, home }, members })
@@ -376,9 +428,9 @@ impl Agents {
     }
 
     async fn spawn(&self, place: Place<'_>, command: &[String]) -> Result<Jailed, Failure> {
-        let Place { agent, home, tenant, seat } = place;
+        let Place { agent, home, tenant, user, seat } = place;
         let cwd = home.as_ref().map_or(self.folders.root(), Folder::path).to_owned();
-        if let Some(user) = agent.user
+        if let Some(user) = user
             && home.is_some()
         {
             self.hand_over(cwd.clone(), user).await?;
@@ -389,7 +441,7 @@ impl Agents {
         };
         let workspace = home.map(|home| home.path().to_owned());
         let covers_sessions = workspace.is_some();
-        let (confinement, jail) = self.confine(agent, command, tenant, workspace).await?;
+        let (confinement, jail) = self.confine(agent, command, (tenant, user), workspace).await?;
         let mut env = agent.settings.environment.clone();
         env.extend(
             confinement.variables().map(|(name, value)| (name.to_owned(), value.display().to_string().into())),
@@ -398,7 +450,7 @@ impl Agents {
             program: program.into(),
             args: args.iter().map(Into::into).collect(),
             env,
-            run_as: agent.user,
+            run_as: user,
             cwd,
             kill_grace: self.limits.kill_grace,
             jail: Some(jail.clone()),
@@ -416,12 +468,12 @@ impl Agents {
         &self,
         agent: &Configured,
         command: &[String],
-        tenant: String,
+        (tenant, user): (String, Option<RunAs>),
         workspace: Option<PathBuf>,
     ) -> Result<(Confinement, Arc<Enforcement>), Failure> {
         let (sandbox, plan, command) = (self.sandbox.clone(), agent.plan.clone(), command.to_vec());
         let making = tokio::task::spawn_blocking(move || {
-            let confinement = sandbox.confine(&plan, &command, &tenant)?;
+            let confinement = sandbox.confine(&plan, &command, &tenant, user)?;
             let jail = confinement.enforcement(workspace.as_slice())?;
             Ok((confinement, Arc::new(jail)))
         });
@@ -453,29 +505,19 @@ impl Agents {
         if folder.parent() != Some(self.folders.root()) {
             return Ok(());
         }
-        let changed = tokio::task::spawn_blocking(move || {
-            if fs::symlink_metadata(&folder)?.uid() == user.uid {
-                return Ok(());
-            }
-            change_owner(&folder, user)
-        });
-        changed.await.map_err(io::Error::other).and_then(|changed| changed).map_err(|cause| {
-            let detail = format!("changing the owner of the workspace to the agent's user failed: {cause}");
-            Failure::new(ErrorCode::WorkspaceUnavailable, detail)
-        })
-    }
-}
-
-/// Changes the owner of a folder tree, the folder itself last: its owner marks the change as complete, so an
-/// interrupted one is repeated by the next start.
-fn change_owner(folder: &Path, user: RunAs) -> io::Result<()> {
-    for entry in fs::read_dir(folder)? {
-        let entry = entry?;
-        if entry.file_type()?.is_dir() {
-            change_owner(&entry.path(), user)?;
-        } else {
-            lchown(entry.path(), Some(user.uid), Some(user.gid))?;
+        let failed = |cause: HandOverError| {
+            let code = match &cause {
+                HandOverError::OtherOwner { .. } | HandOverError::HardLink => ErrorCode::WorkspaceOwner,
+                HandOverError::Io(_) => ErrorCode::WorkspaceUnavailable,
+            };
+            Failure::new(code, format!("the workspace cannot be handed over to the agent's user: {cause}"))
+        };
+        // Usual: the user has it already, which needs neither the lock nor a thread.
+        if ownership::belongs_to(&folder, user).map_err(failed)? {
+            return Ok(());
         }
+        let _alone = self.handing_over.lock().await;
+        let changed = tokio::task::spawn_blocking(move || ownership::hand_over(&folder, user)).await;
+        changed.map_err(io::Error::other).map_err(HandOverError::from).flatten().map_err(failed)
     }
-    lchown(folder, Some(user.uid), Some(user.gid))
 }

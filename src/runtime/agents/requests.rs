@@ -163,7 +163,8 @@ impl ClientRequests {
                 let asked = read_params(&request)?;
                 let content = self
                     .on_files(move |client_requests| {
-                        files::read(&client_requests.folders, &asked, client_requests.settings.file_bytes)
+                        let settings = &client_requests.settings;
+                        files::read(&client_requests.folders, &asked, settings.file_bytes, settings.terminals.run_as)
                     })
                     .await?;
                 write_result(&ReadTextFileResponse::new(content))

@@ -360,8 +360,8 @@ mod tests {
         folders.add(allowed.open(base.path().join("root/ws").to_str().unwrap()).unwrap()).unwrap();
         let sandbox = Sandbox::for_tests(allowed.root());
         let environment = [("PATH".to_owned(), "/usr/bin:/bin".into())].into();
-        let plan = Arc::new(AgentPlan::new(JailSettings::default(), &[], environment, None));
-        let confinement = sandbox.confine(&plan, &[], "").unwrap();
+        let plan = Arc::new(AgentPlan::new(JailSettings::default(), &[], environment, false));
+        let confinement = sandbox.confine(&plan, &[], "", None).unwrap();
         let settings = TerminalSettings {
             running: 2,
             inherited: vec![("PATH".into(), "/usr/bin:/bin".into())],

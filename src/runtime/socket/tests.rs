@@ -445,7 +445,7 @@ async fn an_agent_of_another_user_owns_its_workspace_and_what_is_written_for_it(
         read -r line; echo "{\"method\":\"echo\",\"params\":$line}"; read -r line"#;
     let mut options = options(base.path(), script);
     options.agents[0].run_as = Some("nobody".into());
-    let nobody = crate::process::user::RunAs::resolve("nobody").unwrap();
+    let nobody = crate::process::user::RunsAs::resolve("nobody").unwrap().example();
     let place = Place::start(base, options).await;
     let mut client = Client::connect(&place).await;
     let answer = client.initialize(json!({"cwd": place.workspace()})).await;

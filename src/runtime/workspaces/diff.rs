@@ -3,19 +3,27 @@
 //! git never uses the workspace's own `.git`, which the agent may have written: every call gets a fresh git folder
 //! (`scratch`), created without git and removed afterwards. Only objects, an index and the name of a tree are kept
 //! between calls.
+//!
+//! What an agent wrote is read with no more rights than the agent's user has: git and every access to a baseline run as that
+//! user, who owns baseline and scratch, and git runs in a jail. A file that the user cannot read is left out.
 
 use std::{
     collections::HashMap,
     ffi::OsString,
     fs, io,
+    os::unix::fs::{DirBuilderExt, OpenOptionsExt},
     path::{Path, PathBuf},
     time::Duration,
 };
 
-use super::git::{Call, Git};
+use super::{
+    git::{Call, Git, Rights},
+    ownership,
+};
 use crate::{
     contract::runtime::{ChangeStatus, ChangedFile, WorkspaceDiff},
     domain::turn::outcome::{ErrorCode, Failure},
+    process::user::RunAs,
 };
 
 /// Id of the empty tree, which git knows without an object.
@@ -34,9 +42,10 @@ pub(crate) struct Baseline {
     scratch: PathBuf,
 }
 
-/// Temporary git folder. Dropping it removes the folder.
+/// Temporary git folder, with the rights of the calls that use it. Dropping it removes the folder.
 struct Scratch {
     folder: PathBuf,
+    rights: Rights,
 }
 
 impl Drop for Scratch {
@@ -48,6 +57,12 @@ impl Drop for Scratch {
 
 fn failed(cause: &io::Error) -> Failure {
     Failure::new(ErrorCode::WorkspaceUnavailable, format!("the baseline of the workspace: {cause}"))
+}
+
+/// Does work on files with the rights of a user, if one is given.
+fn as_user<T>(user: Option<RunAs>, work: impl FnOnce() -> io::Result<T>) -> io::Result<T> {
+    let _identity = user.map(RunAs::assume_for_files).transpose()?;
+    work()
 }
 
 async fn blocking<T: Send + 'static>(work: impl FnOnce() -> io::Result<T> + Send + 'static) -> Result<T, Failure> {
@@ -67,18 +82,26 @@ impl Baseline {
         self.folder.join("tree").exists()
     }
 
-    /// Records the current files of `workspace`, replacing an earlier baseline.
+    /// The user who owns the baseline, if it is another one than this program's own. Blocks.
+    pub(crate) fn user(&self) -> Option<RunAs> {
+        fs::symlink_metadata(&self.folder).ok().as_ref().and_then(RunAs::owner)
+    }
+
+    /// Records the current files of `workspace`, as far as `user` can read them, replacing an earlier baseline.
     ///
     /// # Errors
     /// `workspace_unavailable` if git or the file system fails. A retry is safe.
     ///
     /// # Cancel safety
     /// Safe to drop: an unfinished first baseline does not count as taken, and an earlier one stays valid.
-    pub(crate) async fn take(&self, git: &Git, workspace: &Path) -> Result<(), Failure> {
-        let Self { folder, scratch } = self.clone();
+    pub(crate) async fn take(&self, git: &Git, workspace: &Path, user: Option<RunAs>) -> Result<(), Failure> {
+        let (Self { folder, scratch }, git_of, top) = (self.clone(), git.clone(), workspace.to_owned());
         let scratch = blocking(move || {
             fs::create_dir_all(folder.join("objects"))?;
-            Scratch::new(&scratch)
+            give(&folder, user)?;
+            let mut scratch = Scratch::new(&scratch, user)?;
+            scratch.rights = git_of.rights(user, &[&top], &[&scratch.folder, &folder])?;
+            Ok(scratch)
         })
         .await?;
         let objects = self.folder.join("objects");
@@ -86,17 +109,17 @@ impl Baseline {
         add_all(git, &scratch, workspace, &objects, None).await?;
         let tree = scratch.run(git, workspace, &objects, None, vec!["write-tree".into()], 100).await?;
         let folder = self.folder.clone();
-        blocking(move || {
+        let work = move || {
             // The index is moved before the tree is written: an index without a tree does not count as a baseline.
             fs::rename(index, folder.join("index"))?;
             // Written last, because its presence marks the baseline as complete.
             fs::write(folder.join("tree"), tree.trim_ascii())
-        })
-        .await
+        };
+        blocking(move || as_user(user, work)).await
     }
 
-    /// Returns the changes in `workspace` since the baseline, or all files as added if none was taken. The patch is
-    /// at most `patch_bytes` long; `truncated` is set if the patch or the file list is incomplete.
+    /// Returns the changes in `workspace` since the baseline, or all files as added if none was taken, as far as `user` can
+    /// read them. The patch is at most `patch_bytes` long; `truncated` is set if the patch or the file list is incomplete.
     ///
     /// # Errors
     /// `workspace_unavailable` if git or the file system fails, or the baseline is damaged.
@@ -107,26 +130,12 @@ impl Baseline {
         &self,
         git: &Git,
         workspace: &Path,
+        user: Option<RunAs>,
         patch_bytes: usize,
     ) -> Result<WorkspaceDiff, Failure> {
-        let Self { folder, scratch } = self.clone();
-        let (scratch, tree, kept) = blocking(move || {
-            let scratch = Scratch::new(&scratch)?;
-            fs::create_dir(scratch.folder.join("objects"))?;
-            let tree = match fs::read_to_string(folder.join("tree")) {
-                Ok(tree) if tree.len() == 40 && tree.bytes().all(|byte| byte.is_ascii_hexdigit()) => tree,
-                Ok(_) => return Err(io::Error::other("is damaged")),
-                Err(cause) if cause.kind() == io::ErrorKind::NotFound => EMPTY_TREE.to_owned(),
-                Err(cause) => return Err(cause),
-            };
-            let index = folder.join("index");
-            if index.exists() {
-                // With the index, git reads only files whose metadata changed.
-                fs::copy(index, scratch.folder.join("index"))?;
-            }
-            Ok((scratch, tree, folder.join("objects")))
-        })
-        .await?;
+        let (baseline, git_of, top) = (self.clone(), git.clone(), workspace.to_owned());
+        let (scratch, tree) = blocking(move || baseline.open(&git_of, &top, user)).await?;
+        let kept = self.folder.join("objects");
         let objects = scratch.folder.join("objects");
         add_all(git, &scratch, workspace, &objects, Some(&kept)).await?;
         let compare = |how: &[&str]| -> Vec<OsString> {
@@ -147,20 +156,56 @@ impl Baseline {
             truncated: more || list.cut || patch.cut,
         })
     }
+
+    /// Makes a temporary git folder with the index of the baseline, and reads the name of its tree.
+    fn open(&self, git: &Git, workspace: &Path, user: Option<RunAs>) -> io::Result<(Scratch, String)> {
+        if self.folder.exists() {
+            give(&self.folder, user)?;
+        }
+        let mut scratch = Scratch::new(&self.scratch, user)?;
+        scratch.rights = git.rights(user, &[workspace, &self.folder], &[&scratch.folder])?;
+        let tree = as_user(user, || {
+            fs::create_dir(scratch.folder.join("objects"))?;
+            let tree = match fs::read_to_string(self.folder.join("tree")) {
+                Ok(tree) if tree.len() == 40 && tree.bytes().all(|byte| byte.is_ascii_hexdigit()) => tree,
+                Ok(_) => return Err(io::Error::other("is damaged")),
+                Err(cause) if cause.kind() == io::ErrorKind::NotFound => EMPTY_TREE.to_owned(),
+                Err(cause) => return Err(cause),
+            };
+            let index = self.folder.join("index");
+            if index.exists() {
+                // With the index, git reads only files whose metadata changed.
+                fs::copy(index, scratch.folder.join("index"))?;
+            }
+            Ok(tree)
+        })?;
+        Ok((scratch, tree))
+    }
+}
+
+/// Gives a folder of this program to the user, unless it is given already.
+fn give(folder: &Path, user: Option<RunAs>) -> io::Result<()> {
+    let Some(user) = user else { return Ok(()) };
+    let given = ownership::belongs_to(folder, user);
+    given.and_then(|given| if given { Ok(()) } else { ownership::hand_over(folder, user) }).map_err(io::Error::other)
 }
 
 impl Scratch {
-    /// Creates a minimal git folder. Its attributes override those of the workspace, whose filters and encodings
+    /// Creates a minimal git folder of `user`. Its attributes override those of the workspace, whose filters and encodings
     /// could run commands, fail or hide content.
-    fn new(parent: &Path) -> io::Result<Self> {
+    fn new(parent: &Path, user: Option<RunAs>) -> io::Result<Self> {
         let folder = parent.join(format!("scratch-{}", uuid::Uuid::new_v4()));
-        let scratch = Self { folder };
+        fs::DirBuilder::new().mode(0o700).create(&folder)?;
+        let scratch = Self { folder, rights: Rights::default() };
+        give(&scratch.folder, user)?;
         let at = |name: &str| scratch.folder.join(name);
-        fs::create_dir_all(at("info"))?;
-        fs::create_dir_all(at("refs"))?;
-        fs::write(at("HEAD"), "ref: refs/heads/baseline\n")?;
-        fs::write(at("config"), "[core]\n\trepositoryformatversion = 0\n\tbare = false\n")?;
-        fs::write(at("info/attributes"), "* -text !eol !filter !ident !working-tree-encoding !diff !merge\n")?;
+        as_user(user, || {
+            fs::create_dir(at("info"))?;
+            fs::create_dir(at("refs"))?;
+            fs::write(at("HEAD"), "ref: refs/heads/baseline\n")?;
+            fs::write(at("config"), "[core]\n\trepositoryformatversion = 0\n\tbare = false\n")?;
+            fs::write(at("info/attributes"), "* -text !eol !filter !ident !working-tree-encoding !diff !merge\n")
+        })?;
         Ok(scratch)
     }
 
@@ -194,12 +239,13 @@ impl Scratch {
         if let Some(kept) = kept {
             env.push(("GIT_ALTERNATE_OBJECT_DIRECTORIES", kept.to_owned().into()));
         }
-        git.run(Call { args, env, cwd: workspace, timeout: TIMEOUT, max_output, scheme: None }).await
+        let rights = self.rights.clone();
+        git.run(Call { args, env, cwd: workspace, timeout: TIMEOUT, max_output, scheme: None, rights }).await
     }
 }
 
 /// Adds the workspace's files to the index. git records a repository inside the workspace as one entry and fails on
-/// one without a commit; all inner repositories are excluded then.
+/// one without a commit, and on a file that it cannot read; all inner repositories and unreadable files are excluded then.
 async fn add_all(
     git: &Git,
     scratch: &Scratch,
@@ -216,10 +262,10 @@ async fn add_all(
         }));
         args
     };
-    // The search for inner repositories is slow, so it is made only after a failure.
+    // The search is slow, so it is made only after a failure.
     let Err(first) = scratch.run(git, workspace, objects, kept, add(&[]), 0).await else { return Ok(()) };
-    let top = workspace.to_owned();
-    let inner = blocking(move || Ok(repositories_in(&top))).await?;
+    let (top, user) = (workspace.to_owned(), scratch.rights.user);
+    let inner = blocking(move || as_user(user, || Ok(refused_in(&top)))).await?;
     // The failure has another cause.
     if inner.is_empty() {
         return Err(first);
@@ -227,8 +273,8 @@ async fn add_all(
     scratch.run(git, workspace, objects, kept, add(&inner), 0).await.map(drop)
 }
 
-/// Finds the repositories inside a workspace, as paths relative to it. Does not follow links.
-fn repositories_in(workspace: &Path) -> Vec<PathBuf> {
+/// Finds the repositories inside a workspace and the files that cannot be read, as paths relative to it. Does not follow links.
+fn refused_in(workspace: &Path) -> Vec<PathBuf> {
     let mut found = Vec::new();
     let mut open = vec![PathBuf::new()];
     for _ in 0..MAX_SEARCHED_FOLDERS {
@@ -242,12 +288,21 @@ fn repositories_in(workspace: &Path) -> Vec<PathBuf> {
                 }
             } else if entry.file_type().is_ok_and(|kind| kind.is_dir()) {
                 open.push(relative.join(name));
+            } else if entry.file_type().is_ok_and(|kind| kind.is_file()) && is_unreadable(&entry.path()) {
+                found.push(relative.join(name));
             }
         }
     }
-    // Bounds the command line; no real workspace has this many inner repositories.
+    // Bounds the command line; no real workspace has this many.
     found.truncate(1000);
     found
+}
+
+fn is_unreadable(file: &Path) -> bool {
+    // A pipe that replaced the file meanwhile must not hang the thread.
+    let flags = libc::O_NONBLOCK | libc::O_NOFOLLOW;
+    let opened = fs::File::options().read(true).custom_flags(flags).open(file);
+    opened.is_err_and(|cause| cause.kind() == io::ErrorKind::PermissionDenied)
 }
 
 /// Largest number of files that a diff lists, as documented for `WorkspaceDiff`.
@@ -326,11 +381,11 @@ mod tests {
         }
 
         async fn take(&self) {
-            self.baseline.take(&self.git, &self.workspace()).await.unwrap();
+            self.baseline.take(&self.git, &self.workspace(), None).await.unwrap();
         }
 
         async fn diff(&self) -> WorkspaceDiff {
-            self.baseline.diff(&self.git, &self.workspace(), 10_000).await.unwrap()
+            self.baseline.diff(&self.git, &self.workspace(), None, 10_000).await.unwrap()
         }
     }
 

@@ -4,7 +4,9 @@
 use std::{
     collections::BTreeMap,
     ffi::{OsStr, OsString},
+    io,
     path::Path,
+    sync::Arc,
     time::Duration,
 };
 
@@ -17,7 +19,11 @@ use crate::{
         text,
         turn::outcome::{ErrorCode, Failure},
     },
-    process::group::{self, GroupCommand, Streams},
+    process::{
+        group::{self, GroupCommand, Streams},
+        sandbox::{Sandbox, enforce::Enforcement},
+        user::RunAs,
+    },
 };
 
 /// Configuration that overrides every configuration file. It is a second line of defence: a workspace's own
@@ -48,6 +54,8 @@ const KILL_GRACE: Duration = Duration::from_secs(1);
 #[derive(Debug, Clone)]
 pub(crate) struct Git {
     inherited: BTreeMap<String, OsString>,
+    /// Confines git where it reads what agents wrote; `None`: it is not confined.
+    sandbox: Option<Sandbox>,
 }
 
 pub(crate) struct Call<'a> {
@@ -62,6 +70,17 @@ pub(crate) struct Call<'a> {
     pub max_output: usize,
     /// Protocol that git may use; `None` forbids all network access.
     pub scheme: Option<Scheme>,
+    /// The rights with which it runs.
+    pub rights: Rights,
+}
+
+/// The rights of a git process. The default is those of this program.
+#[derive(Debug, Clone, Default)]
+pub(crate) struct Rights {
+    /// `None`: this program's own user.
+    pub user: Option<RunAs>,
+    /// `None`: no jail.
+    pub jail: Option<Arc<Enforcement>>,
 }
 
 pub(crate) struct Output {
@@ -74,7 +93,24 @@ pub(crate) struct Output {
 impl Git {
     /// Creates a runner that passes `inherited` to git: `PATH`, proxies and certificates, for instance.
     pub(crate) fn new(inherited: BTreeMap<String, OsString>) -> Self {
-        Self { inherited }
+        Self { inherited, sandbox: None }
+    }
+
+    /// Confines calls that work on a workspace.
+    pub(crate) fn confined_by(self, sandbox: Sandbox) -> Self {
+        Self { sandbox: Some(sandbox), ..self }
+    }
+
+    /// The rights for a comparison of files, as `user`: it reads `reads` and writes `writes`, the first of which is its folder
+    /// for temporary files. Blocks.
+    ///
+    /// # Errors
+    /// The jail cannot be made.
+    pub(crate) fn rights(&self, user: Option<RunAs>, reads: &[&Path], writes: &[&Path]) -> io::Result<Rights> {
+        let path_variable = self.inherited.get("PATH").and_then(|path| path.to_str()).unwrap_or_default();
+        let jail = |sandbox: &Sandbox| sandbox.of_tool(&["git".to_owned()], path_variable, user, reads, writes);
+        let jail = self.sandbox.as_ref().map(jail).transpose()?.map(Arc::new);
+        Ok(Rights { user, jail })
     }
 
     /// Runs git to its end.
@@ -87,17 +123,17 @@ impl Git {
     /// A dropped future ends git and its process group.
     pub(crate) async fn run(&self, call: Call<'_>) -> Result<Output, Failure> {
         let failed = |why: &str| Failure::new(ErrorCode::WorkspaceUnavailable, format!("git: {why}"));
-        let Call { args, env, cwd, timeout, max_output, scheme } = call;
+        let Call { args, env, cwd, timeout, max_output, scheme, rights } = call;
         let settings = SETTINGS.iter().flat_map(|setting| [OsString::from("-c"), OsString::from(*setting)]);
         let command = GroupCommand {
             program: "git".into(),
             args: settings.chain(args).collect(),
             env: self.environment(env, scheme),
             cwd: cwd.to_owned(),
-            run_as: None,
+            run_as: rights.user,
             kill_grace: KILL_GRACE,
             streams: Streams::Output,
-            jail: None,
+            jail: rights.jail,
         };
         let mut started = group::spawn(command, ()).await.map_err(|cause| failed(&cause.to_string()))?;
         let work = async {

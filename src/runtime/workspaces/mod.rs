@@ -3,13 +3,14 @@
 pub(crate) mod diff;
 pub(crate) mod folders;
 pub(crate) mod git;
+pub(crate) mod ownership;
 pub(crate) mod repository;
 
 use std::{
     collections::HashMap,
     ffi::OsString,
     fs, io,
-    os::unix::fs::DirBuilderExt,
+    os::unix::fs::{DirBuilderExt, PermissionsExt},
     path::{Path, PathBuf},
     sync::{Arc, Weak},
     time::Duration,
@@ -21,7 +22,7 @@ use tokio::sync::Mutex as AsyncMutex;
 use self::{
     diff::Baseline,
     folders::AllowedFolders,
-    git::{Call, Git},
+    git::{Call, Git, Rights},
     repository::{Repository, check_branch},
 };
 use crate::{
@@ -32,6 +33,7 @@ use crate::{
         ids::FolderId,
         turn::outcome::{ErrorCode, Failure},
     },
+    process::user::RunAs,
 };
 
 /// Folder in the root that holds the baselines. Workspaces are named by UUIDs, so none has this name.
@@ -78,7 +80,13 @@ impl Workspaces {
     pub(crate) fn new(allowed: AllowedFolders, git: Git, settings: WorkspaceSettings) -> io::Result<Self> {
         let WorkspaceSettings { git_hosts, clone_timeout, diff_bytes } = settings;
         let incoming = allowed.root().join(INCOMING);
-        fs::create_dir_all(&incoming)?;
+        for folder in [&incoming, &allowed.root().join(BASELINES)] {
+            fs::create_dir_all(folder)?;
+            if rustix::process::geteuid().is_root() {
+                // git passes through as the user of an agent; it cannot list the folder.
+                fs::set_permissions(folder, fs::Permissions::from_mode(0o711))?;
+            }
+        }
         for entry in fs::read_dir(&incoming)?.flatten() {
             let modified = entry.metadata().and_then(|metadata| metadata.modified());
             // Another runtime may use the same root, so only old entries are removed.
@@ -89,7 +97,8 @@ impl Workspaces {
         Ok(Self { allowed, git, git_hosts, clone_timeout, diff_bytes, busy: Mutex::default() })
     }
 
-    /// Creates a workspace, or returns an existing one unchanged.
+    /// Creates a workspace, or returns an existing one unchanged. `user` is that of the agent for which a folder given by
+    /// `path` is read.
     ///
     /// # Errors
     /// `invalid_request` for a bad repository or branch, `path_not_allowed`, and `workspace_unavailable` if git or
@@ -97,13 +106,17 @@ impl Workspaces {
     ///
     /// # Cancel safety
     /// A dropped future leaves no incomplete workspace: a clone is moved into place once it is complete.
-    pub(crate) async fn prepare(self: &Arc<Self>, request: PrepareWorkspace) -> Result<PreparedWorkspace, Failure> {
+    pub(crate) async fn prepare(
+        self: &Arc<Self>,
+        request: PrepareWorkspace,
+        user: Option<RunAs>,
+    ) -> Result<PreparedWorkspace, Failure> {
         let PrepareWorkspace { workspace, checkout, .. } = request;
         if let Some(path) = workspace.path {
             if checkout.is_some() {
                 return Err(Failure::new(ErrorCode::InvalidRequest, "`path` and `repository` exclude each other"));
             }
-            return self.prepare_path(path).await;
+            return self.prepare_path(path, user).await;
         }
         // Checked even for an existing workspace, so that the answer does not depend on its state.
         let source = checkout.map(|checkout| self.check(&checkout)).transpose()?;
@@ -119,32 +132,36 @@ impl Workspaces {
         Ok(PreparedWorkspace { path: folder.to_string_lossy().into_owned(), is_ephemeral: false, has_oneshot: false })
     }
 
-    /// Returns the changes in a workspace since it was prepared.
+    /// Returns the changes in a workspace since it was prepared, as its agent can read them: as the owner of the folder, or
+    /// for one given by `path` as the user for whom it was prepared.
     ///
     /// # Errors
     /// `folder_missing`, `path_not_allowed`, and `workspace_unavailable` without a baseline or if
     /// git fails.
     pub(crate) async fn diff(self: &Arc<Self>, workspace: WorkspaceRef) -> Result<WorkspaceDiff, Failure> {
-        let (folder, baseline) = match workspace.path {
+        let (folder, baseline, user) = match workspace.path {
             Some(path) => {
                 let folder = self.open_allowed_path(path).await?;
                 let baseline = self.baseline_of_path(&folder);
                 if !baseline.exists() {
                     return Err(unavailable("diff", &"no baseline was taken when the workspace was prepared"));
                 }
-                (folder, baseline)
+                let user = baseline.user();
+                (folder, baseline, user)
             }
             None => {
                 let folder = self.folder(workspace.folder_id);
                 if !is_real_folder(&folder).await? {
                     return Err(Failure::new(ErrorCode::FolderMissing, "the folder of the workspace does not exist"));
                 }
-                (folder, self.baseline(workspace.folder_id))
+                let metadata = tokio::fs::symlink_metadata(&folder).await;
+                let user = RunAs::owner(&metadata.map_err(|cause| unavailable("workspace", &cause))?);
+                (folder, self.baseline(workspace.folder_id), user)
             }
         };
         let busy = self.busy_with(&folder);
         let _turn = busy.lock().await;
-        baseline.diff(&self.git, &folder, self.diff_bytes).await
+        baseline.diff(&self.git, &folder, user, self.diff_bytes).await
     }
 
     /// Removes a workspace with its baseline. Its files are deleted later, by a thread.
@@ -178,13 +195,17 @@ impl Workspaces {
         Ok(RemovedWorkspace { removed })
     }
 
-    async fn prepare_path(self: &Arc<Self>, path: String) -> Result<PreparedWorkspace, Failure> {
+    async fn prepare_path(
+        self: &Arc<Self>,
+        path: String,
+        user: Option<RunAs>,
+    ) -> Result<PreparedWorkspace, Failure> {
         let folder = self.open_allowed_path(path).await?;
         let busy = self.busy_with(&folder);
         let _turn = busy.lock().await;
         let baseline = self.baseline_of_path(&folder);
         if !baseline.exists()
-            && let Err(failure) = baseline.take(&self.git, &folder).await
+            && let Err(failure) = baseline.take(&self.git, &folder, user).await
         {
             // The agent can work without a baseline; only `diff` fails.
             tracing::warn!(%failure, "taking the baseline of a folder failed");
@@ -226,10 +247,12 @@ impl Workspaces {
             timeout: self.clone_timeout,
             max_output: 0,
             scheme: Some(repository.scheme()),
+            // ssh needs the keys of this program's user, and no agent has written anything yet.
+            rights: Rights::default(),
         };
         self.git.run(call).await?;
         // Taken before the rename: an existing workspace always has its baseline.
-        self.baseline(id).take(&self.git, &work_tree).await?;
+        self.baseline(id).take(&self.git, &work_tree, None).await?;
         let folder = self.folder(id);
         let moved = tokio::task::spawn_blocking(move || fs::rename(work_tree, folder)).await;
         moved.map_err(io::Error::other).and_then(|moved| moved).map_err(|cause| unavailable("workspace", &cause))

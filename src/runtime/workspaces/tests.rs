@@ -86,7 +86,8 @@ impl Place {
     async fn prepare(&self, id: Uuid, repository: Option<&str>) -> Result<String, Failure> {
         let checkout = repository.map(|repository| Checkout { repository: repository.into(), branch: None });
         let workspace = WorkspaceRef { folder_id: FolderId(id), path: None };
-        Ok(self.workspaces.prepare(PrepareWorkspace { workspace, agent: None, checkout }).await?.path)
+        let request = PrepareWorkspace { workspace, agent: None, installation_id: None, checkout };
+        Ok(self.workspaces.prepare(request, None).await?.path)
     }
 
     async fn changes(&self, id: Uuid, path: Option<String>) -> Result<Vec<(String, ChangeStatus)>, Failure> {
@@ -114,7 +115,8 @@ async fn existing_folder_is_compared_with_its_state_at_the_first_use() {
     let path = project.to_str().unwrap().to_owned();
     for _ in 0..2 {
         let workspace = WorkspaceRef { folder_id: FolderId(Uuid::nil()), path: Some(path.clone()) };
-        place.workspaces.prepare(PrepareWorkspace { workspace, agent: None, checkout: None }).await.unwrap();
+        let request = PrepareWorkspace { workspace, agent: None, installation_id: None, checkout: None };
+        place.workspaces.prepare(request, None).await.unwrap();
         std::fs::write(project.join("new"), "x\n").unwrap();
     }
     let changes = place.changes(Uuid::nil(), Some(path)).await.unwrap();

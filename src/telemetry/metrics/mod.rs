@@ -44,9 +44,10 @@ const FIRST_UPDATE_BUCKETS: [f64; 16] =
     [0.0005, 0.001, 0.002, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 5.0, 15.0, 30.0, 60.0, 120.0];
 
 /// The metrics of a process that is a runtime alone, beside those of the process itself.
-const OF_RUNTIME: [&str; 6] = [
+const OF_RUNTIME: [&str; 7] = [
     "lumilink_agent_jail",
     "lumilink_agent_processes",
+    "lumilink_agent_processes_left_total",
     "lumilink_arbiter_lag_seconds",
     "lumilink_arbiter_stalls_total",
     "lumilink_build_info",
@@ -72,6 +73,7 @@ struct All {
     restarts: Family<RestartCause, IntCounter>,
     connections: Connections,
     agent_processes: IntGauge,
+    agent_processes_left: IntCounter,
     agent_jail: Family<Right, IntGauge>,
     queue_depth: Family<Queue, IntGauge>,
     permissions: Family<PermissionAnswer, IntCounter>,
@@ -118,6 +120,11 @@ impl All {
             agent_processes: make.gauge(
                 "lumilink_agent_processes",
                 "Agent processes that this process runs; those of a separate runtime are at the runtime's own /metrics.",
+            )?,
+            agent_processes_left: make.counter(
+                "lumilink_agent_processes_left_total",
+                "Processes of ended agents that could not be killed within 2 s; those of a separate runtime are at the \
+                 runtime's own /metrics.",
             )?,
             agent_jail: make.gauges(
                 "lumilink_agent_jail",
@@ -287,6 +294,11 @@ impl Metrics {
         self.all.agent_processes.dec();
     }
 
+    /// Processes of ended agents could not be killed.
+    pub(crate) fn agent_processes_left(&self, processes: u64) {
+        self.all.agent_processes_left.inc_by(processes);
+    }
+
     /// Sets whether the jail enforces a right on every agent.
     pub(crate) fn jailed(&self, right: Right, is_enforced: bool) {
         if let Some(gauge) = self.all.agent_jail.get(right) {
@@ -446,6 +458,7 @@ mod tests {
             "lumilink_slow_readers_total",
             "lumilink_event_subscribers",
             "lumilink_agent_processes",
+            "lumilink_agent_processes_left_total",
             "lumilink_held_conversations",
             "lumilink_capacity_seats{state=\"taken\"}",
             "lumilink_capacity_alerts{level=\"critical\"}",
