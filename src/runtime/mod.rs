@@ -35,7 +35,7 @@ use self::{
     agents::{AgentLimits, Agents},
     conversations::Conversations,
     fallback::{Fallback, FallbackSettings, LineLimits},
-    routes::RuntimeState,
+    routes::{RuntimeState, Strangers},
     socket::SocketSettings,
     workspaces::{WorkspaceSettings, Workspaces, folders::AllowedFolders, git::Git},
 };
@@ -358,6 +358,7 @@ fn build(
         acp: options.acp,
         metrics: options.metrics,
         watchdog,
+        strangers: Strangers::new(),
     })
 }
 
