@@ -3,23 +3,28 @@
 pub(crate) mod diff;
 pub(crate) mod folders;
 pub(crate) mod git;
+mod large;
 pub(crate) mod repository;
 
 use std::{
     collections::HashMap,
     ffi::OsString,
     fs, io,
-    os::unix::fs::DirBuilderExt,
+    os::unix::fs::{DirBuilderExt, PermissionsExt},
     path::{Path, PathBuf},
     sync::{Arc, Weak},
     time::Duration,
 };
 
+use futures_util::{
+    FutureExt,
+    future::{BoxFuture, Shared, WeakShared},
+};
 use parking_lot::Mutex;
 use tokio::sync::Mutex as AsyncMutex;
 
 use self::{
-    diff::Baseline,
+    diff::{Baseline, DiffLimits},
     folders::AllowedFolders,
     git::{Call, Git},
     repository::{Repository, check_branch},
@@ -49,7 +54,9 @@ pub(crate) struct Workspaces {
     git: Git,
     git_hosts: Vec<String>,
     clone_timeout: Duration,
-    diff_bytes: usize,
+    diff: DiffLimits,
+    /// Running comparisons by folder; finished ones are removed when another begins.
+    comparing: Mutex<HashMap<PathBuf, WeakShared<Comparison>>>,
     /// One lock per workspace, which serialises preparing and comparing it. Entries without a holder are removed when
     /// another is added.
     busy: Mutex<HashMap<PathBuf, Weak<AsyncMutex<()>>>>,
@@ -62,9 +69,11 @@ pub(crate) struct WorkspaceSettings {
     pub git_hosts: Vec<String>,
     /// Time limit of a clone.
     pub clone_timeout: Duration,
-    /// Largest patch of a diff, in bytes.
-    pub diff_bytes: usize,
+    pub diff: DiffLimits,
 }
+
+/// A comparison that several callers await.
+type Comparison = BoxFuture<'static, Result<WorkspaceDiff, Failure>>;
 
 fn unavailable(what: &str, cause: &dyn std::fmt::Display) -> Failure {
     Failure::new(ErrorCode::WorkspaceUnavailable, format!("{what}: {cause}"))
@@ -76,9 +85,10 @@ impl Workspaces {
     /// # Errors
     /// The root cannot be written.
     pub(crate) fn new(allowed: AllowedFolders, git: Git, settings: WorkspaceSettings) -> io::Result<Self> {
-        let WorkspaceSettings { git_hosts, clone_timeout, diff_bytes } = settings;
+        let WorkspaceSettings { git_hosts, clone_timeout, diff } = settings;
         let incoming = allowed.root().join(INCOMING);
-        fs::create_dir_all(&incoming)?;
+        private_folders(&incoming)?;
+        private_folders(&allowed.root().join(BASELINES))?;
         for entry in fs::read_dir(&incoming)?.flatten() {
             let modified = entry.metadata().and_then(|metadata| metadata.modified());
             // Another runtime may use the same root, so only old entries are removed.
@@ -86,7 +96,7 @@ impl Workspaces {
                 fs::remove_dir_all(entry.path())?;
             }
         }
-        Ok(Self { allowed, git, git_hosts, clone_timeout, diff_bytes, busy: Mutex::default() })
+        Ok(Self { allowed, git, git_hosts, clone_timeout, diff, comparing: Mutex::default(), busy: Mutex::default() })
     }
 
     /// Creates a workspace, or returns an existing one unchanged.
@@ -119,7 +129,8 @@ impl Workspaces {
         Ok(PreparedWorkspace { path: folder.to_string_lossy().into_owned(), is_ephemeral: false, has_oneshot: false })
     }
 
-    /// Returns the changes in a workspace since it was prepared.
+    /// Returns the changes in a workspace since it was prepared. A caller joins a comparison that runs already, so its answer
+    /// may be as old as that comparison's start.
     ///
     /// # Errors
     /// `folder_missing`, `path_not_allowed`, and `workspace_unavailable` without a baseline or if
@@ -142,9 +153,28 @@ impl Workspaces {
                 (folder, self.baseline(workspace.folder_id))
             }
         };
-        let busy = self.busy_with(&folder);
-        let _turn = busy.lock().await;
-        baseline.diff(&self.git, &folder, self.diff_bytes).await
+        self.compare(folder, baseline).await
+    }
+
+    /// Joins the running comparison of a folder, or begins one. It ends when its last caller is dropped.
+    fn compare(self: &Arc<Self>, folder: PathBuf, baseline: Baseline) -> Shared<Comparison> {
+        let mut comparing = self.comparing.lock();
+        let running = comparing.get(&folder).and_then(WeakShared::upgrade);
+        if let Some(running) = running.filter(|running| running.peek().is_none()) {
+            return running;
+        }
+        let (workspaces, compared) = (self.clone(), folder.clone());
+        let comparison: Comparison = Box::pin(async move {
+            let busy = workspaces.busy_with(&compared);
+            let _turn = busy.lock().await;
+            baseline.diff(&workspaces.git, &compared, workspaces.diff).await
+        });
+        let comparison = comparison.shared();
+        comparing.retain(|_, comparison| comparison.upgrade().is_some());
+        if let Some(weak) = comparison.downgrade() {
+            comparing.insert(folder, weak);
+        }
+        comparison
     }
 
     /// Removes a workspace with its baseline. Its files are deleted later, by a thread.
@@ -184,7 +214,7 @@ impl Workspaces {
         let _turn = busy.lock().await;
         let baseline = self.baseline_of_path(&folder);
         if !baseline.exists()
-            && let Err(failure) = baseline.take(&self.git, &folder).await
+            && let Err(failure) = baseline.take(&self.git, &folder, self.diff.file_bytes).await
         {
             // The agent can work without a baseline; only `diff` fails.
             tracing::warn!(%failure, "taking the baseline of a folder failed");
@@ -229,9 +259,14 @@ impl Workspaces {
         };
         self.git.run(call).await?;
         // Taken before the rename: an existing workspace always has its baseline.
-        self.baseline(id).take(&self.git, &work_tree).await?;
+        self.baseline(id).take(&self.git, &work_tree, self.diff.file_bytes).await?;
         let folder = self.folder(id);
-        let moved = tokio::task::spawn_blocking(move || fs::rename(work_tree, folder)).await;
+        let moved = tokio::task::spawn_blocking(move || {
+            // git made it with a umask that may be wider than ours.
+            fs::set_permissions(&work_tree, fs::Permissions::from_mode(0o700))?;
+            fs::rename(work_tree, folder)
+        });
+        let moved = moved.await;
         moved.map_err(io::Error::other).and_then(|moved| moved).map_err(|cause| unavailable("workspace", &cause))
     }
 
@@ -295,9 +330,14 @@ async fn is_real_folder(folder: &Path) -> Result<bool, Failure> {
     }
 }
 
+/// Creates a folder, with those around it, that other users of the machine cannot enter (mode 0700). Blocks.
+fn private_folders(folder: &Path) -> io::Result<()> {
+    fs::DirBuilder::new().recursive(true).mode(0o700).create(folder)
+}
+
 /// Creates a folder that other users of the machine cannot enter (mode 0700).
 async fn make_folder(folder: PathBuf) -> Result<(), Failure> {
-    let made = tokio::task::spawn_blocking(move || fs::DirBuilder::new().recursive(true).mode(0o700).create(folder));
+    let made = tokio::task::spawn_blocking(move || private_folders(&folder));
     made.await.map_err(io::Error::other).and_then(|made| made).map_err(|cause| unavailable("workspace", &cause))
 }
 
