@@ -13,7 +13,10 @@ use crate::{
         inherited::Inherited,
         sandbox::{JailSettings, OwnPaths},
     },
-    runtime::{self, AgentSettings, EmbeddedRuntime, Retention, RunningRuntime, RuntimeOptions, ServedRequests},
+    runtime::{
+        self, AgentSettings, EmbeddedRuntime, Retention, RunningRuntime, RuntimeOptions, ServedRequests,
+        workspaces::diff::DiffLimits,
+    },
     telemetry::Metrics,
     transport::{
         HandshakeTimeouts,
@@ -177,7 +180,7 @@ pub(super) fn runtime_options(
         frame_bytes: config.limits.frame_bytes,
         acp: config.runtime.acp,
         pipe: pipe_limits(config),
-        diff_bytes: config.limits.diff_bytes,
+        diff: DiffLimits { patch_bytes: config.limits.diff_bytes, file_bytes: config.limits.diff_file_bytes },
         terminals: config.limits.terminals,
         retention: Retention {
             grace: Duration::from_secs(config.runtime.reconnect_grace_s),

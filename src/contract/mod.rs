@@ -6,6 +6,7 @@
 pub(crate) mod audit;
 pub(crate) mod authorization;
 pub(crate) mod automation;
+pub(crate) mod browsers;
 pub(crate) mod events;
 pub(crate) mod explain;
 pub(crate) mod fallback;

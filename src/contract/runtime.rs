@@ -246,7 +246,8 @@ pub(crate) struct DiffWorkspace {
 #[derive(Debug, Clone, Serialize, Deserialize, utoipa::ToSchema)]
 #[serde(rename_all = "camelCase")]
 pub(crate) struct WorkspaceDiff {
-    /// The changed files, at most 1,000.
+    /// The changed files, at most 1,000. Those larger than `limits.diff_file_bytes` are compared by size and time, and are not in the
+    /// patch.
     pub files: Vec<ChangedFile>,
     /// A unified diff with git's extended headers, truncated at `limits.diff_bytes`.
     pub patch: String,
@@ -262,10 +263,10 @@ pub(crate) struct ChangedFile {
     pub path: String,
     /// Kind of change.
     pub status: ChangeStatus,
-    /// Lines added; absent for a binary file.
+    /// Lines added; absent for a binary or a large file.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub additions: Option<u64>,
-    /// Lines removed; absent for a binary file.
+    /// Lines removed; absent for a binary or a large file.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub deletions: Option<u64>,
 }

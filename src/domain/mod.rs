@@ -14,6 +14,7 @@ pub(crate) mod heartbeat;
 pub(crate) mod ids;
 pub(crate) mod jail;
 pub(crate) mod limits;
+pub(crate) mod log_limit;
 pub(crate) mod membership;
 pub(crate) mod migration;
 pub(crate) mod newer;

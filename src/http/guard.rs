@@ -3,7 +3,7 @@
 //! Browsers are hostile even on loopback: any page can send requests here, and any name can be made to resolve to this
 //! address.
 
-use std::{collections::HashSet, net::IpAddr};
+use std::collections::HashSet;
 
 use actix_web::{
     Error, HttpMessage, HttpResponse, ResponseError,
@@ -29,7 +29,10 @@ use super::{
 use crate::{
     actors::handles::client_tokens::ClientTokens,
     config::{Reloadable, sections::Server},
-    contract::authorization::bearer_token,
+    contract::{
+        authorization::bearer_token,
+        browsers::{self, CROSS_SITE, SEC_FETCH_SITE},
+    },
     domain::{
         access::{Caller, Privilege},
         clock::Timestamp,
@@ -58,6 +61,20 @@ const CORS_HEADERS: &str = "authorization, content-type, idempotency-key, last-e
 /// Response headers that such a page may read.
 const CORS_EXPOSED: &str = "idempotent-replayed, link, location, retry-after, x-request-id";
 
+/// True for a path below which the documentation is, with its pages.
+pub(super) fn is_documentation(path: &str) -> bool {
+    path == "/docs" || path.starts_with(OPEN_BELOW) || path == "/openapi.json"
+}
+
+/// True for a link on another site that a person follows to the documentation.
+fn is_link_to_documentation(request: &ServiceRequest) -> bool {
+    let is =
+        |name: &str, value: &str| request.headers().get(name).is_some_and(|it| it.as_bytes() == value.as_bytes());
+    let is_read = [Method::GET, Method::HEAD].contains(request.method());
+    let is_page = request.path() == "/" || is_documentation(request.path());
+    is_read && is_page && is("sec-fetch-mode", "navigate") && is("sec-fetch-dest", "document")
+}
+
 /// True for a path that needs no token.
 pub(super) fn is_open(path: &str) -> bool {
     PROBES.contains(&path) || OPEN.contains(&path) || path.starts_with(OPEN_BELOW)
@@ -85,6 +102,12 @@ impl Guard {
             return Err(ApiError::new(ErrorCode::ForbiddenOrigin, detail));
         }
         let origin = self.allowed_origin(headers, &host)?;
+        if origin.is_none()
+            && headers.get(SEC_FETCH_SITE).and_then(|site| site.to_str().ok()) == Some(CROSS_SITE)
+            && !is_link_to_documentation(request)
+        {
+            return Err(ApiError::new(ErrorCode::ForbiddenOrigin, "pages of another site may not call the API"));
+        }
         // A preflight carries no token, and has no effect.
         if request.method() == Method::OPTIONS {
             return Ok(Admitted { origin, caller: None });
@@ -113,11 +136,7 @@ impl Guard {
     /// True if a `Host` names this service. A name can be made to resolve to this address, an address cannot: names
     /// have to be configured.
     fn is_ours(&self, host: &str) -> bool {
-        let name = match host.strip_prefix('[') {
-            Some(rest) => rest.split(']').next().unwrap_or_default(),
-            None => host.split(':').next().unwrap_or_default(),
-        };
-        name == "localhost" || name.parse::<IpAddr>().is_ok() || self.hosts.contains(name)
+        browsers::host_name(host).is_some_and(|name| browsers::is_fixed_name(name) || self.hosts.contains(name))
     }
 
     fn allowed_origin(&self, headers: &HeaderMap, host: &str) -> Result<Option<HeaderValue>, ApiError> {
@@ -256,7 +275,14 @@ mod tests {
         {
             assert_eq!(code(TestRequest::get().insert_header(("host", host))), None, "{host}");
         }
-        for host in ["evil.example", "localhost.evil.example", "", "acp.example.com.evil"] {
+        for host in [
+            "evil.example",
+            "localhost.evil.example",
+            "",
+            "acp.example.com.evil",
+            "[::1]evil.com",
+            "localhost:evil.com",
+        ] {
             let refused = code(TestRequest::get().insert_header(("host", host)));
             assert_eq!(refused, Some(ErrorCode::ForbiddenOrigin), "{host}");
         }
@@ -271,6 +297,27 @@ mod tests {
                 TestRequest::get().insert_header(("host", "localhost:8080")).insert_header(("origin", origin));
             assert_eq!(code(request).is_none(), allowed, "{origin}");
         }
+    }
+
+    #[test]
+    fn request_of_another_site_without_an_allowed_origin_is_refused() {
+        let of = |path, site| TestRequest::with_uri(path).insert_header(("host", "localhost")).insert_header(site);
+        for path in ["/acp/sessions", "/livez", "/docs/", "/metrics"] {
+            let refused = code(of(path, ("sec-fetch-site", "cross-site")));
+            assert_eq!(refused, Some(ErrorCode::ForbiddenOrigin), "{path}");
+        }
+        for site in ["same-origin", "same-site", "none"] {
+            assert_eq!(code(of("/acp/sessions", ("sec-fetch-site", site))), None, "{site}");
+        }
+        let allowed = of("/acp/sessions", ("sec-fetch-site", "cross-site"));
+        assert_eq!(code(allowed.insert_header(("origin", "https://app.example.com"))), None);
+        let link = |path| {
+            of(path, ("sec-fetch-site", "cross-site"))
+                .insert_header(("sec-fetch-mode", "navigate"))
+                .insert_header(("sec-fetch-dest", "document"))
+        };
+        assert_eq!(code(link("/docs/")), None, "a person may follow a link to the documentation");
+        assert_eq!(code(link("/acp/sessions")), Some(ErrorCode::ForbiddenOrigin));
     }
 
     #[test]

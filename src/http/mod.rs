@@ -7,6 +7,7 @@ pub(crate) mod audit;
 mod compress;
 mod guard;
 mod handbook;
+mod headers;
 mod health;
 pub(crate) mod notifications;
 mod openapi;
@@ -171,6 +172,7 @@ where
             .wrap(from_fn(guard::guard))
             .wrap(from_fn(compress::compress))
             .wrap(from_fn(trace::trace))
+            .wrap(from_fn(headers::protect))
     })
     .on_connect(move |connection: &dyn Any, data| {
         let Some(stream) = connection.downcast_ref::<TcpStream>() else { return };

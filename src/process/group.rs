@@ -26,6 +26,7 @@ use tokio::{
 pub(crate) use super::watch::{Ended, MAX_PIPE_BYTES};
 use super::{
     cgroup::{self, ControlGroup, ControlGroups},
+    limits::Limits,
     members::Members,
     orphans::{self, Orphans, ReportSurvivors},
     sandbox::enforce::Enforcement,
@@ -54,6 +55,7 @@ pub(crate) struct GroupCommand {
     pub streams: Streams,
     /// The jail; `None`: none.
     pub jail: Option<Arc<Enforcement>>,
+    pub limits: Limits,
 }
 
 /// The connections of stdin, stdout and stderr.
@@ -270,7 +272,7 @@ fn start(
     };
     let parent = std::process::id();
     // SAFETY: between fork and exec only async-signal-safe calls are made and nothing is allocated.
-    unsafe { process.pre_exec(move || before_exec(parent, entrance, command.jail.as_deref())) };
+    unsafe { process.pre_exec(move || before_exec(parent, entrance, command.limits, command.jail.as_deref())) };
     let mut child = process.spawn()?;
     // The command holds the write end of the merged pipe. While it is open, the reader would never see the end.
     drop(process);
@@ -305,7 +307,7 @@ fn start(
 }
 
 /// Runs in the child between fork and exec, where only async-signal-safe calls are allowed.
-fn before_exec(parent: u32, entrance: Option<RawFd>, jail: Option<&Enforcement>) -> io::Result<()> {
+fn before_exec(parent: u32, entrance: Option<RawFd>, limits: Limits, jail: Option<&Enforcement>) -> io::Result<()> {
     let is_in_control_group = entrance.is_some_and(cgroup::enter);
     // SAFETY: plain system calls without pointers.
     unsafe {
@@ -330,6 +332,7 @@ fn before_exec(parent: u32, entrance: Option<RawFd>, jail: Option<&Enforcement>)
         // 5.11.
         libc::syscall(libc::SYS_close_range, 3, u32::MAX, libc::CLOSE_RANGE_CLOEXEC);
     }
+    limits.apply();
     // Last: the steps before need what the jail forbids.
     jail.map_or(Ok(()), Enforcement::apply)
 }
@@ -353,6 +356,7 @@ mod tests {
             kill_grace: Duration::from_millis(200),
             streams,
             jail: None,
+            limits: Limits::default(),
         }
     }
 
@@ -398,6 +402,20 @@ mod tests {
     async fn exit_reports_the_signal() {
         let mut spawned = spawn(shell("kill -SEGV $$", Streams::Output), ()).await.unwrap();
         assert_eq!(spawned.exit.wait().await.signal, Some(libc::SIGSEGV));
+    }
+
+    #[tokio::test]
+    async fn command_cannot_exceed_its_processor_time_and_file_size() {
+        let limits = Limits { cpu: Some(Duration::from_secs(1)), file_bytes: Some(4096) };
+        for (script, signal) in
+            [("while :; do :; done", libc::SIGXCPU), ("exec head -c 100000 /dev/zero > $(mktemp)", libc::SIGXFSZ)]
+        {
+            let mut spawned = spawn(GroupCommand { limits, ..shell(script, Streams::Output) }, ()).await.unwrap();
+            let ended = spawned.exit.wait().await;
+            // The shell may report a signal of its child by its exit code, and the hard limit kills.
+            let signals = [Some(signal), Some(libc::SIGKILL)];
+            assert!(signals.contains(&ended.signal) || ended.exit_code == Some(128 + signal), "{script}: {ended:?}");
+        }
     }
 
     #[tokio::test]

@@ -5,6 +5,7 @@ pub(crate) mod cgroup;
 pub(crate) mod group;
 pub(crate) mod identity;
 pub(crate) mod inherited;
+pub(crate) mod limits;
 pub(crate) mod local_server;
 pub(crate) mod members;
 pub(crate) mod orphans;
@@ -23,6 +24,7 @@ use tokio::net::unix::pipe;
 
 use self::{
     group::{Ended, Exit, GroupCommand, Life, SpawnError, Streams},
+    limits::Limits,
     sandbox::enforce::Enforcement,
     user::RunAs,
 };
@@ -80,6 +82,7 @@ pub(crate) async fn spawn(command: AgentCommand, held: impl Any + Send) -> Resul
         kill_grace: command.kill_grace,
         streams: Streams::Dialogue,
         jail: command.jail,
+        limits: Limits::default(),
     };
     let spawned = group::spawn(group, held).await?;
     let stdin = spawned.input.unwrap_or_else(|| unreachable!("a dialogue has a stdin"));

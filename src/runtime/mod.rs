@@ -35,9 +35,9 @@ use self::{
     agents::{AgentLimits, Agents},
     conversations::Conversations,
     fallback::{Fallback, FallbackSettings, LineLimits},
-    routes::RuntimeState,
+    routes::{RuntimeState, Strangers},
     socket::SocketSettings,
-    workspaces::{WorkspaceSettings, Workspaces, folders::AllowedFolders, git::Git},
+    workspaces::{WorkspaceSettings, Workspaces, diff::DiffLimits, folders::AllowedFolders, git::Git},
 };
 pub(crate) use self::{
     agents::{AgentSettings, requests::ServedRequests},
@@ -110,8 +110,7 @@ pub(crate) struct RuntimeOptions {
     pub acp: bool,
     /// Queue limits for each direction of a connection.
     pub pipe: PipeLimits,
-    /// Largest patch of a diff, in bytes.
-    pub diff_bytes: usize,
+    pub diff: DiffLimits,
     /// Largest number of concurrent `terminal/*` commands of one agent.
     pub terminals: usize,
     /// Reconnect grace of a disconnected client, and the limits of what is kept for it.
@@ -344,11 +343,8 @@ fn build(
         frame_bytes: options.frame_bytes,
     };
     let fallback = Arc::new(Fallback::new(agents.clone(), fallback, stopping.clone()));
-    let settings = WorkspaceSettings {
-        git_hosts: options.git_hosts,
-        clone_timeout: options.clone_timeout,
-        diff_bytes: options.diff_bytes,
-    };
+    let settings =
+        WorkspaceSettings { git_hosts: options.git_hosts, clone_timeout: options.clone_timeout, diff: options.diff };
     let workspaces = Workspaces::new(folders, git, settings).map_err(StartError::Folders)?;
     let sockets = SocketSettings {
         agents,
@@ -365,6 +361,7 @@ fn build(
         acp: options.acp,
         metrics: options.metrics,
         watchdog,
+        strangers: Strangers::new(),
     })
 }
 

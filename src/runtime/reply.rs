@@ -62,16 +62,25 @@ pub(crate) fn refuse(code: ErrorCode, detail: &str) -> HttpResponse {
 /// Builds and logs the problem response for a failure, with `Retry-After` where the error code has one, and with the id
 /// of the request, which the supervisor chose.
 pub(crate) fn answer_failure(failure: &Failure) -> HttpResponse {
+    answer_stranger(failure, Some(0))
+}
+
+/// Builds the problem response for a request of an unknown sender, as [`answer_failure`] does. It is logged with the number
+/// of earlier ones that were not, or not at all.
+pub(crate) fn answer_stranger(failure: &Failure, suppressed: Option<u64>) -> HttpResponse {
     let id = request_id::current().unwrap_or_else(|| Uuid::now_v7().to_string());
     let problem = Problem::new(failure, id);
-    tracing::info!(
-        marker = "[ACP]",
-        code = failure.code.as_str(),
-        class = failure.code.class().as_str(),
-        detail = %Redacted::new(&failure.detail),
-        request_id = problem.request_id,
-        "request refused by the runtime"
-    );
+    if let Some(suppressed) = suppressed {
+        tracing::info!(
+            marker = "[ACP]",
+            code = failure.code.as_str(),
+            class = failure.code.class().as_str(),
+            detail = %Redacted::new(&failure.detail),
+            request_id = problem.request_id,
+            suppressed = Some(suppressed).filter(|count| *count > 0),
+            "request refused by the runtime"
+        );
+    }
     // Every status in the problem table is valid, so the default (200) is never used.
     let status = StatusCode::from_u16(problem.status).unwrap_or_default();
     let mut response = HttpResponse::build(status);

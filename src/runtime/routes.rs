@@ -1,16 +1,20 @@
 //! HTTP routes of the runtime and their access check.
 
-use std::{sync::Arc, time::Duration};
+use std::{
+    sync::Arc,
+    time::{Duration, Instant},
+};
 
 use actix_web::{
     HttpRequest, HttpResponse,
     body::MessageBody,
     dev::{ServiceRequest, ServiceResponse},
     guard,
-    http::header,
+    http::header::{self, HeaderName, HeaderValue},
     middleware::{Next, from_fn},
     web,
 };
+use parking_lot::Mutex;
 use secrecy::{ExposeSecret, SecretString};
 use subtle::ConstantTimeEq;
 use tracing::Instrument;
@@ -18,7 +22,7 @@ use uuid::Uuid;
 
 use super::{
     fallback::{self, Fallback},
-    reply::{answer, answer_failure, read, refuse},
+    reply::{answer, answer_failure, answer_stranger, read, refuse},
     socket::{self, SocketSettings},
     workspaces::Workspaces,
 };
@@ -26,6 +30,7 @@ use crate::{
     config::Reloadable,
     contract::{
         authorization::bearer_token,
+        browsers::{self, CROSS_SITE, EVERYWHERE, NO_STORE, POLICY_OF_DATA, SEC_FETCH_SITE},
         fallback::PROCESS_PROMPT,
         health::{PartStatus, Probe},
         runtime::{
@@ -34,6 +39,7 @@ use crate::{
         },
     },
     domain::{
+        log_limit::LogLimit,
         routing::Route,
         turn::outcome::{ErrorCode, Failure},
     },
@@ -60,6 +66,24 @@ pub(super) struct RuntimeState {
     pub metrics: Metrics,
     /// Observes the threads of a runtime with its own server.
     pub watchdog: Option<Watchdog>,
+    pub strangers: Strangers,
+}
+
+/// Limits the log lines of refused requests whose sender has no token. Cheap to clone.
+#[derive(Clone)]
+pub(super) struct Strangers {
+    began: Instant,
+    limit: Arc<Mutex<LogLimit>>,
+}
+
+impl Strangers {
+    pub(super) fn new() -> Self {
+        Self { began: Instant::now(), limit: Arc::default() }
+    }
+
+    fn admit(&self) -> Option<u64> {
+        self.limit.lock().admit(self.began.elapsed())
+    }
 }
 
 /// Returns a function that adds the routes, wrapped by [`trace`], to an application.
@@ -122,37 +146,66 @@ async fn trace(
     let given = request.headers().get(X_REQUEST_ID).and_then(|id| request_id::usable(id.to_str().ok()?));
     let id = given.map_or_else(|| Uuid::now_v7().to_string(), str::to_owned);
     let span = tracing::info_span!("runtime.request", request_id = id);
-    REQUEST_ID.scope(id, check_access(request, next)).instrument(span).await
+    let mut answer = REQUEST_ID.scope(id, check_access(request, next)).instrument(span).await?;
+    let headers = answer.headers_mut();
+    let protection = EVERYWHERE.into_iter().map(|(name, value)| (HeaderName::from_static(name), value));
+    let of_data = [(header::CONTENT_SECURITY_POLICY, POLICY_OF_DATA), (header::CACHE_CONTROL, NO_STORE)];
+    for (name, value) in protection.chain(of_data) {
+        headers.insert(name, HeaderValue::from_static(value));
+    }
+    Ok(answer)
 }
 
-/// Refuses requests with an `Origin` header and requests without the bearer token, if one is configured.
-///
-/// Only browsers send `Origin`. No page has a reason to call the runtime, and a page that could reach it on loopback
-/// would be able to run commands.
+/// Refuses requests of browser pages, requests without the bearer token, if one is configured, and without one those to a
+/// foreign host name. The log has few lines about them, because their senders may be anyone.
 async fn check_access(
     request: ServiceRequest,
     next: Next<impl MessageBody + 'static>,
 ) -> actix_web::Result<ServiceResponse<impl MessageBody>> {
-    let refused = if request.headers().contains_key(header::ORIGIN) {
-        Some(Failure::new(
-            ErrorCode::ForbiddenOrigin,
-            "the runtime refuses requests from browser pages of any origin",
-        ))
-    } else if ![LIVEZ, READYZ].contains(&request.path()) && !is_authorized(&request) {
-        Some(Failure::new(ErrorCode::Unauthorized, "the bearer token is missing or wrong"))
-    } else {
-        None
-    };
-    match refused {
-        Some(failure) => Ok(request.into_response(answer_failure(&failure)).map_into_right_body()),
+    match refusal_of(&request) {
+        Some(failure) => {
+            let state = request.app_data::<web::Data<RuntimeState>>();
+            let suppressed = state.and_then(|state| state.strangers.admit());
+            Ok(request.into_response(answer_stranger(&failure, suppressed)).map_into_right_body())
+        }
         None => Ok(next.call(request).await?.map_into_left_body()),
     }
 }
 
-fn is_authorized(request: &ServiceRequest) -> bool {
-    let Some(state) = request.app_data::<web::Data<RuntimeState>>() else { return false };
-    let token = state.token.get();
-    let Some(token) = &*token else { return true };
+/// The reason to refuse a request. Only browsers send `Origin` and `Sec-Fetch-Site`. No page has a reason to call the
+/// runtime, and a page that could reach it on loopback would be able to run commands.
+fn refusal_of(request: &ServiceRequest) -> Option<Failure> {
+    let headers = request.headers();
+    let is_cross_site = headers.get(SEC_FETCH_SITE).is_some_and(|site| site.as_bytes() == CROSS_SITE.as_bytes());
+    let is_probe = [LIVEZ, READYZ].contains(&request.path());
+    if headers.contains_key(header::ORIGIN) || is_cross_site {
+        let detail = "the runtime refuses requests from browser pages of any origin";
+        return Some(Failure::new(ErrorCode::ForbiddenOrigin, detail));
+    }
+    if is_probe {
+        return None;
+    }
+    let state = request.app_data::<web::Data<RuntimeState>>();
+    let token = state.map(|state| state.token.get());
+    match token.as_deref() {
+        Some(Some(token)) if is_authorized(request, token) => None,
+        // A page whose name was made to resolve to this address would need no token.
+        Some(None) if has_fixed_host(request) => None,
+        Some(None) => Some(Failure::new(
+            ErrorCode::ForbiddenOrigin,
+            "without `runtime.token`, `Host` must be an address or localhost",
+        )),
+        _ => Some(Failure::new(ErrorCode::Unauthorized, "the bearer token is missing or wrong")),
+    }
+}
+
+/// True if no DNS server decides which machine the `Host` names.
+fn has_fixed_host(request: &ServiceRequest) -> bool {
+    let host = request.headers().get(header::HOST).and_then(|host| host.to_str().ok());
+    host.and_then(browsers::host_name).is_some_and(browsers::is_fixed_name)
+}
+
+fn is_authorized(request: &ServiceRequest, token: &SecretString) -> bool {
     let sent = request.headers().get(header::AUTHORIZATION).and_then(|value| bearer_token(value.to_str().ok()?));
     sent.is_some_and(|sent| sent.as_bytes().ct_eq(token.expose_secret().as_bytes()).into())
 }

@@ -1,12 +1,18 @@
 //! Security of the HTTP API with default settings: hostile browsers, malformed requests, and the bearer token.
 
-use std::time::Duration;
+use std::{
+    net::{SocketAddr, TcpStream},
+    time::Duration,
+};
 
 use crate::harness::{
-    Program,
-    hostile::{RawRequest, exchange},
+    DEADLINE, Program,
+    browser::Browser,
+    free_port,
+    hostile::{RawAnswer, RawRequest, exchange},
     json,
-    program::{Folder, Process},
+    process::{Folder, Process},
+    wait_for,
 };
 
 const ROUTES: [(&str, &str); 8] = [
@@ -215,4 +221,115 @@ fn credential_of_an_agent_that_has_no_known_shape_is_redacted_wherever_it_is_sai
     let failed = session.prompt(&format!("error -32603 refused-{value}"));
     assert!(failed.text.contains("refused-[redacted]") && !failed.text.contains(value), "{}", failed.text);
     assert!(!program.log().contains(value));
+}
+
+/// A runtime without a supervisor.
+struct RuntimeAlone {
+    process: Process,
+    address: SocketAddr,
+    _folder: Folder,
+}
+
+impl RuntimeAlone {
+    fn start(env: &[(&str, &str)]) -> Self {
+        let (folder, address) = (Folder::new(), SocketAddr::from(([127, 0, 0, 1], free_port())));
+        let listen = format!("runtime.listen={address}");
+        let arguments = ["runtime", "--set", &listen, "--data-dir", "data"].map(str::to_owned);
+        let env: Vec<_> = env.iter().map(|(name, value)| ((*name).to_owned(), (*value).to_owned())).collect();
+        let mut process = Process::start("runtime", &folder, &arguments, &env);
+        wait_for(DEADLINE, "the runtime listens", || {
+            process.assert_running();
+            TcpStream::connect(address).ok()
+        });
+        Self { process, address, _folder: folder }
+    }
+}
+
+impl Drop for RuntimeAlone {
+    fn drop(&mut self) {
+        self.process.kill();
+    }
+}
+
+/// The headers that an answer must have whatever it answers.
+fn unprotected(answer: &RawAnswer) -> Vec<&'static str> {
+    let has = |name: &str, part: &str| answer.header(name).is_some_and(|value| value.contains(part));
+    [
+        ("x-content-type-options", "nosniff"),
+        ("cross-origin-resource-policy", "same-origin"),
+        ("x-frame-options", "DENY"),
+        ("content-security-policy", "frame-ancestors 'none'"),
+    ]
+    .into_iter()
+    .filter(|(name, part)| !has(name, part))
+    .map(|(name, _)| name)
+    .collect()
+}
+
+#[test]
+fn every_answer_has_the_headers_that_protect_it_in_a_browser() {
+    let program = Program::builder().separate_runtime("runtime-token-0123456789").start();
+    let runtime = program.runtime_address();
+    let bare = |path: &str| RawRequest::new("GET", path).header("Host", "localhost");
+    for (method, path) in ROUTES {
+        for (name, value) in [("X-None", ""), ("Origin", "https://evil.example"), ("Sec-Fetch-Site", "cross-site")] {
+            let answer = to(&program, method, path).header(name, value).send(program.address);
+            assert_eq!(unprotected(&answer), [""; 0], "{method} {path} {name}: {answer:?}");
+            let is_page = answer.status == 200 && (path.starts_with("/docs") || path == "/openapi.json");
+            assert_eq!(answer.header("cache-control") == Some("no-store"), !is_page, "{path}: {answer:?}");
+            assert_eq!(answer.status == 403, name != "X-None", "{path} {name}: {answer:?}");
+        }
+    }
+    let missing = bare("/docs/no-such-file.js").send(program.address);
+    assert_eq!((missing.status, unprotected(&missing)), (404, Vec::new()));
+    for path in ["/livez", "/status", "/none"] {
+        let answer = bare(path).send(runtime);
+        assert_eq!(unprotected(&answer), [""; 0], "{path} of the runtime: {answer:?}");
+        assert_eq!(answer.header("cache-control"), Some("no-store"), "{path}");
+    }
+}
+
+#[test]
+fn swagger_page_works_under_its_content_security_policy() {
+    let program = Program::start();
+    let mut browser = Browser::start();
+    let mut page = browser.open(&format!("http://{}/docs/", program.address));
+    page.becomes("document.querySelectorAll('.opblock').length > 30");
+    page.evaluate("document.querySelector('.opblock-summary-control').click()");
+    page.becomes("document.querySelector('.opblock.is-open')");
+    assert_eq!(page.evaluate("getComputedStyle(document.body).margin"), "0px", "the styles of the page apply");
+    let run = "(() => { const s = document.createElement('script'); s.text = 'window.ran = 1'; \
+               document.body.append(s); return window.ran === 1 })()";
+    assert_eq!(page.evaluate(run), false, "inline scripts do not run");
+}
+
+#[test]
+fn runtime_without_a_token_refuses_a_rebound_host_name() {
+    let runtime = RuntimeAlone::start(&[]);
+    for host in ["evil.example", "evil.example:8090", "[::1]evil.com", "localhost:evil.com", ""] {
+        for path in ["/status", "/metrics", "/acp"] {
+            let answer = RawRequest::new("GET", path).header("Host", host).send(runtime.address);
+            assert!([400, 403].contains(&answer.status), "{path} {host}: {answer:?}");
+        }
+    }
+    for host in ["localhost", "127.0.0.1:8090", "[::1]:1"] {
+        assert_eq!(
+            RawRequest::new("GET", "/status").header("Host", host).send(runtime.address).status,
+            200,
+            "{host}"
+        );
+    }
+    let probe = RawRequest::new("GET", "/livez").header("Host", "evil.example").send(runtime.address);
+    assert_eq!(probe.status, 200, "a probe has no secret");
+}
+
+#[test]
+fn refused_strangers_at_the_runtime_do_not_fill_its_log() {
+    let runtime = RuntimeAlone::start(&[("LUMILINK_RUNTIME__TOKEN", "runtime-token-0123456789")]);
+    for _ in 0..200 {
+        assert_eq!(RawRequest::new("GET", "/status").header("Host", "localhost").send(runtime.address).status, 401);
+    }
+    // Generous: the requests may take more than one interval on a busy machine.
+    let lines = runtime.process.log().matches("request refused by the runtime").count();
+    assert!((1..=20).contains(&lines), "{lines} lines: {}", runtime.process.log());
 }

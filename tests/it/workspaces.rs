@@ -1,8 +1,12 @@
 //! Isolation of agents: the folder of their workspace, and a cleared environment.
 
-use std::{fs, os::unix::fs::symlink};
+use std::{
+    fs,
+    os::unix::fs::{PermissionsExt, symlink},
+    path::{Path, PathBuf},
+};
 
-use crate::harness::{Program, eventually, json, program::Folder};
+use crate::harness::{Program, eventually, git_server::GitServer, json, program::Folder};
 
 #[test]
 fn an_agent_works_in_the_folder_of_its_workspace_under_the_root() {
@@ -248,4 +252,42 @@ fn single_workspace_is_read_by_its_name_and_its_tenant() {
     assert_eq!(read("?installationId=tenant-2").expect(200)["installationId"], "tenant-2");
     read("?installationId=tenant-3").problem(404, "not_found");
     program.api.get("/acp/workspaces/other").problem(404, "not_found");
+}
+
+/// Files and folders below `path`, and itself, that other users may read, change or enter.
+fn open_to_others(path: &Path) -> Vec<PathBuf> {
+    let metadata = fs::symlink_metadata(path).expect("it exists");
+    let mut found = Vec::new();
+    if !metadata.is_symlink() && metadata.permissions().mode() & 0o077 != 0 {
+        found.push(path.to_owned());
+    }
+    if metadata.is_dir() {
+        for entry in fs::read_dir(path).expect("a folder") {
+            found.extend(open_to_others(&entry.expect("an entry").path()));
+        }
+    }
+    found
+}
+
+#[test]
+fn nothing_in_the_data_folder_is_open_to_other_users_a_clone_included() {
+    let server = GitServer::start();
+    let folder = Folder::new();
+    let given = folder.path().join("given");
+    fs::create_dir(&given).unwrap();
+    let program = Program::builder()
+        .set("workspaces.git_hosts", json!([server.host]))
+        .set("workspaces.allow_paths", json!([given]))
+        .folder(&folder)
+        .start();
+    let open = |name: &str, member: &str, value: &str| {
+        program.api.open_with(json!({"workspaceId": name, "installationId": "tenant-1", member: value}))
+    };
+    let cloned = open("cloned", "repository", &server.repository());
+    open("given", "path", given.to_str().unwrap());
+    assert!(fs::read_dir(cloned.path()).unwrap().count() > 1, "the clone has files");
+    program.api.open("empty").get("/diff").expect(200);
+    let data = folder.path().join("data");
+    // Beside what agents make: they get back the umask of the start, inside of folders that others cannot enter.
+    assert_eq!(open_to_others(&data), [Path::new(""); 0]);
 }

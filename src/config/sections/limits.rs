@@ -33,6 +33,9 @@ pub(crate) struct Limits {
     pub write_queue: usize,
     /// Largest patch of a diff, in bytes, 1 KiB to 1 GiB.
     pub diff_bytes: usize,
+    /// Largest file whose content is compared for a diff, in bytes, 1 KiB to 1 GiB; larger ones are listed only. Source files
+    /// are smaller; a file of 2 GB took 19 s of processor time.
+    pub diff_file_bytes: u64,
     /// Commands that one agent may run at the same time through `terminal/*`, 1 to 10,000.
     pub terminals: usize,
 }
@@ -49,6 +52,7 @@ impl Default for Limits {
             page_entries: 200,
             write_queue: 4096,
             diff_bytes: 1024 * 1024,
+            diff_file_bytes: 8 * 1024 * 1024,
             terminals: 16,
         }
     }
@@ -70,6 +74,7 @@ impl Limits {
         ] {
             check.range(setting, value, least..=most);
         }
+        check.range("limits.diff_file_bytes", self.diff_file_bytes, 1024..=MAX_BYTES as u64);
         let what = format!(
             "is {}, must be more than capacity.max_sessions ({max_sessions}): each running turn reserves a place for \
              its end",

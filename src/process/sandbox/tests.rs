@@ -3,7 +3,10 @@
 use std::time::{Duration, Instant};
 
 use super::*;
-use crate::process::group::{self, GroupCommand, Streams};
+use crate::process::{
+    group::{self, GroupCommand, Streams},
+    limits::Limits,
+};
 
 struct Stage {
     base: tempfile::TempDir,
@@ -104,6 +107,7 @@ async fn cost_of_a_jailed_start_is_measured() {
                 kill_grace: Duration::from_millis(100),
                 streams: Streams::Output,
                 jail: is_jailed.then(|| Arc::new(jail)),
+                limits: Limits::default(),
             };
             let mut spawned = group::spawn(command, confinement).await.unwrap();
             assert_eq!(spawned.exit.wait().await.exit_code, Some(0));

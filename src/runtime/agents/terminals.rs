@@ -24,6 +24,7 @@ use crate::{
     domain::text,
     process::{
         group::{self, Ended, GroupCommand, Life, Streams},
+        limits::Limits,
         sandbox::{Confinement, enforce::Enforcement},
         user::RunAs,
     },
@@ -145,6 +146,7 @@ impl Terminals {
             kill_grace: self.settings.kill_grace,
             streams: Streams::Merged,
             jail: Some(self.jail().await?),
+            limits: Limits::default(),
         };
         let started = group::spawn(command, confinement)
             .await

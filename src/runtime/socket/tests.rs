@@ -18,7 +18,11 @@ use tokio_tungstenite::{
     },
 };
 
-use crate::{contract::runtime::close_code, process::sandbox::JailSettings, runtime::*};
+use crate::{
+    contract::runtime::close_code,
+    process::sandbox::JailSettings,
+    runtime::{workspaces::diff::DiffLimits, *},
+};
 
 /// Answers `initialize` and `session/new` like an agent, and each prompt by doing what its text says.
 pub(crate) const AGENT: &str = r#"
@@ -94,7 +98,7 @@ pub(crate) fn options(base: &Path, script: &str) -> RuntimeOptions {
         frame_bytes: 1024 * 1024,
         acp: true,
         pipe: PipeLimits { frames: 64, bytes: 1024 * 1024 },
-        diff_bytes: 10_000,
+        diff: DiffLimits { patch_bytes: 10_000, file_bytes: 100_000 },
         terminals: 2,
         retention: Retention { grace: Duration::from_secs(60), frames: 64, bytes: 256 * 1024 },
         heartbeat: Heartbeat::ACP,

@@ -18,6 +18,7 @@ use std::{
 
 use super::{
     git::{Call, Git, Rights},
+    large::LargeFiles,
     ownership,
 };
 use crate::{
@@ -32,8 +33,21 @@ const EMPTY_TREE: &str = "4b825dc642cb6eb9a060e54bf8d69288fbee4904";
 const TIMEOUT: Duration = Duration::from_secs(120);
 /// Largest file list of a diff, in bytes. Enough for [`MAX_FILES`] entries of 500 bytes; one takes about 200.
 const LIST_BYTES: usize = 512 * 1024;
+/// Largest list of all files of a workspace, in bytes: half a million paths of 60 bytes.
+const PATHS_BYTES: usize = 32 * 1024 * 1024;
+/// Paths in one command line: of 4 KiB each they take a quarter of what the kernel allows.
+const PATHS_IN_CALL: usize = 100;
 /// Largest number of folders that are searched for repositories inside the workspace, which bounds the time.
 const MAX_SEARCHED_FOLDERS: usize = 50_000;
+
+/// Limits of a comparison.
+#[derive(Debug, Clone, Copy)]
+pub(crate) struct DiffLimits {
+    /// Largest patch, in bytes.
+    pub patch_bytes: usize,
+    /// Largest file that is read, in bytes.
+    pub file_bytes: u64,
+}
 
 /// Location of one workspace's baseline.
 #[derive(Debug, Clone)]
@@ -87,14 +101,21 @@ impl Baseline {
         fs::symlink_metadata(&self.folder).ok().as_ref().and_then(RunAs::owner)
     }
 
-    /// Records the current files of `workspace`, as far as `user` can read them, replacing an earlier baseline.
+    /// Records the current files of `workspace`, as far as `user` can read them, replacing an earlier baseline. Of files of
+    /// more than `file_bytes` bytes it records size and time.
     ///
     /// # Errors
     /// `workspace_unavailable` if git or the file system fails. A retry is safe.
     ///
     /// # Cancel safety
     /// Safe to drop: an unfinished first baseline does not count as taken, and an earlier one stays valid.
-    pub(crate) async fn take(&self, git: &Git, workspace: &Path, user: Option<RunAs>) -> Result<(), Failure> {
+    pub(crate) async fn take(
+        &self,
+        git: &Git,
+        workspace: &Path,
+        user: Option<RunAs>,
+        file_bytes: u64,
+    ) -> Result<(), Failure> {
         let (Self { folder, scratch }, git_of, top) = (self.clone(), git.clone(), workspace.to_owned());
         let scratch = blocking(move || {
             fs::create_dir_all(folder.join("objects"))?;
@@ -106,12 +127,14 @@ impl Baseline {
         .await?;
         let objects = self.folder.join("objects");
         let index = scratch.folder.join("index");
-        add_all(git, &scratch, workspace, &objects, None).await?;
+        let large = scratch.large_files(git, workspace, &objects, None, file_bytes).await?;
+        add_all(git, &scratch, workspace, &objects, None, &large).await?;
         let tree = scratch.run(git, workspace, &objects, None, vec!["write-tree".into()], 100).await?;
         let folder = self.folder.clone();
         let work = move || {
             // The index is moved before the tree is written: an index without a tree does not count as a baseline.
             fs::rename(index, folder.join("index"))?;
+            fs::write(folder.join("large"), large.to_bytes())?;
             // Written last, because its presence marks the baseline as complete.
             fs::write(folder.join("tree"), tree.trim_ascii())
         };
@@ -119,7 +142,8 @@ impl Baseline {
     }
 
     /// Returns the changes in `workspace` since the baseline, or all files as added if none was taken, as far as `user` can
-    /// read them. The patch is at most `patch_bytes` long; `truncated` is set if the patch or the file list is incomplete.
+    /// read them. `truncated` is set if the patch or the file list is incomplete. Files over the limit are listed, without
+    /// lines and patch.
     ///
     /// # Errors
     /// `workspace_unavailable` if git or the file system fails, or the baseline is damaged.
@@ -131,13 +155,15 @@ impl Baseline {
         git: &Git,
         workspace: &Path,
         user: Option<RunAs>,
-        patch_bytes: usize,
+        DiffLimits { patch_bytes, file_bytes }: DiffLimits,
     ) -> Result<WorkspaceDiff, Failure> {
         let (baseline, git_of, top) = (self.clone(), git.clone(), workspace.to_owned());
-        let (scratch, tree) = blocking(move || baseline.open(&git_of, &top, user)).await?;
+        let (scratch, tree, then) = blocking(move || baseline.open(&git_of, &top, user)).await?;
         let kept = self.folder.join("objects");
         let objects = scratch.folder.join("objects");
-        add_all(git, &scratch, workspace, &objects, Some(&kept)).await?;
+        let large = scratch.large_files(git, workspace, &objects, Some(&kept), file_bytes).await?;
+        let changed = scratch.changed_large_files(git, workspace, &objects, &large, &then).await?;
+        add_all(git, &scratch, workspace, &objects, Some(&kept), &large).await?;
         let compare = |how: &[&str]| -> Vec<OsString> {
             let fixed = ["diff", "--cached", "--no-ext-diff", "--no-textconv", "--no-renames", "--no-color"];
             fixed.iter().chain(how).map(OsString::from).chain([tree.clone().into(), "--".into()]).collect()
@@ -149,6 +175,7 @@ impl Baseline {
         let patch = compare(&["--patch", "--src-prefix=a/", "--dst-prefix=b/"]);
         let patch = scratch.call(git, workspace, &objects, Some(&kept), patch, patch_bytes).await?;
         let (files, more) = read_files(&list.bytes, &counts.bytes);
+        let (files, more) = with_large_files(files, changed, &then, workspace, more);
         let patch_text = String::from_utf8_lossy(&patch.bytes);
         Ok(WorkspaceDiff {
             files,
@@ -157,14 +184,14 @@ impl Baseline {
         })
     }
 
-    /// Makes a temporary git folder with the index of the baseline, and reads the name of its tree.
-    fn open(&self, git: &Git, workspace: &Path, user: Option<RunAs>) -> io::Result<(Scratch, String)> {
+    /// Makes a temporary git folder with the index of the baseline, and reads the name of its tree and its large files.
+    fn open(&self, git: &Git, workspace: &Path, user: Option<RunAs>) -> io::Result<(Scratch, String, LargeFiles)> {
         if self.folder.exists() {
             give(&self.folder, user)?;
         }
         let mut scratch = Scratch::new(&self.scratch, user)?;
         scratch.rights = git.rights(user, &[workspace, &self.folder], &[&scratch.folder])?;
-        let tree = as_user(user, || {
+        let (tree, then) = as_user(user, || {
             fs::create_dir(scratch.folder.join("objects"))?;
             let tree = match fs::read_to_string(self.folder.join("tree")) {
                 Ok(tree) if tree.len() == 40 && tree.bytes().all(|byte| byte.is_ascii_hexdigit()) => tree,
@@ -177,9 +204,10 @@ impl Baseline {
                 // With the index, git reads only files whose metadata changed.
                 fs::copy(index, scratch.folder.join("index"))?;
             }
-            Ok(tree)
+            // Baselines of earlier versions have no such list.
+            Ok((tree, LargeFiles::from_bytes(&fs::read(self.folder.join("large")).unwrap_or_default())))
         })?;
-        Ok((scratch, tree))
+        Ok((scratch, tree, then))
     }
 }
 
@@ -207,6 +235,52 @@ impl Scratch {
             fs::write(at("info/attributes"), "* -text !eol !filter !ident !working-tree-encoding !diff !merge\n")
         })?;
         Ok(scratch)
+    }
+
+    /// Finds the large files that git would read: those that are tracked or not ignored.
+    async fn large_files(
+        &self,
+        git: &Git,
+        workspace: &Path,
+        objects: &Path,
+        kept: Option<&Path>,
+        file_bytes: u64,
+    ) -> Result<LargeFiles, Failure> {
+        let args = ["ls-files", "-z", "--cached", "--others", "--exclude-standard"].map(OsString::from).to_vec();
+        let paths = self.call(git, workspace, objects, kept, args, PATHS_BYTES).await?;
+        if paths.cut {
+            return Err(failed(&io::Error::other("the workspace has too many files to compare")));
+        }
+        let (workspace, user) = (workspace.to_owned(), self.rights.user);
+        blocking(move || as_user(user, || LargeFiles::among(&paths.bytes, &workspace, file_bytes))).await
+    }
+
+    /// The large files that changed since the baseline, which had the large files `then`. The index is that of the baseline.
+    async fn changed_large_files(
+        &self,
+        git: &Git,
+        workspace: &Path,
+        objects: &Path,
+        large: &LargeFiles,
+        then: &LargeFiles,
+    ) -> Result<Vec<ChangedFile>, Failure> {
+        let changed: Vec<_> =
+            large.paths().filter(|path| !large.has_same(path.as_encoded_bytes(), then)).map(OsString::from).collect();
+        let mut files = Vec::new();
+        for paths in changed.chunks(PATHS_IN_CALL) {
+            // Files that were small then; git compares them by their size.
+            let args = ["--literal-pathspecs", "ls-files", "-z", "-t", "--others", "--modified", "--"];
+            let args = args.map(OsString::from).into_iter().chain(paths.iter().cloned()).collect();
+            let listed = self.run(git, workspace, objects, None, args, PATHS_BYTES).await?;
+            for entry in whole_parts(&listed) {
+                let Some((tag, path)) = entry.split_at_checked(2) else { continue };
+                let is_new = tag.starts_with(b"?") && !then.contains(path);
+                let status = if is_new { ChangeStatus::Added } else { ChangeStatus::Modified };
+                let path = String::from_utf8_lossy(path).into_owned();
+                files.push(ChangedFile { path, status, additions: None, deletions: None });
+            }
+        }
+        Ok(files)
     }
 
     async fn run(
@@ -252,25 +326,33 @@ async fn add_all(
     workspace: &Path,
     objects: &Path,
     kept: Option<&Path>,
+    large: &LargeFiles,
 ) -> Result<(), Failure> {
-    let add = |excluded: &[PathBuf]| -> Vec<OsString> {
-        let mut args: Vec<OsString> = ["add", "--all", "--", "."].map(OsString::from).to_vec();
-        args.extend(excluded.iter().map(|path| {
-            let mut spec = OsString::from(":(exclude,literal,top)");
-            spec.push(path);
-            spec
-        }));
-        args
+    // In a file, because a command line is limited.
+    let file = scratch.folder.join("paths");
+    let mut from = OsString::from("--pathspec-from-file=");
+    from.push(&file);
+    let add: Vec<OsString> = ["add".into(), "--all".into(), "--pathspec-file-nul".into(), from].into();
+    let write = |inner: &[PathBuf]| {
+        let mut specs = b".".to_vec();
+        for path in inner.iter().map(|path| path.as_os_str()).chain(large.paths()) {
+            specs.extend_from_slice(b"\0:(exclude,literal,top)");
+            specs.extend_from_slice(path.as_encoded_bytes());
+        }
+        // As its reader, which otherwise could not read it.
+        as_user(scratch.rights.user, || fs::write(&file, specs)).map_err(|cause| failed(&cause))
     };
+    write(&[])?;
     // The search is slow, so it is made only after a failure.
-    let Err(first) = scratch.run(git, workspace, objects, kept, add(&[]), 0).await else { return Ok(()) };
+    let Err(first) = scratch.run(git, workspace, objects, kept, add.clone(), 0).await else { return Ok(()) };
     let (top, user) = (workspace.to_owned(), scratch.rights.user);
     let inner = blocking(move || as_user(user, || Ok(refused_in(&top)))).await?;
     // The failure has another cause.
     if inner.is_empty() {
         return Err(first);
     }
-    scratch.run(git, workspace, objects, kept, add(&inner), 0).await.map(drop)
+    write(&inner)?;
+    scratch.run(git, workspace, objects, kept, add, 0).await.map(drop)
 }
 
 /// Finds the repositories inside a workspace and the files that cannot be read, as paths relative to it. Does not follow links.
@@ -336,6 +418,35 @@ pub(crate) fn read_files(raw: &[u8], numstat: &[u8]) -> (Vec<ChangedFile>, bool)
     (files, false)
 }
 
+/// Adds the changed large files to those that git compared, in the order of their paths. A file that was large `then` and is
+/// small now counts as modified, and one that is gone as deleted.
+fn with_large_files(
+    mut files: Vec<ChangedFile>,
+    changed: Vec<ChangedFile>,
+    then: &LargeFiles,
+    workspace: &Path,
+    more: bool,
+) -> (Vec<ChangedFile>, bool) {
+    for file in files.iter_mut().filter(|file| then.contains(file.path.as_bytes())) {
+        file.status = ChangeStatus::Modified;
+    }
+    let gone = then.paths().filter(|path| fs::symlink_metadata(workspace.join(path)).is_err());
+    let gone = gone.map(|path| ChangedFile {
+        path: path.to_string_lossy().into_owned(),
+        status: ChangeStatus::Deleted,
+        additions: None,
+        deletions: None,
+    });
+    let known = files.len();
+    files.extend(changed.into_iter().chain(gone));
+    if files.len() > known {
+        files.sort_by(|a, b| a.path.cmp(&b.path));
+    }
+    let is_cut = files.len() > MAX_FILES;
+    files.truncate(MAX_FILES);
+    (files, more || is_cut)
+}
+
 /// Splits at NUL and drops a last part without one.
 fn whole_parts(bytes: &[u8]) -> impl Iterator<Item = &[u8]> {
     bytes.split_inclusive(|byte| *byte == 0).filter_map(|part| part.strip_suffix(b"\0"))
@@ -352,6 +463,9 @@ mod tests {
 
     use super::*;
     use crate::contract::runtime::ChangeStatus;
+
+    const FILE_BYTES: u64 = 1024 * 1024;
+    const LIMITS: DiffLimits = DiffLimits { patch_bytes: 10_000, file_bytes: FILE_BYTES };
 
     struct Place {
         base: tempfile::TempDir,
@@ -381,11 +495,11 @@ mod tests {
         }
 
         async fn take(&self) {
-            self.baseline.take(&self.git, &self.workspace(), None).await.unwrap();
+            self.baseline.take(&self.git, &self.workspace(), None, FILE_BYTES).await.unwrap();
         }
 
         async fn diff(&self) -> WorkspaceDiff {
-            self.baseline.diff(&self.git, &self.workspace(), None, 10_000).await.unwrap()
+            self.baseline.diff(&self.git, &self.workspace(), None, LIMITS).await.unwrap()
         }
     }
 

@@ -3,6 +3,7 @@
 pub(crate) mod diff;
 pub(crate) mod folders;
 pub(crate) mod git;
+mod large;
 pub(crate) mod ownership;
 pub(crate) mod repository;
 
@@ -16,11 +17,15 @@ use std::{
     time::Duration,
 };
 
+use futures_util::{
+    FutureExt,
+    future::{BoxFuture, Shared, WeakShared},
+};
 use parking_lot::Mutex;
 use tokio::sync::Mutex as AsyncMutex;
 
 use self::{
-    diff::Baseline,
+    diff::{Baseline, DiffLimits},
     folders::AllowedFolders,
     git::{Call, Git, Rights},
     repository::{Repository, check_branch},
@@ -51,7 +56,9 @@ pub(crate) struct Workspaces {
     git: Git,
     git_hosts: Vec<String>,
     clone_timeout: Duration,
-    diff_bytes: usize,
+    diff: DiffLimits,
+    /// Running comparisons by folder; finished ones are removed when another begins.
+    comparing: Mutex<HashMap<PathBuf, WeakShared<Comparison>>>,
     /// One lock per workspace, which serialises preparing and comparing it. Entries without a holder are removed when
     /// another is added.
     busy: Mutex<HashMap<PathBuf, Weak<AsyncMutex<()>>>>,
@@ -64,9 +71,11 @@ pub(crate) struct WorkspaceSettings {
     pub git_hosts: Vec<String>,
     /// Time limit of a clone.
     pub clone_timeout: Duration,
-    /// Largest patch of a diff, in bytes.
-    pub diff_bytes: usize,
+    pub diff: DiffLimits,
 }
+
+/// A comparison that several callers await.
+type Comparison = BoxFuture<'static, Result<WorkspaceDiff, Failure>>;
 
 fn unavailable(what: &str, cause: &dyn std::fmt::Display) -> Failure {
     Failure::new(ErrorCode::WorkspaceUnavailable, format!("{what}: {cause}"))
@@ -78,11 +87,12 @@ impl Workspaces {
     /// # Errors
     /// The root cannot be written.
     pub(crate) fn new(allowed: AllowedFolders, git: Git, settings: WorkspaceSettings) -> io::Result<Self> {
-        let WorkspaceSettings { git_hosts, clone_timeout, diff_bytes } = settings;
+        let WorkspaceSettings { git_hosts, clone_timeout, diff } = settings;
         let incoming = allowed.root().join(INCOMING);
-        for folder in [&incoming, &allowed.root().join(BASELINES)] {
-            fs::create_dir_all(folder)?;
-            if rustix::process::geteuid().is_root() {
+        private_folders(&incoming)?;
+        private_folders(&allowed.root().join(BASELINES))?;
+        if rustix::process::geteuid().is_root() {
+            for folder in [&incoming, &allowed.root().join(BASELINES)] {
                 // git passes through as the user of an agent; it cannot list the folder.
                 fs::set_permissions(folder, fs::Permissions::from_mode(0o711))?;
             }
@@ -94,7 +104,7 @@ impl Workspaces {
                 fs::remove_dir_all(entry.path())?;
             }
         }
-        Ok(Self { allowed, git, git_hosts, clone_timeout, diff_bytes, busy: Mutex::default() })
+        Ok(Self { allowed, git, git_hosts, clone_timeout, diff, comparing: Mutex::default(), busy: Mutex::default() })
     }
 
     /// Creates a workspace, or returns an existing one unchanged. `user` is that of the agent for which a folder given by
@@ -133,7 +143,8 @@ impl Workspaces {
     }
 
     /// Returns the changes in a workspace since it was prepared, as its agent can read them: as the owner of the folder, or
-    /// for one given by `path` as the user for whom it was prepared.
+    /// for one given by `path` as the user for whom it was prepared. A caller joins a comparison that runs already, so its
+    /// answer may be as old as that comparison's start.
     ///
     /// # Errors
     /// `folder_missing`, `path_not_allowed`, and `workspace_unavailable` without a baseline or if
@@ -159,9 +170,28 @@ impl Workspaces {
                 (folder, self.baseline(workspace.folder_id), user)
             }
         };
-        let busy = self.busy_with(&folder);
-        let _turn = busy.lock().await;
-        baseline.diff(&self.git, &folder, user, self.diff_bytes).await
+        self.compare(folder, baseline, user).await
+    }
+
+    /// Joins the running comparison of a folder, or begins one. It ends when its last caller is dropped.
+    fn compare(self: &Arc<Self>, folder: PathBuf, baseline: Baseline, user: Option<RunAs>) -> Shared<Comparison> {
+        let mut comparing = self.comparing.lock();
+        let running = comparing.get(&folder).and_then(WeakShared::upgrade);
+        if let Some(running) = running.filter(|running| running.peek().is_none()) {
+            return running;
+        }
+        let (workspaces, compared) = (self.clone(), folder.clone());
+        let comparison: Comparison = Box::pin(async move {
+            let busy = workspaces.busy_with(&compared);
+            let _turn = busy.lock().await;
+            baseline.diff(&workspaces.git, &compared, user, workspaces.diff).await
+        });
+        let comparison = comparison.shared();
+        comparing.retain(|_, comparison| comparison.upgrade().is_some());
+        if let Some(weak) = comparison.downgrade() {
+            comparing.insert(folder, weak);
+        }
+        comparison
     }
 
     /// Removes a workspace with its baseline. Its files are deleted later, by a thread.
@@ -205,7 +235,7 @@ impl Workspaces {
         let _turn = busy.lock().await;
         let baseline = self.baseline_of_path(&folder);
         if !baseline.exists()
-            && let Err(failure) = baseline.take(&self.git, &folder, user).await
+            && let Err(failure) = baseline.take(&self.git, &folder, user, self.diff.file_bytes).await
         {
             // The agent can work without a baseline; only `diff` fails.
             tracing::warn!(%failure, "taking the baseline of a folder failed");
@@ -252,9 +282,14 @@ impl Workspaces {
         };
         self.git.run(call).await?;
         // Taken before the rename: an existing workspace always has its baseline.
-        self.baseline(id).take(&self.git, &work_tree, None).await?;
+        self.baseline(id).take(&self.git, &work_tree, None, self.diff.file_bytes).await?;
         let folder = self.folder(id);
-        let moved = tokio::task::spawn_blocking(move || fs::rename(work_tree, folder)).await;
+        let moved = tokio::task::spawn_blocking(move || {
+            // git made it with a umask that may be wider than ours.
+            fs::set_permissions(&work_tree, fs::Permissions::from_mode(0o700))?;
+            fs::rename(work_tree, folder)
+        });
+        let moved = moved.await;
         moved.map_err(io::Error::other).and_then(|moved| moved).map_err(|cause| unavailable("workspace", &cause))
     }
 
@@ -318,9 +353,14 @@ async fn is_real_folder(folder: &Path) -> Result<bool, Failure> {
     }
 }
 
+/// Creates a folder, with those around it, that other users of the machine cannot enter (mode 0700). Blocks.
+fn private_folders(folder: &Path) -> io::Result<()> {
+    fs::DirBuilder::new().recursive(true).mode(0o700).create(folder)
+}
+
 /// Creates a folder that other users of the machine cannot enter (mode 0700).
 async fn make_folder(folder: PathBuf) -> Result<(), Failure> {
-    let made = tokio::task::spawn_blocking(move || fs::DirBuilder::new().recursive(true).mode(0o700).create(folder));
+    let made = tokio::task::spawn_blocking(move || private_folders(&folder));
     made.await.map_err(io::Error::other).and_then(|made| made).map_err(|cause| unavailable("workspace", &cause))
 }
 

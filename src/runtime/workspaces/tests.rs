@@ -1,11 +1,19 @@
 //! Tests of workspaces with the real git program, which clones over HTTP from a server on loopback.
 
-use std::{collections::BTreeMap, io::Write, path::Path, process::Command, sync::Arc, time::Duration};
+use std::{
+    collections::BTreeMap,
+    io::Write,
+    os::unix::fs::PermissionsExt,
+    path::Path,
+    process::Command,
+    sync::Arc,
+    time::{Duration, Instant},
+};
 
 use actix_web::{App, HttpRequest, HttpResponse, HttpServer, web};
 use uuid::Uuid;
 
-use super::{WorkspaceSettings, Workspaces, folders::AllowedFolders, git::Git};
+use super::{WorkspaceSettings, Workspaces, diff::DiffLimits, folders::AllowedFolders, git::Git};
 use crate::{
     contract::runtime::{ChangeStatus, Checkout, PrepareWorkspace, WorkspaceRef},
     domain::{
@@ -77,9 +85,16 @@ impl Place {
         let base = tempfile::tempdir().unwrap();
         std::fs::create_dir_all(base.path().join("allowed/project")).unwrap();
         let allowed = AllowedFolders::new(&base.path().join("root"), &[base.path().join("allowed")], &[]).unwrap();
-        let settings =
-            WorkspaceSettings { git_hosts: hosts, clone_timeout: Duration::from_secs(20), diff_bytes: 10_000 };
-        let git = Git::new(BTreeMap::from([("PATH".to_owned(), PATH.into())]));
+        let diff = DiffLimits { patch_bytes: 10_000, file_bytes: 100_000 };
+        let settings = WorkspaceSettings { git_hosts: hosts, clone_timeout: Duration::from_secs(20), diff };
+        // Notes each call, and runs git.
+        let wrapper =
+            format!("#!/bin/sh\necho \"$*\" >> {}/calls\nPATH={PATH} exec git \"$@\"\n", base.path().display());
+        std::fs::create_dir(base.path().join("bin")).unwrap();
+        std::fs::write(base.path().join("bin/git"), wrapper).unwrap();
+        std::fs::set_permissions(base.path().join("bin/git"), std::fs::Permissions::from_mode(0o755)).unwrap();
+        let path = format!("{}/bin:{PATH}", base.path().display());
+        let git = Git::new(BTreeMap::from([("PATH".to_owned(), path.into())]));
         Self { workspaces: Arc::new(Workspaces::new(allowed, git, settings).unwrap()), base }
     }
 
@@ -169,4 +184,65 @@ async fn failed_clone_leaves_no_workspace() {
     let failure = place.prepare(id, Some("--upload-pack=x")).await.unwrap_err();
     assert_eq!(failure.code, ErrorCode::InvalidRequest);
     assert!(place.prepare(id, None).await.is_ok());
+}
+
+/// Makes a file that takes no disk.
+fn sparse(path: &Path, bytes: u64) {
+    std::fs::File::create(path).unwrap().set_len(bytes).unwrap();
+}
+
+#[actix_web::test]
+async fn sparse_file_of_two_gigabytes_is_listed_and_not_read() {
+    let place = Place::new(Vec::new());
+    let folder = place.base.path().join("allowed/project");
+    let workspace = WorkspaceRef { folder_id: FolderId(Uuid::new_v4()), path: Some(folder.display().to_string()) };
+    for name in ["kept", "changed", "gone", "shrunk"] {
+        sparse(&folder.join(name), 2 << 30);
+    }
+    sparse(&folder.join("grown"), 10);
+    let begun = Instant::now();
+    place
+        .workspaces
+        .prepare(PrepareWorkspace { workspace: workspace.clone(), agent: None, checkout: None })
+        .await
+        .unwrap();
+    assert!(place.workspaces.diff(workspace.clone()).await.unwrap().files.is_empty());
+    sparse(&folder.join("changed"), 3 << 30);
+    sparse(&folder.join("grown"), 2 << 30);
+    sparse(&folder.join("shrunk"), 10);
+    sparse(&folder.join("new"), 2 << 30);
+    std::fs::write(folder.join(".gitignore"), "ignored").unwrap();
+    sparse(&folder.join("ignored"), 2 << 30);
+    std::fs::remove_file(folder.join("gone")).unwrap();
+    let diff = place.workspaces.diff(workspace).await.unwrap();
+    let listed: Vec<_> = diff.files.iter().map(|file| (file.path.as_str(), file.status)).collect();
+    let expected = [
+        (".gitignore", ChangeStatus::Added),
+        ("changed", ChangeStatus::Modified),
+        ("gone", ChangeStatus::Deleted),
+        ("grown", ChangeStatus::Modified),
+        ("new", ChangeStatus::Added),
+        ("shrunk", ChangeStatus::Modified),
+    ];
+    assert_eq!(listed, expected);
+    assert!(!diff.truncated && !diff.patch.contains("b/new"), "{}", diff.patch);
+    // Each of the files took 19 s before.
+    assert!(begun.elapsed() < Duration::from_secs(15), "{:?}", begun.elapsed());
+}
+
+#[actix_web::test]
+async fn callers_of_a_diff_that_runs_join_it() {
+    let place = Place::new(Vec::new());
+    let id = Uuid::new_v4();
+    place.prepare(id, None).await.unwrap();
+    let calls = || std::fs::read_to_string(place.base.path().join("calls")).unwrap_or_default().lines().count();
+    let before = calls();
+    place.changes(id, None).await.unwrap();
+    let one = calls() - before;
+    let (first, second, third) =
+        futures_util::join!(place.changes(id, None), place.changes(id, None), place.changes(id, None));
+    assert_eq!(calls() - before - one, one, "git ran once for all");
+    assert_eq!((first.unwrap(), second.unwrap(), third.unwrap()), Default::default());
+    place.changes(id, None).await.unwrap();
+    assert_eq!(calls() - before, 3 * one, "a finished comparison is not joined");
 }

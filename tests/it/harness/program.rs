@@ -310,10 +310,14 @@ impl Program {
 
     /// Scrapes the metrics of the separate runtime, through the proxy if there is one.
     pub(crate) fn runtime_metrics(&self) -> Scrape {
+        scrape(self.runtime_address(), self.builder.separate_runtime.as_deref())
+    }
+
+    /// The address of the separate runtime, or of the proxy before it.
+    pub(crate) fn runtime_address(&self) -> SocketAddr {
         let url = self.runtime_url();
         let address = url.strip_prefix("ws://").and_then(|url| url.strip_suffix("/acp"));
-        let address = address.and_then(|address| address.parse().ok()).expect("ws://ADDR:PORT/acp");
-        scrape(address, self.builder.separate_runtime.as_deref())
+        address.and_then(|address| address.parse().ok()).expect("ws://ADDR:PORT/acp")
     }
 
     /// The `[runtime] url` of a program with a separate runtime.
