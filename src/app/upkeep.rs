@@ -6,6 +6,7 @@ use tokio::task::JoinHandle;
 
 use crate::{
     actors::{
+        erasure::continue_erasures,
         handles::capacity_guard::CapacityGuard,
         upkeep::{
             capacity::CapacityWatch,
@@ -22,12 +23,13 @@ pub(super) struct UpkeepHandle {
     expiry: JoinHandle<()>,
     retention: JoinHandle<()>,
     folders: JoinHandle<()>,
+    erasures: JoinHandle<()>,
     storms: JoinHandle<()>,
     runtime: Option<JoinHandle<()>>,
 }
 
-/// Starts the capacity alerts, the ends of rollback storms, the expiry of sessions, the removal of old rows and folders,
-/// and the status requests to a separate runtime.
+/// Starts the capacity alerts, the ends of rollback storms, the expiry of sessions, the removal of old rows and folders, the
+/// erasures of earlier processes, and the status requests to a separate runtime.
 pub(super) fn start_upkeep(config: &Config, workspaces: &Workspaces, capacity: CapacityWatch) -> UpkeepHandle {
     let services = workspaces.services();
     let max_age = Duration::from_secs(config.session.max_age_s);
@@ -41,6 +43,7 @@ pub(super) fn start_upkeep(config: &Config, workspaces: &Workspaces, capacity: C
             workspaces.workspace_client().clone(),
             config.retention.folders(),
         )),
+        erasures: actix::spawn(continue_erasures(workspaces.clone())),
         storms: actix::spawn(services.storm.clone().watch()),
         runtime: config.runtime.url.as_ref().map(|_| actix::spawn(services.runtime.clone().watch())),
     }
@@ -52,6 +55,7 @@ impl UpkeepHandle {
         self.expiry.abort();
         self.retention.abort();
         self.folders.abort();
+        self.erasures.abort();
         self.storms.abort();
         self.runtime.iter().for_each(JoinHandle::abort);
         guard.close();

@@ -11,6 +11,7 @@ use utoipa::openapi::{
 use crate::domain::{
     capacity::{AlertKind, AlertLevel},
     clock::Timestamp,
+    erasure::EraseScope,
     explain::EntryKind,
     ids::{InstallationId, MAX_NAME_LENGTH, PromptId, SessionId, UserId, WorkspaceId},
     jail::JailState,
@@ -59,6 +60,7 @@ word_schemas! {
     EntryKind => "TimelineEntryKind", "Kind of an entry of a timeline: `connection` is a handshake, `transition` a change of a connection, `flip` a change of the route of the workspace.";
     ErrorClass => "ErrorClass", "Part of the system that an error concerns, and with it the kind of recovery.";
     ErrorCode => "ErrorCode", "A stable error code, for programs to branch on.";
+    EraseScope => "EraseScope", "What an erasure covers.";
     EventKind => "EventKind", "Kind of a session's event.";
     FlipTrigger => "FlipTrigger", "Why the route of a workspace was flipped.";
     FollowUp => "RollbackFollowUp", "Action after a rollback.";

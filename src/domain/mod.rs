@@ -7,6 +7,7 @@ pub(crate) mod automation;
 pub(crate) mod capacity;
 pub(crate) mod clock;
 pub(crate) mod delivery;
+pub(crate) mod erasure;
 pub(crate) mod explain;
 pub(crate) mod heartbeat;
 pub(crate) mod ids;

@@ -178,6 +178,7 @@ pub(crate) async fn find_workspace(
     let workspace_id = id.parse().map_err(|_| unknown())?;
     let filter = WorkspaceFilter { installation_id: query.installation_id, workspace_id: Some(workspace_id) };
     let mut found = state.workspaces.services().store.list_workspaces(filter, Page { limit: 2, after: None }).await?;
+    found.retain(|row| !state.workspaces.services().store.erasures().is_erasing(&row.key));
     match (found.pop(), found.is_empty()) {
         (None, _) => Err(unknown()),
         (Some(row), true) => Ok(row),

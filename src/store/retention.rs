@@ -26,7 +26,7 @@ pub(crate) enum Retained {
     /// Outcome counts, by start of the bucket.
     OutcomeBuckets,
     AutomationRuns,
-    /// Records of removals.
+    /// Records of removals, and of erasures that have ended.
     Removals,
     /// Notifications, except those with a pending webhook delivery.
     Notifications,
@@ -70,7 +70,9 @@ impl Retained {
             Self::AutomationRuns => &["DELETE FROM automation_runs WHERE run_id IN (SELECT run_id \
                  FROM automation_runs WHERE created_us < $1 ORDER BY created_us LIMIT $2)"],
             Self::Removals => &["DELETE FROM removals WHERE removal_id IN (SELECT removal_id FROM removals \
-                 WHERE created_us < $1 ORDER BY created_us LIMIT $2)"],
+                 WHERE created_us < $1 ORDER BY created_us LIMIT $2)", "DELETE FROM erasures WHERE erasure_id IN \
+                 (SELECT erasure_id FROM erasures WHERE created_us < $1 AND ended_us IS NOT NULL \
+                 ORDER BY created_us LIMIT $2)"],
             // `prune_notifications` deletes them: it also moves the tail of the stream, by which readers detect the
             // removal.
             Self::Notifications => &[],
@@ -97,7 +99,7 @@ fn prune(tx: &mut WriteTx<'_>, what: Retained, before: Timestamp, limit: i64) ->
 const PAGES_PER_CHUNK: u32 = 256;
 
 /// Shrinks a SQLite file by up to [`PAGES_PER_CHUNK`] free pages. `PostgreSQL` reuses free space by itself.
-fn release_free_pages(tx: &mut WriteTx<'_>) -> diesel::QueryResult<()> {
+pub(super) fn release_free_pages(tx: &mut WriteTx<'_>) -> diesel::QueryResult<()> {
     match &mut *tx.connection {
         AnyConnection::Sqlite(connection) => {
             connection.batch_execute(&format!("PRAGMA incremental_vacuum({PAGES_PER_CHUNK})"))
