@@ -28,6 +28,8 @@ pub(crate) mod agent_method {
     pub(crate) const SESSION_LOAD: &str = "session/load";
     /// Restores a conversation without a replay.
     pub(crate) const SESSION_RESUME: &str = "session/resume";
+    /// Removes a conversation from the agent's history.
+    pub(crate) const SESSION_DELETE: &str = "session/delete";
     /// Cancels a conversation and releases its resources.
     pub(crate) const SESSION_CLOSE: &str = "session/close";
     /// Selects one of the modes that the agent offers.
@@ -105,6 +107,7 @@ mod tests {
         assert_eq!(agent_method::SESSION_LOAD, agent.session_load);
         assert_eq!(agent_method::SESSION_RESUME, agent.session_resume);
         assert_eq!(agent_method::SESSION_CLOSE, agent.session_close);
+        assert_eq!(agent_method::SESSION_DELETE, agent.session_delete);
         assert_eq!(agent_method::SESSION_SET_MODE, agent.session_set_mode);
         assert_eq!(agent_method::SESSION_SET_CONFIG_OPTION, agent.session_set_config_option);
         assert_eq!(agent_method::SESSION_PROMPT, agent.session_prompt);

@@ -26,7 +26,7 @@
 //! | turn ticket, session | `OutcomeObserved` | success window (64) | none | own slot |
 //! | success window | `WindowBreached` | protocol router (64) | once the verdict is on disk | a task waits |
 //! | success window | `TurnObserved` | protocol router | none | a task waits |
-//! | routing | `StopRouting` | success window, protocol router | none; the actor stops | own slot |
+//! | routing | `StopRouting` | success window, protocol router | none; the actor stops | own slot; an erasure waits |
 //! | http | `ReadWindow` | success window | its figures | the caller waits |
 //! | http | `ReadRoute` | protocol router | the route | the caller waits |
 //! | migrations | `ProbeRoute` | protocol router | once the handshake ended | the caller waits |
@@ -38,6 +38,7 @@
 //! Each `MAILBOX` constant documents the reason for its number. All other shared state is a handle in [`handles`] and
 //! costs no hop.
 
+pub(crate) mod erasure;
 pub(crate) mod handles;
 pub(crate) mod migrations;
 pub(crate) mod notifications;

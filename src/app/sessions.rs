@@ -78,6 +78,8 @@ pub(super) async fn start_sessions(
     });
     let runtime = RuntimeAvailability::new(check, clock.clone(), metrics.clone());
     let tenants = Tenants::recover(&store).await?;
+    // Before anything is restored: what is being erased is hidden.
+    store.erasures().recover(store.open_erasures().await?);
     let services = Services {
         store,
         membership,

@@ -6,6 +6,7 @@ use tokio::task::JoinHandle;
 
 use crate::{
     actors::{
+        erasure::continue_erasures,
         handles::capacity_guard::CapacityGuard,
         upkeep::{
             capacity::CapacityWatch,
@@ -23,13 +24,14 @@ pub(super) struct UpkeepHandle {
     expiry: JoinHandle<()>,
     retention: JoinHandle<()>,
     folders: JoinHandle<()>,
+    erasures: JoinHandle<()>,
     storms: JoinHandle<()>,
     token_use: JoinHandle<()>,
     runtime: Option<JoinHandle<()>>,
 }
 
-/// Starts the capacity alerts, the ends of rollback storms, the expiry of sessions, the removal of old rows and folders,
-/// the records of the use of tokens, and the status requests to a separate runtime.
+/// Starts the capacity alerts, the ends of rollback storms, the expiry of sessions, the removal of old rows and folders, the
+/// erasures of earlier processes, the records of the use of tokens, and the status requests to a separate runtime.
 pub(super) fn start_upkeep(config: &Config, workspaces: &Workspaces, capacity: CapacityWatch) -> UpkeepHandle {
     let services = workspaces.services();
     let max_age = Duration::from_secs(config.session.max_age_s);
@@ -44,6 +46,7 @@ pub(super) fn start_upkeep(config: &Config, workspaces: &Workspaces, capacity: C
             config.retention.folders(),
         )),
         token_use: actix::spawn(token_use::record(services.store.clone(), services.tokens.clone())),
+        erasures: actix::spawn(continue_erasures(workspaces.clone())),
         storms: actix::spawn(services.storm.clone().watch()),
         runtime: config.runtime.url.as_ref().map(|_| actix::spawn(services.runtime.clone().watch())),
     }
@@ -55,6 +58,7 @@ impl UpkeepHandle {
         self.expiry.abort();
         self.retention.abort();
         self.folders.abort();
+        self.erasures.abort();
         self.storms.abort();
         self.token_use.abort();
         self.runtime.iter().for_each(JoinHandle::abort);

@@ -279,6 +279,15 @@ impl ApiClient {
         decode(self.send_once(call).await?).await
     }
 
+    /// Erases what a path names, without a timeout: large tenants take long.
+    pub(crate) async fn erase(&self, path: &[&str], installation: Option<&str>) -> Result<Value, ClientError> {
+        let mut url = self.address(path);
+        if let Some(installation) = installation {
+            url.query_pairs_mut().append_pair("installationId", installation);
+        }
+        decode(self.send_once(self.http.delete(url)).await?).await
+    }
+
     /// For calls that must not be done twice: repeated only if no connection could be made.
     async fn send_once(&self, call: RequestBuilder) -> Result<Response, ClientError> {
         self.send_while(call, |error| matches!(error, ClientError::Unreachable { .. })).await

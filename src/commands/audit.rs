@@ -28,6 +28,8 @@ enum Records {
     Runs(Filter),
     /// Notifications.
     Notifications(Filter),
+    /// Erasures of sessions, workspaces and tenants.
+    Erasures(Filter),
     /// Success rates, latencies and flips by day and tenant.
     Summary(Period),
 }
@@ -104,6 +106,7 @@ pub(crate) fn run(arguments: AuditArgs) -> Result<ExitCode, CommandError> {
             Records::Connections(filter) => ("connections", filter.parts()),
             Records::Runs(filter) => ("automation-runs", filter.parts()),
             Records::Notifications(filter) => ("notifications", filter.parts()),
+            Records::Erasures(filter) => ("erasures", filter.parts()),
             Records::Capacity(filter) => ("capacity-alerts", (filter.period.query(), filter.form)),
             Records::Summary(period) => {
                 let summary = client.audit("summary", &period.query()).await?;

@@ -1,6 +1,10 @@
 //! Helpers that commands share: flags, the loaded configuration, the log, output and exit codes.
 
-use std::{io::Write, path::PathBuf, process::ExitCode};
+use std::{
+    io::{IsTerminal, Write},
+    path::PathBuf,
+    process::ExitCode,
+};
 
 use clap::Args;
 use secrecy::SecretString;
@@ -210,6 +214,35 @@ pub(crate) fn flat(value: &Value) -> Value {
 /// Standard output is closed.
 pub(crate) fn print_json(value: &impl serde::Serialize) -> Result<(), CommandError> {
     print(&json_line(value).map_err(ClientError::from)?)
+}
+
+/// The confirmation of an erasure.
+#[derive(Debug, Args)]
+pub(crate) struct Confirmation {
+    /// Erases without a question; required without a terminal.
+    #[arg(long)]
+    yes: bool,
+}
+
+impl Confirmation {
+    /// Asks on the terminal whether `what` is to be erased.
+    ///
+    /// # Errors
+    /// The answer is not `yes`, or there is no terminal and no `--yes`.
+    pub(crate) fn ask(&self, what: &str) -> Result<(), CommandError> {
+        if self.yes {
+            return Ok(());
+        }
+        if !std::io::stdin().is_terminal() {
+            return Err(CommandError::Failed("without a terminal, --yes confirms the erasure".into()));
+        }
+        let question = format!("Erase {}? This cannot be undone. Type yes: ", clean_line(what));
+        // Without standard error the answer is still read.
+        let _ = write!(std::io::stderr(), "{question}");
+        let mut answer = String::new();
+        std::io::stdin().read_line(&mut answer).map_err(|cause| CommandError::failed("standard input", &cause))?;
+        if answer.trim() == "yes" { Ok(()) } else { Err(CommandError::Failed("nothing was erased".into())) }
+    }
 }
 
 /// Note and reason of a change; both are audited beside the subject of the token.

@@ -56,11 +56,11 @@ enum Command {
     Openapi,
     /// Prints the effective configuration with the source of each value; secrets are hidden.
     Config(flags::CommonFlags),
-    /// Opens, prompts, lists and closes sessions of a running server.
+    /// Opens, prompts, lists, closes and erases sessions of a running server.
     Session(session::SessionArgs),
-    /// Shows and changes the route of a workspace.
+    /// Shows and changes the route of a workspace, and erases it.
     Workspace(workspace::WorkspaceArgs),
-    /// Shows and changes limits and ceilings of a tenant.
+    /// Shows and changes limits and ceilings of a tenant, and erases it.
     Tenant(tenant::TenantArgs),
     /// Reads the audit records of a running server.
     Audit(audit::AuditArgs),

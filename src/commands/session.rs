@@ -3,7 +3,7 @@ use std::{io::Read, process::ExitCode};
 use clap::{Args, Subcommand};
 use serde_json::{Value, json};
 
-use super::flags::{CommandError, ServerFlags, print, print_json, show, shown};
+use super::flags::{CommandError, Confirmation, ServerFlags, print, print_json, show, shown};
 use crate::{
     client::{
         ApiClient, NewSession, PromptRequest, SessionFilter,
@@ -76,6 +76,13 @@ enum Action {
     Close {
         /// Id of the session.
         session: String,
+    },
+    /// Erases a session: its turns, its transcript, its records, and the agent's own history if the agent offers that.
+    Delete {
+        /// Id of the session.
+        session: String,
+        #[command(flatten)]
+        confirmation: Confirmation,
     },
 }
 
@@ -161,6 +168,10 @@ async fn act(client: &ApiClient, action: Action, json: bool) -> Result<ExitCode,
         Action::Close { session } => {
             client.close(&session).await?;
             if json { print_json(&json!({"closed": true}))? } else { print("closed")? }
+        }
+        Action::Delete { session, confirmation } => {
+            confirmation.ask(&format!("the session {session}"))?;
+            show(&client.erase(&["acp", "session", &session], None).await?, json)?;
         }
     }
     Ok(ExitCode::SUCCESS)

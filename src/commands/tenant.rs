@@ -3,7 +3,7 @@ use std::process::ExitCode;
 use clap::{Args, Subcommand};
 use serde_json::{Value, json};
 
-use super::flags::{CommandError, ServerFlags, flat, show};
+use super::flags::{CommandError, Confirmation, ServerFlags, flat, show};
 use crate::client::ApiClient;
 
 #[derive(Debug, Args)]
@@ -23,6 +23,13 @@ enum Action {
     },
     /// Changes limits and ceilings of a tenant; those without a flag stay. none removes a limit, any a ceiling.
     Set(Box<SetArgs>),
+    /// Erases a tenant: all its workspaces with their folders, and its settings.
+    Delete {
+        /// Name of the tenant.
+        tenant: String,
+        #[command(flatten)]
+        confirmation: Confirmation,
+    },
 }
 
 #[derive(Debug, Args)]
@@ -79,6 +86,10 @@ pub(crate) fn run(arguments: TenantArgs) -> Result<ExitCode, CommandError> {
         let settings = match arguments.action {
             Action::Show { tenant } => client.tenant(&tenant).await?,
             Action::Set(set) => change(&client, *set).await?,
+            Action::Delete { tenant, confirmation } => {
+                confirmation.ask(&format!("the tenant {tenant} with all its workspaces"))?;
+                client.erase(&["acp", "tenants", &tenant], None).await?
+            }
         };
         show(&if json { settings } else { flat(&settings) }, json)?;
         Ok(ExitCode::SUCCESS)

@@ -3,7 +3,7 @@ use std::process::ExitCode;
 use clap::{Args, Subcommand};
 use serde_json::{Value, json};
 
-use super::flags::{Attribution, CommandError, ServerFlags, flat, show};
+use super::flags::{Attribution, CommandError, Confirmation, ServerFlags, flat, show};
 use crate::client::ApiClient;
 
 #[derive(Debug, Args)]
@@ -64,6 +64,13 @@ enum Action {
         #[command(flatten)]
         attribution: Attribution,
     },
+    /// Erases a workspace with its sessions, its folder and its records. A folder that was given by path stays.
+    Delete {
+        #[command(flatten)]
+        named: Named,
+        #[command(flatten)]
+        confirmation: Confirmation,
+    },
 }
 
 #[derive(Debug, Args)]
@@ -88,6 +95,10 @@ async fn act(client: &ApiClient, action: Action) -> Result<Value, CommandError> 
     let (named, verb, body) = match action {
         Action::Show(Named { workspace, installation }) => {
             return Ok(client.protocol(&workspace, installation.as_deref()).await?);
+        }
+        Action::Delete { named: Named { workspace, installation }, confirmation } => {
+            confirmation.ask(&format!("the workspace {workspace}"))?;
+            return Ok(client.erase(&["acp", "workspaces", &workspace], installation.as_deref()).await?);
         }
         Action::Rollback { named, attribution } => (named, Some("rollback"), attribution.body()),
         Action::Restore { named, attribution } => (named, Some("restore"), attribution.body()),

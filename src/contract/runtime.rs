@@ -204,8 +204,26 @@ pub(crate) struct PreparedWorkspace {
 #[derive(Debug, Clone, Serialize, Deserialize)]
 #[serde(rename_all = "camelCase")]
 pub(crate) struct RemoveWorkspace {
-    /// The workspace, without `path`. No agent may work in it.
+    /// The workspace; without `path` unless it is erased. No agent may work in it.
     pub workspace: WorkspaceRef,
+    /// True to answer only when all files are deleted. Of a folder that was given by `path`, only the baseline is removed.
+    #[serde(default)]
+    pub erase: bool,
+}
+
+/// `POST /tenant/remove`: removes the private `HOME`s of a tenant's agents, none of which may run. Idempotent. Answers
+/// [`RemovedHomes`] when all files are deleted.
+#[derive(Debug, Clone, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub(crate) struct RemoveTenant {
+    pub installation_id: InstallationId,
+}
+
+/// Answer to [`RemoveTenant`].
+#[derive(Debug, Clone, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub(crate) struct RemovedHomes {
+    pub homes: u64,
 }
 
 /// Answer to [`RemoveWorkspace`].

@@ -144,6 +144,16 @@ impl Flags {
         self.persist.as_ref().filter(|_| harmless).map(|folder| folder.join(format!("{id}.json")))
     }
 
+    /// True if conversations are stored, so that the agent offers `session/delete`.
+    pub(super) fn persists(&self) -> bool {
+        self.persist.is_some()
+    }
+
+    /// Deletes a stored conversation; false if there is none.
+    pub(super) fn delete(&self, id: &str) -> bool {
+        self.path(id).is_some_and(|path| fs::remove_file(path).is_ok())
+    }
+
     /// Stores a conversation if the flag `--persist` is set.
     pub(crate) fn keep(&self, id: &str, said: &[(String, String)]) {
         if let (Some(path), Ok(json)) = (self.path(id), serde_json::to_string(said)) {

@@ -259,6 +259,13 @@ impl Agent {
                 true => Ok(self.offers(&id)),
                 false => unknown_session(),
             },
+            "session/delete" if self.flags.persists() => {
+                self.conversations.remove(&id);
+                match self.flags.delete(&id) {
+                    true => Ok(json!({})),
+                    false => unknown_session(),
+                }
+            }
             "session/close" => match self.close(&id) {
                 true => Ok(json!({})),
                 false => unknown_session(),
@@ -283,6 +290,9 @@ impl Agent {
         let mut session = json!({"close": {}});
         if self.flags.resumes {
             session["resume"] = json!({});
+        }
+        if self.flags.persists() {
+            session["delete"] = json!({});
         }
         json!({
             "protocolVersion": version,

@@ -9,6 +9,7 @@ pub(crate) mod capacity;
 pub(crate) mod ceilings;
 pub(crate) mod clock;
 pub(crate) mod delivery;
+pub(crate) mod erasure;
 pub(crate) mod explain;
 pub(crate) mod heartbeat;
 pub(crate) mod ids;

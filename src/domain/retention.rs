@@ -17,8 +17,6 @@ words! {
         Workspaces = "workspaces",
         /// The folder of a workspace.
         Folders = "folders",
-        /// Routes, audit records and notifications.
-        Records = "records",
     }
 }
 
@@ -29,8 +27,6 @@ words! {
         Retention = "retention",
         /// The last session of an ephemeral workspace ended.
         Ephemeral = "ephemeral",
-        /// A person asked for the removal of a tenant.
-        Erasure = "erasure",
     }
 }
 
@@ -62,7 +58,7 @@ impl HistoryAges {
             Removed::Transcripts => self.transcripts,
             Removed::Turns => self.turns,
             Removed::Sessions | Removed::Workspaces => self.sessions,
-            Removed::Folders | Removed::Records => None,
+            Removed::Folders => None,
         }
     }
 }

@@ -5,6 +5,7 @@
 
 pub(crate) mod audit;
 mod compress;
+mod erasure;
 mod guard;
 mod handbook;
 mod headers;

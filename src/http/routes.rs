@@ -8,7 +8,9 @@ use actix_web::{
 use utoipa::openapi::OpenApi;
 use utoipa_actix_web::{AppExt, service_config::ServiceConfig};
 
-use super::{HttpState, audit, health, notifications, openapi, problem::ApiError, routing, sessions, tenants, tokens};
+use super::{
+    HttpState, audit, erasure, health, notifications, openapi, problem::ApiError, routing, sessions, tenants, tokens,
+};
 use crate::domain::turn::outcome::ErrorCode;
 
 pub(super) fn routes(table: &mut ServiceConfig<'_>) {
@@ -40,6 +42,9 @@ pub(super) fn routes(table: &mut ServiceConfig<'_>) {
         .service(routing::tenants::put_tenant)
         .service(tenants::get_settings)
         .service(tenants::put_settings)
+        .service(erasure::delete_session)
+        .service(erasure::delete_workspace)
+        .service(erasure::delete_tenant)
         .service(sessions::explain::explain_session)
         .service(audit::list_migration_records)
         .service(audit::list_rollback_events)
@@ -47,6 +52,7 @@ pub(super) fn routes(table: &mut ServiceConfig<'_>) {
         .service(audit::list_automation_runs)
         .service(audit::list_capacity_alerts)
         .service(audit::list_notifications)
+        .service(audit::list_erasures)
         .service(audit::summary::get_summary)
         .service(routing::migrations::begin_migration)
         .service(routing::migrations::list_migrations)
@@ -129,7 +135,7 @@ mod tests {
     #[test]
     fn document_has_every_route_and_schema() {
         let document = document();
-        assert_eq!(document.paths.paths.len(), 51);
+        assert_eq!(document.paths.paths.len(), 52);
         let components = document.components.unwrap();
         for name in ["ACPSessionResult", "GithubAutomation", "Toast", "TranscriptNote", "Problem"] {
             assert!(components.schemas.contains_key(name), "{name}");

@@ -137,6 +137,7 @@ pub(crate) async fn find_workspace(
     let installation_id = caller.tenant(query.installation_id).map_err(|_| unknown())?;
     let filter = WorkspaceFilter { installation_id, workspace_id: Some(workspace_id) };
     let mut found = store(state).list_workspaces(filter, Page { limit: 2, after: None }).await?;
+    found.retain(|row| !store(state).erasures().is_erasing(&row.key));
     match (found.pop(), found.is_empty()) {
         (Some(row), true) if caller.reaches_workspace(&row.key) => Ok(row),
         (Some(_), false) => {

@@ -35,7 +35,7 @@ use crate::{
         health::{PartStatus, Probe},
         runtime::{
             AgentProcesses, CONNECTION_ID_HEADER, CountProcesses, DiffWorkspace, PrepareWorkspace, PreparedWorkspace,
-            RECEIVED_HEADER, RemoveWorkspace, RuntimeStatus,
+            RECEIVED_HEADER, RemoveTenant, RemoveWorkspace, RemovedHomes, RuntimeStatus,
         },
     },
     domain::{
@@ -103,6 +103,7 @@ pub(super) fn configure(state: RuntimeState) -> impl FnOnce(&mut web::ServiceCon
             .service(resource("/workspace/prepare", POST, web::post().to(prepare)))
             .service(resource("/workspace/diff", POST, web::post().to(diff)))
             .service(resource("/workspace/remove", POST, web::post().to(remove)))
+            .service(resource("/tenant/remove", POST, web::post().to(remove_tenant)))
             .service(resource(PROCESS_PROMPT, POST, web::post().to(fallback::process)))
             .service(
                 resource(&format!("{PROCESS_PROMPT}/{{prompt_id}}"), GET_OR_DELETE, web::get().to(fallback::join))
@@ -321,7 +322,21 @@ async fn processes(request: HttpRequest, body: web::Payload, state: web::Data<Ru
 
 async fn remove(request: HttpRequest, body: web::Payload, state: web::Data<RuntimeState>) -> HttpResponse {
     match read::<RemoveWorkspace>(&request, body, MAX_BODY_BYTES, BODY).await {
-        Ok(asked) => answer(state.workspaces.remove(asked.workspace).await),
+        Ok(asked) => answer(state.workspaces.remove(asked.workspace, asked.erase).await),
         Err(failure) => answer_failure(&failure),
     }
+}
+
+async fn remove_tenant(request: HttpRequest, body: web::Payload, state: web::Data<RuntimeState>) -> HttpResponse {
+    let asked = match read::<RemoveTenant>(&request, body, MAX_BODY_BYTES, "a request about a tenant").await {
+        Ok(asked) => asked,
+        Err(failure) => return answer_failure(&failure),
+    };
+    let agents = state.sockets.agents.clone();
+    let removed = web::block(move || agents.remove_homes(asked.installation_id.as_str())).await;
+    answer(match removed {
+        Ok(Ok(homes)) => Ok(RemovedHomes { homes }),
+        Ok(Err(cause)) => Err(Failure::new(ErrorCode::WorkspaceUnavailable, format!("home folder: {cause}"))),
+        Err(cause) => Err(Failure::new(ErrorCode::Internal, cause.to_string())),
+    })
 }

@@ -1,5 +1,5 @@
-//! Removal of old sessions, turns, transcripts and workspaces, and of all rows of a tenant, in chunks. Each removal is
-//! recorded in `removals`, in the transaction that removes.
+//! Removal of old sessions, turns, transcripts and workspaces, in chunks. Each removal is recorded in `removals`, in the
+//! transaction that removes.
 //!
 //! Never removed: a turn that has not ended, a turn within the period of its idempotency key, what belongs to such a
 //! turn, a live session, and a migration that has not ended.
@@ -26,7 +26,7 @@ use super::{
 };
 use crate::domain::{
     clock::Timestamp,
-    ids::{InstallationId, WorkspaceKey},
+    ids::WorkspaceKey,
     retention::{IDEMPOTENCY_PERIOD, RemovalCause, Removed, Tenants},
     session::lifecycle::SessionState,
 };
@@ -279,7 +279,7 @@ impl Store {
                 let (rows, more) = rows.await?;
                 Ok(Pruned { rows, next: more.then(String::new) })
             }
-            Removed::Folders | Removed::Records => Ok(Pruned { rows: 0, next: None }),
+            Removed::Folders => Ok(Pruned { rows: 0, next: None }),
         }
     }
 
@@ -397,85 +397,12 @@ impl Store {
     }
 }
 
-/// Rows of a tenant beside its history: statements with the tenant as `$1` and the most rows as `$2`. Notifications are
-/// removed with their read marks and deliveries.
-const RECORDS: [&str; 13] = [
-    "DELETE FROM webhook_deliveries WHERE delivery_id IN (SELECT delivery_id FROM webhook_deliveries d \
-     JOIN notifications n ON n.notification_id = d.notification_id WHERE n.installation_id = $1 LIMIT $2)",
-    "DELETE FROM notification_reads WHERE notification_id IN (SELECT r.notification_id FROM notification_reads r \
-     JOIN notifications n ON n.notification_id = r.notification_id WHERE n.installation_id = $1 LIMIT $2)",
-    "DELETE FROM notifications WHERE notification_id IN (SELECT notification_id FROM notifications \
-     WHERE installation_id = $1 LIMIT $2)",
-    "DELETE FROM connection_events WHERE event_id IN (SELECT e.event_id FROM connection_events e \
-     JOIN acp_connections c ON c.connection_row_id = e.connection_row_id WHERE c.installation_id = $1 LIMIT $2)",
-    "DELETE FROM acp_connections WHERE connection_row_id IN (SELECT connection_row_id FROM acp_connections \
-     WHERE installation_id = $1 LIMIT $2)",
-    "DELETE FROM automation_runs WHERE run_id IN (SELECT run_id FROM automation_runs \
-     WHERE installation_id = $1 LIMIT $2)",
-    "DELETE FROM protocol_migrations WHERE migration_id IN (SELECT migration_id FROM protocol_migrations \
-     WHERE installation_id = $1 LIMIT $2)",
-    "DELETE FROM migration_runs WHERE run_id IN (SELECT run_id FROM migration_runs \
-     WHERE installation_id = $1 AND NOT is_open LIMIT $2)",
-    "DELETE FROM rollback_events WHERE event_id IN (SELECT event_id FROM rollback_events \
-     WHERE installation_id = $1 LIMIT $2)",
-    "DELETE FROM capacity_alerts WHERE event_id IN (SELECT event_id FROM capacity_alerts a \
-     WHERE installation_id = $1 AND EXISTS (SELECT 1 FROM capacity_alerts r WHERE r.alert_id = a.alert_id \
-     AND r.kind = 'resolved') LIMIT $2)",
-    "DELETE FROM outcome_buckets WHERE (installation_id, workspace_id, epoch, route, bucket_us) IN \
-     (SELECT installation_id, workspace_id, epoch, route, bucket_us FROM outcome_buckets \
-     WHERE installation_id = $1 LIMIT $2)",
-    "DELETE FROM workspace_routes WHERE (installation_id, workspace_id) IN (SELECT r.installation_id, r.workspace_id \
-     FROM workspace_routes r WHERE r.installation_id = $1 AND NOT EXISTS (SELECT 1 FROM workspaces w \
-     WHERE w.installation_id = r.installation_id AND w.workspace_id = r.workspace_id) LIMIT $2)",
-    "DELETE FROM tenant_protocols WHERE installation_id IN (SELECT installation_id FROM tenant_protocols \
-     WHERE installation_id = $1 LIMIT $2)",
-];
-
+#[cfg(test)]
 impl Store {
-    /// Removes a chunk of a tenant's records beside its history: routes, audit records, notifications, settings. Routes of
-    /// workspaces that are still there stay. Returns 0 once there are none. Safe to retry.
-    ///
-    /// # Cancel safety
-    /// A dropped future may have removed.
-    pub(crate) async fn erase_records(
-        &self,
-        tenant: InstallationId,
-        limit: usize,
-        removal: Removal,
-    ) -> Result<usize, StoreError> {
-        self.write(move |tx| {
-            let (limit, mut rows) = (columns::limit(limit), 0);
-            for statement in RECORDS {
-                let left = limit - i64::try_from(rows).unwrap_or(limit);
-                let statement =
-                    diesel::sql_query(statement).bind::<Text, _>(tenant.as_str()).bind::<BigInt, _>(left.max(0));
-                rows += execute!(tx.connection, statement)?;
-            }
-            tx.rows += rows;
-            removal.record(tx, Removed::Records, (tenant.as_str(), None), rows)?;
-            Ok(rows)
-        })
-        .await
-    }
-
-    /// Number of turns of a tenant that have not ended or are within the period of their idempotency key at `now`.
-    /// Cancel-safe.
-    pub(crate) async fn protected_turns(&self, tenant: InstallationId, now: Timestamp) -> Result<u64, StoreError> {
-        self.read(move |connection| {
-            let young = prompts::accepted_us.ge(now.minus(IDEMPOTENCY_PERIOD).0);
-            let kept = prompts::table
-                .filter(prompts::installation_id.eq(tenant.as_str()))
-                .filter(prompts::ended_us.is_null().or(young));
-            Ok(columns::unsigned(kept.count().get_result(connection)?))
-        })
-        .await
-    }
-
     /// Records of removals of a tenant, the oldest first: kind, cause, amount and workspace. Cancel-safe.
-    #[cfg(test)]
     pub(crate) async fn removals(
         &self,
-        tenant: InstallationId,
+        tenant: crate::domain::ids::InstallationId,
     ) -> Result<Vec<(String, String, i64, Option<String>)>, StoreError> {
         self.read(move |connection| {
             let rows = removals::table.filter(removals::installation_id.eq(tenant.as_str()));

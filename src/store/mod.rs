@@ -8,6 +8,7 @@
 pub(crate) mod audit;
 pub(crate) mod automation;
 pub(crate) mod engine;
+mod erasure;
 mod history;
 pub(crate) mod notifications;
 mod replicas;
@@ -56,6 +57,7 @@ pub(crate) use self::{
         pool::apart,
         upgrade::RenewedEpoch,
     },
+    erasure::{EraseClaim, Erasures, OpenErasure},
     history::{PruneHistory, Removal, UnusedFolders},
     notifications::{
         NotificationRow, StoredNotification, StreamEnds, StreamPage, UnreadableNotification,
@@ -221,12 +223,14 @@ impl Place {
 }
 
 struct Inner {
+    url: DatabaseUrl,
     epoch: String,
     queue: mpsc::Sender<Message>,
     room: Room,
     readers: ReadPool,
     metrics: Metrics,
     grown: GrownStreams,
+    erasures: Erasures,
     patience: Duration,
     /// Resolves when the writer's thread ends.
     writer_ended: Mutex<Option<oneshot::Receiver<()>>>,
@@ -273,16 +277,18 @@ impl Store {
                 let _ = ending.send(());
             })
             .map_err(|cause| StoreError::Unavailable(format!("the writer's thread: {cause}")))?;
-        let readers = ReadPool::new(url, readers);
+        let readers = ReadPool::new(url.clone(), readers);
         let writer_ended = Mutex::new(Some(ended));
         Ok(Self {
             inner: Arc::new(Inner {
+                url,
                 epoch,
                 queue,
                 room: Room::new(),
                 readers,
                 metrics,
                 grown,
+                erasures: Erasures::default(),
                 patience,
                 writer_ended,
             }),
@@ -343,6 +349,11 @@ impl Store {
     /// The streams of notifications that have grown since they were last taken. Every caller gets the same one.
     pub(crate) fn grown_streams(&self) -> GrownStreams {
         self.inner.grown.clone()
+    }
+
+    /// The erasures in progress. Every caller gets the same ones.
+    pub(crate) fn erasures(&self) -> &Erasures {
+        &self.inner.erasures
     }
 
     /// Reads the time by the database's clock: of its server, or of this machine for a file. Cancel-safe.

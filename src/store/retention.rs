@@ -26,7 +26,7 @@ pub(crate) enum Retained {
     /// Outcome counts, by start of the bucket.
     OutcomeBuckets,
     AutomationRuns,
-    /// Records of removals.
+    /// Records of removals, and of erasures that have ended.
     Removals,
     /// Tokens, by the end of their use: revoked or expired.
     Tokens,
@@ -73,7 +73,9 @@ impl Retained {
             Self::AutomationRuns => &["DELETE FROM automation_runs WHERE run_id IN (SELECT run_id \
                  FROM automation_runs WHERE created_us < $1 ORDER BY created_us LIMIT $2)"],
             Self::Removals => &["DELETE FROM removals WHERE removal_id IN (SELECT removal_id FROM removals \
-                 WHERE created_us < $1 ORDER BY created_us LIMIT $2)"],
+                 WHERE created_us < $1 ORDER BY created_us LIMIT $2)", "DELETE FROM erasures WHERE erasure_id IN \
+                 (SELECT erasure_id FROM erasures WHERE created_us < $1 AND ended_us IS NOT NULL \
+                 ORDER BY created_us LIMIT $2)"],
             Self::Tokens => &["DELETE FROM client_tokens WHERE token_id IN (SELECT token_id FROM client_tokens \
                  WHERE COALESCE(revoked_us, expires_us) < $1 ORDER BY created_us LIMIT $2)"],
             // `prune_notifications` deletes them: it also moves the tail of the stream, by which readers detect the
@@ -102,7 +104,7 @@ fn prune(tx: &mut WriteTx<'_>, what: Retained, before: Timestamp, limit: i64) ->
 const PAGES_PER_CHUNK: u32 = 256;
 
 /// Shrinks a SQLite file by up to [`PAGES_PER_CHUNK`] free pages. `PostgreSQL` reuses free space by itself.
-fn release_free_pages(tx: &mut WriteTx<'_>) -> diesel::QueryResult<()> {
+pub(super) fn release_free_pages(tx: &mut WriteTx<'_>) -> diesel::QueryResult<()> {
     match &mut *tx.connection {
         AnyConnection::Sqlite(connection) => {
             connection.batch_execute(&format!("PRAGMA incremental_vacuum({PAGES_PER_CHUNK})"))

@@ -419,13 +419,15 @@ impl Store {
         Ok(())
     }
 
-    /// Reads one session. Cancel-safe.
+    /// Reads one session; one that is being erased is not found. Cancel-safe.
     pub(crate) async fn session(&self, session_id: SessionId) -> Result<Option<SessionRow>, StoreError> {
-        self.read(move |connection| {
-            let row = sessions::table.find(session_id.to_string());
-            row.first::<Record>(connection).optional()?.map(Record::read).transpose()
-        })
-        .await
+        let row: Option<SessionRow> = self
+            .read(move |connection| {
+                let row = sessions::table.find(session_id.to_string());
+                row.first::<Record>(connection).optional()?.map(Record::read).transpose()
+            })
+            .await?;
+        Ok(row.filter(|row| !self.erasures().hides(&row.key, session_id)))
     }
 }
 

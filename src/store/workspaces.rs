@@ -185,8 +185,11 @@ impl Store {
         .await
     }
 
-    /// Reads one workspace. Cancel-safe.
+    /// Reads one workspace; one that is being erased is not found. Cancel-safe.
     pub(crate) async fn workspace(&self, key: WorkspaceKey) -> Result<Option<WorkspaceRow>, StoreError> {
+        if self.erasures().is_erasing(&key) {
+            return Ok(None);
+        }
         self.read(move |connection| {
             let row = workspaces::table.find((key.installation_id.as_str(), key.workspace_id.as_str()));
             row.first::<Record>(connection).optional()?.map(Record::read).transpose()

@@ -66,6 +66,28 @@ pub(crate) trait Transport: Send + Sync {
     /// [`ErrorCode::ConnectionLost`](crate::domain::turn::outcome::ErrorCode) if the runtime no longer holds the
     /// conversation. A retry is safe.
     fn adopt(&self, request: AdoptRequest) -> BoxFuture<'static, Result<AdoptedSession, Failure>>;
+
+    /// Starts an agent and has it remove conversations from its own history, which no client may use. Returns how many
+    /// it removed; 0 if it does not offer that. Takes at most the handshake timeout.
+    ///
+    /// # Errors
+    /// The agent cannot be started. A retry is safe.
+    ///
+    /// # Cancel safety
+    /// A dropped future ends the agent.
+    fn delete(&self, request: DeleteRequest) -> BoxFuture<'static, Result<usize, Failure>> {
+        drop(request);
+        Box::pin(std::future::ready(Ok(0)))
+    }
+}
+
+/// Conversations of one agent to remove from its history.
+#[derive(Debug, Clone)]
+pub(crate) struct DeleteRequest {
+    /// The agent, its tenant and its folder.
+    pub open: OpenRequest,
+    /// The agent's own ids.
+    pub conversations: Vec<String>,
 }
 
 /// The time limits of handshakes: connecting, the start of the agent and all its answers together.

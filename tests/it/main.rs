@@ -24,6 +24,7 @@ mod demo;
 mod documents;
 mod drain;
 mod durability;
+mod erasure;
 mod fallback;
 mod faults;
 mod flip_kills;

@@ -153,7 +153,7 @@ fn every_documented_operation_is_exercised() {
         session.get(path).expect(200);
     }
     let records =
-        ["migrations", "rollback-events", "connections", "automation-runs", "capacity-alerts", "notifications"];
+        ["migrations", "rollback-events", "connections", "automation-runs", "capacity-alerts", "notifications", "erasures"];
     for records in records.iter().chain(&["summary"]) {
         api.get(&format!("/acp/audit/{records}")).expect(200);
     }
@@ -199,6 +199,7 @@ fn every_documented_operation_is_exercised() {
     api.get("/acp/tokens").expect(200);
     let path = format!("/acp/tokens/{}", made["tokenId"].as_str().expect("an id"));
     api.call("DELETE", &path).send().expect(200);
+    erase(api, &session.id);
     let uncalled: Vec<_> = api.contract().operations().difference(&api.called()).cloned().collect();
     assert!(uncalled.is_empty(), "the test does not call {uncalled:?}");
 }
@@ -212,6 +213,13 @@ fn read_notifications(api: &Api) {
     let ticket = format!("ticket={}", ticket["ticket"].as_str().expect("a ticket"));
     Subscriber::open(&api.base(), &ticket, &[]).expect("a WebSocket").hello(json!({}));
     api.opened("/ws/notifications");
+}
+
+fn erase(api: &Api, session: &str) {
+    let paths = [format!("/acp/session/{session}"), "/acp/workspaces/ws".into(), "/acp/tenants/tenant-1".into()];
+    for path in paths {
+        api.call("DELETE", &path).send().expect(200);
+    }
 }
 
 fn switch_routes(api: &Api) {
@@ -287,6 +295,10 @@ fn every_required_route_is_documented() {
         ("PUT", "/acp/tenants/{installationId}/protocol"),
         ("GET", "/acp/tenants/{installationId}"),
         ("PUT", "/acp/tenants/{installationId}"),
+        ("DELETE", "/acp/session/{id}"),
+        ("DELETE", "/acp/workspaces/{id}"),
+        ("DELETE", "/acp/tenants/{installationId}"),
+        ("GET", "/acp/audit/erasures"),
         ("GET", "/acp/session/{id}/explain"),
         ("GET", "/acp/audit/migrations"),
         ("GET", "/acp/audit/rollback-events"),

@@ -86,8 +86,8 @@ fn settings_survive_a_restart(database: Option<&PostgresDatabase>) {
     for (bad, named) in [
         (json!({"actor": "a", "reason": "r"}), "limits"),
         (json!({"ceilings": {"repositories": ["acme"]}, "actor": "a", "reason": "r"}), "ceilings.repositories"),
-        (json!({"limits": {"sessions": -1}, "actor": "a", "reason": "r"}), "sessions"),
-        (json!({"ceilings": {"mcpServers": "some"}, "actor": "a", "reason": "r"}), "mcpServers"),
+        (json!({"limits": {"sessions": -1}, "actor": "a", "reason": "r"}), "u32"),
+        (json!({"ceilings": {"mcpServers": "some"}, "actor": "a", "reason": "r"}), "some"),
     ] {
         let problem = put(&program, &bad).problem(400, "invalid_request");
         assert!(problem["detail"].as_str().unwrap().contains(named), "{problem}");

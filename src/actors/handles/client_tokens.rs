@@ -12,7 +12,11 @@ use parking_lot::{Mutex, RwLock};
 use uuid::Uuid;
 
 use crate::{
-    domain::{access::Caller, clock::Timestamp},
+    domain::{
+        access::{Caller, Scope},
+        clock::Timestamp,
+        erasure::EraseTarget,
+    },
     store::TokenRow,
 };
 
@@ -68,10 +72,17 @@ impl ClientTokens {
         self.0.used.lock().remove(&id);
     }
 
-    /// Refuses requests with the tokens of a tenant from now on.
-    pub(crate) fn revoke_tenant(&self, tenant: &crate::domain::ids::InstallationId) {
+    /// Refuses requests with the tokens that are limited to the target of an erasure.
+    pub(crate) fn revoke_within(&self, target: &EraseTarget) {
+        let is_within = |scope: &Scope| match target {
+            EraseTarget::Session(..) => false,
+            EraseTarget::Workspace(key) => {
+                scope.tenant.as_ref() == Some(&key.installation_id) && scope.workspace.as_ref() == Some(&key.workspace_id)
+            }
+            EraseTarget::Tenant(tenant) => scope.tenant.as_ref() == Some(tenant),
+        };
         let mut known = self.0.known.write();
-        let of_tenant = known.callers.values().filter(|caller| caller.scope().tenant.as_ref() == Some(tenant));
+        let of_tenant = known.callers.values().filter(|caller| is_within(caller.scope()));
         let ids: Vec<_> = of_tenant.filter_map(|caller| caller.grant().token_id).collect();
         ids.into_iter().for_each(|id| known.remove(id));
     }

@@ -28,7 +28,7 @@ pub(crate) struct FolderUse(Arc<Inner>);
 #[derive(Debug, Default)]
 struct Inner {
     used: Mutex<HashMap<WorkspaceKey, Use>>,
-    /// Wakes those that wait for a removal to end.
+    /// Wakes those that wait for a removal or a use to end.
     removed: Notify,
 }
 
@@ -72,6 +72,21 @@ impl FolderUse {
             Use::Removing => return None,
         }
         Some(FolderGuard { of: self.clone(), key: key.clone() })
+    }
+
+    /// Waits until no session is being opened or loaded in the folder, and no removal runs.
+    ///
+    /// # Cancel safety
+    /// Cancel-safe.
+    pub(crate) async fn unused(&self, key: &WorkspaceKey) {
+        loop {
+            let mut ended = std::pin::pin!(self.0.removed.notified());
+            ended.as_mut().enable();
+            if !self.0.used.lock().contains_key(key) {
+                return;
+            }
+            ended.await;
+        }
     }
 
     /// Holds the folder for its removal; `None` while a session is being opened in it, or another removal runs.

@@ -18,6 +18,11 @@ impl LeftAgents {
         self.0.lock().extend(sessions.into_iter().map(|row| (row.session_id, row)));
     }
 
+    /// Takes the rows for which `is_wanted` holds.
+    pub(crate) fn take_all(&self, is_wanted: impl Fn(&SessionRow) -> bool) -> Vec<SessionRow> {
+        self.0.lock().extract_if(|_, row| is_wanted(row)).map(|(_, row)| row).collect()
+    }
+
     /// Takes the row of a session, for one attempt to adopt its agent.
     pub(crate) fn take(&self, session_id: SessionId) -> Option<SessionRow> {
         self.0.lock().remove(&session_id)

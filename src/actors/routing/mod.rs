@@ -145,6 +145,14 @@ impl WorkspaceRouting {
         self.actors().router.send(ProbeRoute).await.map_err(router_stopped)?
     }
 
+    /// Stops both actors, which write nothing afterwards.
+    pub(crate) async fn stop(&self) {
+        let Actors { router, window } = self.actors();
+        // Fails only for an actor that has exited.
+        let _ = router.send(StopRouting).await;
+        let _ = window.send(StopRouting).await;
+    }
+
     fn actors(&self) -> Actors {
         self.0.actors.lock().clone()
     }

@@ -86,7 +86,7 @@ pub(crate) async fn remove_folder(
         return Ok(false);
     }
     let workspace = WorkspaceRef { folder_id: row.folder_id, path: None };
-    client.remove(&RemoveWorkspace { workspace }).await?;
+    client.remove(&RemoveWorkspace { workspace, erase: false }).await?;
     let recorded = services.store.folder_removed(row.key.clone(), removal).await;
     recorded.map_err(|cause| store::failure(&cause))?;
     Ok(true)

@@ -6,22 +6,16 @@ use tokio::time::{Instant, MissedTickBehavior, interval, sleep};
 
 use uuid::Uuid;
 
-use super::folders::remove_folder;
 use crate::{
     actors::services::Services,
     config::sections::Retention,
     domain::{
         clock::Timestamp,
-        ids::InstallationId,
         retention::{HistoryPart, RemovalCause, Removed, Tenants, removed_before},
         routing::success_window::WindowRules,
         session::lifecycle::sweep_period,
-        turn::outcome::Failure,
     },
-    store::{
-        self, Page, PruneHistory, Removal, Retained, Store, StoreError, UnusedFolders, WorkspaceFilter, WorkspaceRow,
-    },
-    transport::http::client::WorkspaceClient,
+    store::{PruneHistory, Removal, Retained, Store, StoreError},
 };
 
 /// Interval between sweeps, one hour: ages are days, so records are kept only little longer than configured.
@@ -165,44 +159,6 @@ pub(crate) async fn remove_history(
     }
 }
 
-/// Removes the rows of a tenant, except those that [`PruneHistory`] protects, and its folders that no session uses.
-/// Returns the number of turns that are still there: a later call removes them.
-///
-/// # Errors
-/// The failure of database or runtime. Safe to retry; what was removed stays removed.
-#[cfg_attr(not(test), expect(dead_code, reason = "for the route of the erasure"))]
-pub(crate) async fn erase_tenant(
-    services: &Services,
-    client: &WorkspaceClient,
-    tenant: InstallationId,
-    removal: Removal,
-) -> Result<u64, Failure> {
-    let (store, now) = (&services.store, removal.now);
-    let failure = |cause: StoreError| store::failure(&cause);
-    let only = Tenants::Only(tenant.clone());
-    for kind in [Removed::Transcripts, Removed::Turns, Removed::Sessions] {
-        remove_history(store, kind, &only, now, &removal).await.map_err(failure)?;
-    }
-    drop_servers_of_removed(services).await;
-    let mut page = Page { limit: ROWS_PER_WRITE, after: None };
-    loop {
-        let filter = WorkspaceFilter { installation_id: Some(tenant.clone()), workspace_id: None };
-        let rows = store.list_workspaces(filter, page.clone()).await.map_err(failure)?;
-        for row in rows.iter().filter(|row| row.removed.is_none()) {
-            remove_folder(services, client, row, UnusedFolders::Since(now), removal.clone()).await?;
-        }
-        page.after = rows.last().filter(|_| rows.len() == page.limit).map(WorkspaceRow::cursor);
-        if page.after.is_none() {
-            break;
-        }
-    }
-    remove_history(store, Removed::Workspaces, &only, now, &removal).await.map_err(failure)?;
-    while store.erase_records(tenant.clone(), ROWS_PER_WRITE, removal.clone()).await.map_err(failure)? > 0 {
-        sleep(SHORTEST_PAUSE).await;
-    }
-    store.protected_turns(tenant, now).await.map_err(failure)
-}
-
 async fn prune(store: &Store, old: Old, before: Timestamp, now: Timestamp) -> Result<usize, StoreError> {
     match old {
         Old::PendingDeliveries => {
@@ -259,21 +215,18 @@ async fn expire_some(services: &Services, max_age: Duration) -> Result<usize, St
 mod tests {
     use super::*;
     use crate::{
-        actors::services::SessionSettings,
         config::Config,
         contract::audit::MigrationItem,
         domain::{
             capacity::{AlertKind, AlertLevel, CapacityChange},
-            ids::{FolderId, WorkspaceKey},
+            ids::WorkspaceKey,
             notify::webhook::DeliveryState,
             routing::{FlipTrigger, Initiator, Route, success_window::Sample},
             words::MigrationStatus,
         },
         store::{
-            AuditFilter, CapacityAlertFilter, NewCapacityAlert, NewConnection, NewWorkspace, OutcomeCount,
-            StoreOptions,
+            AuditFilter, CapacityAlertFilter, NewCapacityAlert, NewConnection, OutcomeCount, Page, StoreOptions,
         },
-        transport::fake::FakeTransport,
     };
 
     const HOUR_US: i64 = 3_600_000_000;
@@ -386,51 +339,6 @@ mod tests {
         let ages = Ages::new(&never, &window);
         remove_old(&store, &ages, at(1_000_000)).await.unwrap();
         assert_eq!(left(&store).await, (1, 3, 1, 0), "only outcome counts are always removed");
-    }
-
-    #[actix::test]
-    async fn erasure_of_a_tenant_removes_its_rows_and_reports_protected_turns() {
-        let folder = tempfile::tempdir().unwrap();
-        let store = Store::for_tests(&folder.path().join("test.db"));
-        let now = Timestamp(1_800_000_000_000_000);
-        // A folder that was given by `path` needs no runtime.
-        let workspace = NewWorkspace {
-            key: key(),
-            folder_id: FolderId(Uuid::now_v7()),
-            repository: None,
-            branch: None,
-            path: Some("/srv/repo".into()),
-            permission_policy: None,
-            is_ephemeral: false,
-            now,
-        };
-        store.find_or_create_workspace(workspace).await.unwrap();
-        for hours in [0, 1] {
-            let count = OutcomeCount { epoch: 0, route: Route::Acp, bucket: now, sample: Sample::Success };
-            store
-                .record_handshake(handshake(now.plus(Duration::from_secs(3600 * hours))), Some(count))
-                .await
-                .unwrap();
-        }
-        let transport = || Arc::new(FakeTransport::new().0);
-        let settings = SessionSettings::new(&Config::default());
-        let services = Services::of_test(store.clone(), transport(), transport(), settings);
-        let client = WorkspaceClient::new("ws://127.0.0.1:9/acp", None, Duration::from_secs(1)).unwrap();
-        let removal = Removal {
-            run: Uuid::now_v7(),
-            cause: RemovalCause::Erasure,
-            actor: "ada".into(),
-            reason: "asked for".into(),
-            now: now.plus(3 * DAY),
-        };
-        let erased = erase_tenant(&services, &client, key().installation_id, removal).await;
-        assert_eq!(erased.unwrap(), 0);
-        assert_eq!(store.workspace(key()).await.unwrap(), None);
-        assert_eq!(left(&store).await, (0, 0, 0, 0));
-        let removals = store.removals(key().installation_id).await.unwrap();
-        let mut kinds: Vec<_> = removals.iter().map(|it| (it.0.as_str(), it.1.as_str(), it.2)).collect();
-        kinds.sort_unstable();
-        assert_eq!(kinds, [("records", "erasure", 3), ("workspaces", "erasure", 1)]);
     }
 
     #[tokio::test]

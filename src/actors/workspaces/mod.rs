@@ -196,6 +196,8 @@ impl Workspaces {
         let seat = self.admit(&request.workspace.installation_id)?;
         let services = &self.0.services;
         let _folder = services.folders.open(&request.workspace).await?;
+        // After the folder is held: an erasure that begins now waits for it.
+        self.not_erasing(&request.workspace)?;
         let (row, prepared) = open::find_or_make(self.services(), self.workspace_client(), &request).await?;
         let session_id = SessionId(Uuid::now_v7());
         let placing = Placing {
@@ -298,6 +300,10 @@ impl Workspaces {
         // Never refused: the session was admitted when it was opened.
         let seat = self.admit_returning(&row.key.installation_id);
         let _folder = services.folders.open(&row.key).await?;
+        // Since the row was read; after the folder is held, because an erasure that begins now waits for it.
+        if services.store.erasures().hides(&row.key, row.session_id) {
+            return Err(Failure::new(ErrorCode::NotFound, format!("no session {}", row.session_id)));
+        }
         let prepared = open::prepare(self.workspace_client(), &workspace).await?;
         if workspace.removed.is_some() {
             let written = services.store.set_workspace_path(row.key.clone(), prepared.path.clone()).await;
@@ -680,6 +686,22 @@ impl Workspaces {
         if is_idle && self.0.services.index.of_workspace(key).is_empty() {
             supervisors.remove(key);
         }
+    }
+
+    /// Ends the routing of a workspace without sessions, which is being erased. Its supervisor stops with its idle timer.
+    pub(crate) async fn dissolve(&self, key: &WorkspaceKey) {
+        let supervised = self.0.supervisors.lock().remove(key);
+        if let Some(supervised) = supervised {
+            supervised.routing.stop().await;
+        }
+    }
+
+    /// Fails with `erasing` while the workspace is being erased.
+    fn not_erasing(&self, key: &WorkspaceKey) -> Result<(), Failure> {
+        if self.0.services.store.erasures().is_erasing(key) {
+            return Err(Failure::new(ErrorCode::Erasing, format!("the workspace {key} is being erased")));
+        }
+        Ok(())
     }
 
     /// Returns the question of an idle supervisor whether it may stop: it may once its workspace was evicted, which this

@@ -19,6 +19,7 @@ use crate::{
     domain::{
         capacity::{AlertKind, AlertLevel},
         clock::Timestamp,
+        erasure::EraseScope,
         ids::{InstallationId, PromptId, SessionId, UserId, WorkspaceId},
         routing::{FlipTrigger, Initiator, Route},
         session::connection::ConnectionStatus,
@@ -214,6 +215,45 @@ pub(crate) struct CapacityAlertItem {
     /// Seats that the service or the tenant may use.
     pub limit: usize,
     pub created_at: Timestamp,
+}
+
+/// An erasure of a session, a workspace or a tenant: what was asked for, and numbers of removed things.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
+#[serde(rename_all = "camelCase")]
+pub(crate) struct ErasureItem {
+    pub erasure_id: Uuid,
+    /// `session`, `workspace` or `tenant`.
+    pub scope: EraseScope,
+    pub installation_id: InstallationId,
+    /// Null for a tenant.
+    pub workspace_id: Option<WorkspaceId>,
+    /// Null for a workspace or tenant.
+    pub session_id: Option<SessionId>,
+    /// Name of the person or program that asked for it.
+    pub actor: String,
+    /// Sessions.
+    pub sessions: u64,
+    /// Turns with their results.
+    pub turns: u64,
+    /// Entries of transcripts.
+    pub transcript_entries: u64,
+    /// Notifications.
+    pub notifications: u64,
+    /// Rows beside these: routes, settings, keys, records of connections and flips, read marks, deliveries.
+    pub records: u64,
+    /// Workspaces.
+    pub workspaces: u64,
+    /// Folders of workspaces; a folder that was given by `path` is never removed.
+    pub folders: u64,
+    /// Private home folders of agents.
+    pub homes: u64,
+    /// Conversations that agents removed from their own history.
+    pub agent_histories: u64,
+    /// Conversations whose agent offers the removal and did not confirm it.
+    pub agent_histories_left: u64,
+    pub created_at: Timestamp,
+    /// Null while the erasure is in progress.
+    pub ended_at: Option<Timestamp>,
 }
 
 /// A notification to users or operators.

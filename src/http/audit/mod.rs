@@ -18,7 +18,8 @@ use super::{
 use crate::{
     contract::{
         audit::{
-            AutomationRunItem, CapacityAlertItem, ConnectionItem, MigrationItem, NotificationItem, RollbackEventItem,
+            AutomationRunItem, CapacityAlertItem, ConnectionItem, ErasureItem, MigrationItem, NotificationItem,
+            RollbackEventItem,
             csv::{TEXT_CSV, TableRow, csv_page},
             query::{AuditQuery, CapacityAlertQuery, Format},
         },
@@ -132,6 +133,27 @@ pub(crate) async fn list_notifications(
     query: Query<AuditQuery>,
 ) -> Result<HttpResponse, ApiError> {
     list(&request, (&state, &caller), query, Store::notifications).await
+}
+
+/// Lists erasures of sessions, workspaces and tenants, newest first.
+#[utoipa::path(
+    tag = "audit",
+    security(("token" = ["audit.read"])),
+    params(AuditQuery),
+    responses(
+        (status = 200, description = "A page; `Link` has the address of the next one", content(
+            (Page<ErasureItem> = "application/json"), (String = "text/csv"),
+        )),
+    )
+)]
+#[get("/acp/audit/erasures")]
+pub(crate) async fn list_erasures(
+    request: HttpRequest,
+    state: web::Data<HttpState>,
+    caller: Caller,
+    query: Query<AuditQuery>,
+) -> Result<HttpResponse, ApiError> {
+    list(&request, (&state, &caller), query, Store::list_erasures).await
 }
 
 /// Lists changes of capacity alerts, newest first.

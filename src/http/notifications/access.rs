@@ -18,6 +18,7 @@ use crate::{
     },
     domain::{
         access::{Caller, Privilege},
+        ids::InstallationId,
         notify::notification::{Scope, Stream},
         turn::outcome::ErrorCode,
     },
@@ -36,6 +37,8 @@ pub(crate) const SOCKET_PATH: &str = "/ws/notifications";
 #[serde(rename_all = "camelCase")]
 struct Allowed {
     subscription: Subscription,
+    /// The tenant of the token, by which an erasure finds the ticket.
+    installation_id: Option<InstallationId>,
     /// Id of the token with which the ticket was requested, unless that is `server.token`.
     token_id: Option<Uuid>,
 }
@@ -99,7 +102,8 @@ pub(crate) fn ticket(request: &HttpRequest) -> Option<SecretString> {
 
 /// The persisted form of what a ticket allows its holder.
 pub(crate) fn allowance(caller: &Caller, subscription: Subscription) -> String {
-    let allowed = Allowed { subscription, token_id: caller.grant().token_id };
+    let installation_id = caller.scope().tenant.clone();
+    let allowed = Allowed { subscription, installation_id, token_id: caller.grant().token_id };
     serde_json::to_string(&allowed).unwrap_or_default()
 }
 
@@ -123,7 +127,7 @@ pub(crate) async fn redeem(
     }
     let seat = state.notifications.seat()?;
     let kept = services.store.take_ticket(hash, arrived).await?.ok_or_else(refused)?;
-    let Allowed { subscription, token_id } = serde_json::from_str(&kept).map_err(|_| refused())?;
+    let Allowed { subscription, installation_id: _, token_id } = serde_json::from_str(&kept).map_err(|_| refused())?;
     let caller = match token_id {
         Some(id) => services.tokens.by_id(id, arrived).ok_or_else(refused)?,
         None => Caller::of_server(),

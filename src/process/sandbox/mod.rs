@@ -50,6 +50,14 @@ use crate::domain::jail::{
 /// Folder of the private `HOME`s in the root of the workspaces.
 const HOMES: &str = ".homes";
 
+/// Start of the name of a `HOME` that is being removed.
+const REMOVED: &str = ".removed-";
+
+/// The name of a tenant's `HOME`.
+fn home_name(tenant: &str) -> String {
+    uuid::Uuid::new_v5(&uuid::Uuid::NAMESPACE_OID, tenant.as_bytes()).to_string()
+}
+
 /// The environment of an agent.
 pub(crate) type AgentEnvironment = BTreeMap<String, SecretString>;
 
@@ -189,9 +197,43 @@ impl Sandbox {
         Ok(Enforcement { ruleset, drops_privileges: true, inherited })
     }
 
+    /// Removes the private `HOME`s of a tenant, of all users that its agents ran as; none of them may run. Returns their
+    /// number. Blocks.
+    ///
+    /// # Errors
+    /// A folder cannot be removed. A retry continues.
+    pub(crate) fn remove_homes(&self, tenant: &str) -> io::Result<u64> {
+        let name = home_name(tenant);
+        let of_tenant = |found: &str, removed: bool| {
+            let found = if removed { found.strip_prefix(REMOVED).unwrap_or_default() } else { found };
+            found == name || found.strip_prefix(&name).is_some_and(|rest| rest.starts_with('-'))
+        };
+        let list = |removed: bool| -> Vec<String> {
+            let entries = fs::read_dir(&self.0.homes).into_iter().flatten().flatten();
+            let names = entries.filter_map(|entry| entry.file_name().into_string().ok());
+            names.filter(|found| of_tenant(found, removed)).collect()
+        };
+        let homes = list(false);
+        for home in &homes {
+            // Renamed first: a process that is still ending cannot add to it by its path.
+            let removed = self.0.homes.join(format!("{REMOVED}{home}"));
+            scratch::remove_tree(&removed);
+            fs::rename(self.0.homes.join(home), removed)?;
+        }
+        // Also those that an earlier removal has left.
+        for removed in list(true) {
+            let path = self.0.homes.join(removed);
+            scratch::remove_tree(&path);
+            if path.exists() {
+                return Err(io::Error::other("not every file could be deleted"));
+            }
+        }
+        Ok(homes.len() as u64)
+    }
+
     /// Makes the `HOME` of a tenant. Its name is no text of a caller.
     fn private_home(&self, tenant: &str, user: Option<RunAs>) -> io::Result<PathBuf> {
-        let name = uuid::Uuid::new_v5(&uuid::Uuid::NAMESPACE_OID, tenant.as_bytes());
+        let name = home_name(tenant);
         // An agent of another user needs to pass through; it cannot list the folder.
         let homes = &self.0.homes;
         if !homes.is_dir() {
@@ -200,7 +242,7 @@ impl Sandbox {
         }
         let home = homes.join(match user {
             Some(user) => format!("{name}-{}", user.uid),
-            None => name.to_string(),
+            None => name,
         });
         match DirBuilder::new().mode(0o700).create(&home) {
             Ok(()) => user.map_or(Ok(()), |user| lchown(&home, Some(user.uid), Some(user.gid)))?,

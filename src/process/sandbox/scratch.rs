@@ -114,7 +114,7 @@ impl Drop for Scratch {
 }
 
 /// Removes a folder, also one whose folders its user made read-only, as module caches do.
-fn remove_tree(path: &Path) {
+pub(crate) fn remove_tree(path: &Path) {
     if fs::remove_dir_all(path).is_err() && path.is_dir() {
         make_writable(path);
         let _ = fs::remove_dir_all(path);

@@ -236,6 +236,11 @@ impl Agents {
         self.sandbox.close();
     }
 
+    /// Removes the private `HOME`s of a tenant, none of whose agents may run; returns their number. Blocks.
+    pub(crate) fn remove_homes(&self, tenant: &str) -> io::Result<u64> {
+        self.sandbox.remove_homes(tenant)
+    }
+
     /// Names of the configured agents, the default first.
     pub(crate) fn names(&self) -> Vec<String> {
         self.agents.iter().map(|agent| agent.settings.name.clone()).collect()

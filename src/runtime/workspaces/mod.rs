@@ -38,7 +38,7 @@ use crate::{
         ids::FolderId,
         turn::outcome::{ErrorCode, Failure},
     },
-    process::user::RunAs,
+    process::{sandbox::scratch::remove_tree, user::RunAs},
 };
 
 /// Folder in the root that holds the baselines. Workspaces are named by UUIDs, so none has this name.
@@ -101,7 +101,7 @@ impl Workspaces {
             let modified = entry.metadata().and_then(|metadata| metadata.modified());
             // Another runtime may use the same root, so only old entries are removed.
             if modified.is_ok_and(|at| at.elapsed().is_ok_and(|age| age > clone_timeout.max(ABANDONED_AFTER))) {
-                fs::remove_dir_all(entry.path())?;
+                remove_tree(&entry.path());
             }
         }
         Ok(Self { allowed, git, git_hosts, clone_timeout, diff, comparing: Mutex::default(), busy: Mutex::default() })
@@ -202,10 +202,19 @@ impl Workspaces {
     ///
     /// # Cancel safety
     /// A dropped future may have removed the workspace.
-    pub(crate) async fn remove(self: &Arc<Self>, workspace: WorkspaceRef) -> Result<RemovedWorkspace, Failure> {
-        if workspace.path.is_some() {
-            let detail = "a folder that was given by `path` is never removed";
-            return Err(Failure::new(ErrorCode::PathNotAllowed, detail));
+    pub(crate) async fn remove(
+        self: &Arc<Self>,
+        workspace: WorkspaceRef,
+        erase: bool,
+    ) -> Result<RemovedWorkspace, Failure> {
+        match workspace.path {
+            Some(path) if erase => return self.erase_baseline_of_path(path).await,
+            Some(_) => {
+                let detail = "a folder that was given by `path` is never removed";
+                return Err(Failure::new(ErrorCode::PathNotAllowed, detail));
+            }
+            None if erase => return self.erase(workspace.folder_id).await,
+            None => {}
         }
         let folder = self.folder(workspace.folder_id);
         let busy = self.busy_with(&folder);
@@ -223,6 +232,34 @@ impl Workspaces {
             removed |= is_workspace;
         }
         Ok(RemovedWorkspace { removed })
+    }
+
+    /// Removes a workspace with its baseline, and deletes all files before it returns. Both are renamed first, to names
+    /// that a repeat finds again.
+    async fn erase(self: &Arc<Self>, id: FolderId) -> Result<RemovedWorkspace, Failure> {
+        let folder = self.folder(id);
+        let busy = self.busy_with(&folder);
+        let _turn = busy.lock().await;
+        let (root, incoming) = (self.allowed.root(), self.allowed.root().join(INCOMING));
+        let moves = [
+            (folder.clone(), incoming.join(format!("{ERASED}{id}"))),
+            (root.join(BASELINES).join(id.to_string()), incoming.join(format!("{ERASED}{id}-baseline"))),
+        ];
+        let removed = tokio::fs::symlink_metadata(&folder).await.is_ok();
+        delete_all(moves.to_vec()).await?;
+        Ok(RemovedWorkspace { removed })
+    }
+
+    /// Deletes the baseline of a folder that a caller gave, and leaves the folder. One that is missing has no baseline
+    /// that could be found.
+    async fn erase_baseline_of_path(self: &Arc<Self>, path: String) -> Result<RemovedWorkspace, Failure> {
+        let Ok(folder) = self.open_allowed_path(path).await else { return Ok(RemovedWorkspace { removed: false }) };
+        let busy = self.busy_with(&folder);
+        let _turn = busy.lock().await;
+        let name = baseline_name(&folder);
+        let (baseline, incoming) = (self.allowed.root().join(BASELINES).join(&name), self.allowed.root().join(INCOMING));
+        delete_all(vec![(baseline, incoming.join(format!("{ERASED}{name}")))]).await?;
+        Ok(RemovedWorkspace { removed: false })
     }
 
     async fn prepare_path(
@@ -303,8 +340,7 @@ impl Workspaces {
 
     /// Baseline of a caller's folder, named by a UUID of its path, since a path itself is not a valid file name.
     fn baseline_of_path(&self, folder: &Path) -> Baseline {
-        let name = uuid::Uuid::new_v5(&uuid::Uuid::NAMESPACE_URL, folder.as_os_str().as_encoded_bytes());
-        self.baseline_named(&name.to_string())
+        self.baseline_named(&baseline_name(folder))
     }
 
     fn baseline_named(&self, name: &str) -> Baseline {
@@ -325,6 +361,36 @@ impl Workspaces {
     }
 }
 
+/// Start of the names of folders in [`INCOMING`] that are being erased.
+const ERASED: &str = "erased-";
+
+/// Moves each folder to its second path and deletes it there, on a blocking thread.
+///
+/// # Errors
+/// `workspace_unavailable` if not every file can be deleted. A retry continues.
+async fn delete_all(moves: Vec<(PathBuf, PathBuf)>) -> Result<(), Failure> {
+    let deleting = tokio::task::spawn_blocking(move || {
+        for (from, to) in &moves {
+            if fs::symlink_metadata(from).is_ok() {
+                // Left by an erasure of the same folder that was interrupted.
+                remove_tree(to);
+                fs::rename(from, to)?;
+            }
+            remove_tree(to);
+            if fs::symlink_metadata(to).is_ok() {
+                return Err(io::Error::other("not every file could be deleted"));
+            }
+        }
+        Ok(())
+    });
+    let deleted = deleting.await.map_err(io::Error::other).and_then(|deleted| deleted);
+    deleted.map_err(|cause| unavailable("workspace", &cause))
+}
+
+fn baseline_name(folder: &Path) -> String {
+    uuid::Uuid::new_v5(&uuid::Uuid::NAMESPACE_URL, folder.as_os_str().as_encoded_bytes()).to_string()
+}
+
 /// Folder of a clone in progress. Dropping it removes what is left in the folder.
 struct Incoming {
     folder: PathBuf,
@@ -335,7 +401,7 @@ impl Drop for Incoming {
         let folder = std::mem::take(&mut self.folder);
         // Removing a large incomplete clone takes long, so a detached thread does it. A failure is cleaned up by a
         // later start.
-        let removed = std::thread::Builder::new().spawn(move || fs::remove_dir_all(folder));
+        let removed = std::thread::Builder::new().spawn(move || remove_tree(&folder));
         drop(removed);
     }
 }

@@ -201,11 +201,9 @@ async fn sparse_file_of_two_gigabytes_is_listed_and_not_read() {
     }
     sparse(&folder.join("grown"), 10);
     let begun = Instant::now();
-    place
-        .workspaces
-        .prepare(PrepareWorkspace { workspace: workspace.clone(), agent: None, checkout: None })
-        .await
-        .unwrap();
+    let request =
+        PrepareWorkspace { workspace: workspace.clone(), agent: None, installation_id: None, checkout: None };
+    place.workspaces.prepare(request, None).await.unwrap();
     assert!(place.workspaces.diff(workspace.clone()).await.unwrap().files.is_empty());
     sparse(&folder.join("changed"), 3 << 30);
     sparse(&folder.join("grown"), 2 << 30);

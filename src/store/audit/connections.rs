@@ -147,12 +147,15 @@ impl Store {
         mut new: NewConnection,
         counts: Option<OutcomeCount>,
     ) -> Result<(), StoreError> {
-        let key = new.key.clone();
+        let (key, session, erasures) = (new.key.clone(), new.session_id, self.erasures().clone());
         let session_notice = new.session_id.zip(new.session_notice.take());
         let mut session_notice = session_notice
             .map(|(id, session_notice)| SessionNoticeRows::new(key.clone(), id, None, session_notice, new.now));
         let record = ConnectionRecord::new(new);
         self.write_when_there_is_room(move |tx| {
+            if erasures.is_late(&key, session) {
+                return Ok(());
+            }
             let insert = diesel::insert_into(acp_connections::table).values(&record).on_conflict_do_nothing();
             let inserted = execute!(tx.connection, insert)?;
             tx.rows += inserted;
@@ -226,6 +229,7 @@ impl Store {
     /// Records a change of status. Waits for room in the queue and for the commit, as [`Store::append`] does. Safe to retry:
     /// one id is one row. A dropped future may have written.
     pub(crate) async fn record_connection_event(&self, new: NewConnectionEvent) -> Result<(), StoreError> {
+        let (key, session, erasures) = (new.key.clone(), new.session_id, self.erasures().clone());
         let session_notice = new.session_id.zip(new.session_notice);
         let mut session_notice = session_notice
             .map(|(id, session_notice)| SessionNoticeRows::new(new.key.clone(), id, None, session_notice, new.now));
@@ -241,6 +245,9 @@ impl Store {
             created_us: new.now.0,
         };
         self.write_when_there_is_room(move |tx| {
+            if erasures.is_late(&key, session) {
+                return Ok(());
+            }
             let insert = diesel::insert_into(connection_events::table).values(&record).on_conflict_do_nothing();
             let inserted = execute!(tx.connection, insert)?;
             tx.rows += inserted;

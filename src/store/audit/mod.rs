@@ -7,7 +7,7 @@ pub(crate) mod summary;
 use diesel::{BoolExpressionMethods, ExpressionMethods, OptionalExtension, QueryDsl, RunQueryDsl};
 
 use super::{
-    Store, StoreError, automation,
+    Store, StoreError, automation, erasure,
     engine::{
         columns::{self, Cursor, Listed, Page, page_of},
         connection::AnyConnection,
@@ -18,7 +18,8 @@ use super::{
 };
 use crate::{
     contract::audit::{
-        AutomationRunItem, CapacityAlertItem, ConnectionItem, MigrationItem, NotificationItem, RollbackEventItem,
+        AutomationRunItem, CapacityAlertItem, ConnectionItem, ErasureItem, MigrationItem, NotificationItem,
+        RollbackEventItem,
     },
     domain::{
         clock::Timestamp,
@@ -108,6 +109,7 @@ listed! {
     AutomationRunItem by created_at, run_id;
     CapacityAlertItem by created_at, event_id;
     NotificationItem by created_at, notification_id;
+    ErasureItem by created_at, erasure_id;
 }
 
 impl From<NotificationRow> for NotificationItem {
@@ -190,6 +192,16 @@ impl Store {
             let records: Vec<automation::Record> =
                 page!(connection, automation_runs, created_us, run_id, filter, page, session_id)?;
             records.into_iter().map(automation::Record::read).collect()
+        })
+        .await
+    }
+
+    /// A page of erasures. Cancel-safe.
+    pub(crate) async fn list_erasures(&self, filter: AuditFilter, page: Page) -> Result<Vec<ErasureItem>, StoreError> {
+        self.read(move |connection| {
+            let records: Vec<erasure::Record> =
+                page!(connection, erasures, created_us, erasure_id, filter, page, session_id)?;
+            records.into_iter().map(erasure::Record::read).collect()
         })
         .await
     }

@@ -79,7 +79,10 @@ pub(crate) enum Purpose {
 const SQLITE_BUSY_TIMEOUT_MS: u32 = 5000;
 
 /// With `synchronous = FULL` acknowledged writes survive a power failure; NORMAL would lose the last commits.
-const SQLITE_WRITE: &str = "PRAGMA synchronous = FULL; PRAGMA foreign_keys = ON; PRAGMA temp_store = MEMORY;";
+/// `secure_delete = FAST` overwrites deleted content in pages that are written anyway; free pages keep theirs until they
+/// are returned to the file system.
+const SQLITE_WRITE: &str = "PRAGMA synchronous = FULL; PRAGMA foreign_keys = ON; PRAGMA temp_store = MEMORY; \
+     PRAGMA secure_delete = FAST;";
 const SQLITE_READ: &str = "PRAGMA query_only = ON; PRAGMA foreign_keys = ON; PRAGMA temp_store = MEMORY;";
 
 /// No statement takes a second; one that takes 30 would block a turn and everything queued behind it. Schema upgrades

@@ -84,8 +84,12 @@ impl Store {
         session_notice: SessionNotice,
         now: Timestamp,
     ) -> Result<(), StoreError> {
-        let mut session_notice = SessionNoticeRows::new(key, session_id, None, session_notice, now);
-        self.write_when_there_is_room(move |tx| session_notice.write_for_each(tx)).await
+        let erasures = self.erasures().clone();
+        let mut session_notice = SessionNoticeRows::new(key.clone(), session_id, None, session_notice, now);
+        self.write_when_there_is_room(move |tx| {
+            if erasures.is_late(&key, Some(session_id)) { Ok(()) } else { session_notice.write_for_each(tx) }
+        })
+        .await
     }
 
     /// Writes a new session, and its workspace if that is new. In the same transaction notifies the session's user, and

@@ -298,8 +298,14 @@ impl Store {
     /// # Cancel safety
     /// A dropped future may have written.
     pub(crate) async fn record_migration(&self, step: MigrationItem) -> Result<(), StoreError> {
+        let erasures = self.erasures().clone();
+        let (installation_id, workspace_id) = (step.installation_id.clone(), step.workspace_id.clone());
+        let key = WorkspaceKey { installation_id, workspace_id };
         let record = MigrationRecord::new(step);
         self.write(move |tx| {
+            if erasures.is_late(&key, None) {
+                return Ok(());
+            }
             let insert = diesel::insert_into(protocol_migrations::table).values(&record).on_conflict_do_nothing();
             tx.rows += execute!(tx.connection, insert)?;
             Ok(())

@@ -248,8 +248,15 @@ impl Store {
     /// Safe to retry with the same value after any error or a dropped future: if an earlier attempt was written, the
     /// outcome is [`SavedRoute::Saved`] and nothing is written again.
     pub(crate) async fn save_route(&self, save: SaveRoute) -> Result<SavedRoute, StoreError> {
+        let (key, erasures) = (save.key.clone(), self.erasures().clone());
         let mut decision = Decision::new(save)?;
-        self.write(move |tx| decision.save(tx)).await
+        self.write(move |tx| {
+            if erasures.is_late(&key, None) {
+                return Err(StoreError::Conflict(format!("the workspace {key} is being erased")));
+            }
+            decision.save(tx)
+        })
+        .await
     }
 
     /// Reads the route of a workspace; `None` if none was ever written. Cancel-safe.

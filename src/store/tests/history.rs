@@ -1,4 +1,4 @@
-//! Retention of sessions, turns and transcripts, removal of folders, and erasure of a tenant, at chosen times.
+//! Retention of sessions, turns and transcripts, and removal of folders, at chosen times.
 
 use std::time::Duration;
 
@@ -92,7 +92,7 @@ both_databases! {
         for (now, rows) in [(at(day(1) - 1), 0), (at(day(1) + 2), 1)] {
             assert_eq!(prune(&store, Removed::Turns, &everyone, now, now).await, rows, "{now}");
         }
-        assert_eq!(store.protected_turns("acme".parse().unwrap(), at(day(2))).await.unwrap(), 0);
+        assert!(store.newest_prompt(session).await.unwrap().is_none());
     }
 
     async fn recent_entries_and_those_of_other_tenants_are_kept(database: TestDatabase) {
@@ -170,26 +170,5 @@ both_databases! {
             assert_eq!(store.unused_folders(UnusedFolders::Ephemeral, 10).await.unwrap().len(), count, "{state:?}");
         }
         assert!(store.is_folder_unused(key, UnusedFolders::Ephemeral).await.unwrap());
-    }
-
-    async fn erased_tenant_has_no_rows_but_the_records_of_its_erasure(database: TestDatabase) {
-        let store = database.open();
-        for tenant in ["acme", "other"] {
-            let session = session_of(&store, tenant, 0, SessionState::Closed).await;
-            turn_of(&store, tenant, session, 10, true).await;
-        }
-        let (now, acme) = (at(0).plus(3 * DAY), "acme".parse().unwrap());
-        let only = Tenants::Only("acme".parse().unwrap());
-        for kind in [Removed::Transcripts, Removed::Turns, Removed::Sessions] {
-            prune(&store, kind, &only, now, now).await;
-        }
-        store.folder_removed(key("acme", "web"), removal(now)).await.unwrap();
-        prune(&store, Removed::Workspaces, &only, now, now).await;
-        let erasure = Removal { cause: RemovalCause::Erasure, ..removal(now) };
-        assert_eq!(store.erase_records(acme, 100, erasure).await.unwrap(), 0, "no other rows were written");
-        assert_eq!(store.workspace(key("acme", "web")).await.unwrap(), None);
-        assert!(store.workspace(key("other", "web")).await.unwrap().is_some());
-        assert_eq!(store.removals("acme".parse().unwrap()).await.unwrap().len(), 5);
-        assert!(store.removals("other".parse().unwrap()).await.unwrap().is_empty());
     }
 }

@@ -291,6 +291,39 @@ impl Handshake {
         opened.map_err(|failure| noise.lock().quoted_in(failure))
     }
 
+    /// Has the agent remove conversations from its history, and returns how many it removed before the limit; 0 if it does
+    /// not offer that.
+    pub(crate) async fn delete(
+        mut self,
+        request: &OpenRequest,
+        conversations: &[String],
+        auth_method: Option<&str>,
+        limit: HandshakeLimit,
+    ) -> Result<usize, Failure> {
+        let agent = Initialized::read(&limit.keep(self.initialize(request)).await?)?;
+        if agent.agent_capabilities.session_capabilities.delete.is_none() {
+            return Ok(0);
+        }
+        let mut removed = 0;
+        for id in conversations {
+            let params = json!({"sessionId": id});
+            let answer = match limit.keep(self.call(agent_method::SESSION_DELETE, &params)).await {
+                Ok(Err(error)) if error.code == jsonrpc::AUTH_REQUIRED && auth_method.is_some() => {
+                    limit.keep(self.authenticate(&agent, auth_method, &error)).await?;
+                    limit.keep(self.call(agent_method::SESSION_DELETE, &params)).await
+                }
+                answer => answer,
+            };
+            match answer {
+                Ok(Ok(_)) => removed += 1,
+                Ok(Err(error)) => tracing::info!(marker = "[ACP]", %error, "agent did not remove a conversation"),
+                // The rest would fail too.
+                Err(_) => break,
+            }
+        }
+        Ok(removed)
+    }
+
     async fn converse(mut self, request: &OpenRequest, auth_method: Option<&str>) -> Result<OpenedSession, Failure> {
         let agent = Initialized::read(&self.initialize(request).await?)?;
         let begun = self.begin(request, &agent, auth_method).await?;

@@ -18,7 +18,7 @@ use self::{
     reapply::reapply,
 };
 use super::{
-    AdoptRequest, AdoptedSession, AgentFacts, HandshakeTimeouts, OpenRequest, OpenedSession, Transport,
+    AdoptRequest, AdoptedSession, AgentFacts, DeleteRequest, HandshakeTimeouts, OpenRequest, OpenedSession, Transport,
     pipe::Pipe,
     socket::{self, websocket::Endpoint},
 };
@@ -53,6 +53,20 @@ impl Transport for AcpTransport {
             let choices = request.choices.clone();
             let opened = this.connect_and_handshake(request, limit).await?;
             reapply(opened, choices, limit).await
+        }
+        .boxed()
+    }
+
+    fn delete(&self, request: DeleteRequest) -> BoxFuture<'static, Result<usize, Failure>> {
+        let this = self.clone();
+        async move {
+            let agent = request.open.agent.as_deref();
+            let limit = HandshakeLimit::start(this.handshake_timeouts.of(agent));
+            let auth_method = this.auth_methods.get(agent.unwrap_or_default()).cloned();
+            let connected = limit.keep(socket::connect(&this.endpoint, None)).await?;
+            let peer = Peer::Runtime { resumable: false };
+            let handshake = Handshake::new(connected.pipe, connected.delivered, peer);
+            handshake.delete(&request.open, &request.conversations, auth_method.as_deref(), limit).await
         }
         .boxed()
     }

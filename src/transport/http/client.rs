@@ -13,8 +13,8 @@ use crate::{
         keep_alive::CLIENT_KEEP_ALIVE,
         problem::Problem,
         runtime::{
-            AgentProcesses, CountProcesses, DiffWorkspace, PrepareWorkspace, PreparedWorkspace, RemoveWorkspace,
-            RemovedWorkspace, RuntimeStatus, WorkspaceDiff,
+            AgentProcesses, CountProcesses, DiffWorkspace, PrepareWorkspace, PreparedWorkspace, RemoveTenant,
+            RemoveWorkspace, RemovedHomes, RemovedWorkspace, RuntimeStatus, WorkspaceDiff,
         },
     },
     domain::{
@@ -173,6 +173,8 @@ pub(crate) struct WorkspaceClient {
 
 /// Limit for requests that only read. A diff of a large checkout takes several seconds.
 const READ_TIMEOUT: Duration = Duration::from_secs(60);
+/// Limit for the deletion of all files of a folder; a million of them take about a minute.
+const ERASE_TIMEOUT: Duration = Duration::from_secs(600);
 /// Attempts of a request whose connection closes without an answer. Each failure removes one connection from the pool.
 const TRIES: u32 = 3;
 /// Added to the limit of a clone, so that the runtime's specific error arrives before this side times out.
@@ -219,12 +221,21 @@ impl WorkspaceClient {
         self.post("workspace/diff", request, READ_TIMEOUT).await
     }
 
-    /// Removes the folder of a workspace. Takes at most 60 s.
+    /// Removes the folder of a workspace. Takes at most 60 s, and up to 10 minutes to erase it.
     ///
     /// # Errors
     /// The failure of the runtime, or [`ErrorCode::RuntimeUnavailable`]. Idempotent, so a retry is safe.
     pub(crate) async fn remove(&self, request: &RemoveWorkspace) -> Result<RemovedWorkspace, Failure> {
-        self.post("workspace/remove", request, READ_TIMEOUT).await
+        let limit = if request.erase { ERASE_TIMEOUT } else { READ_TIMEOUT };
+        self.post("workspace/remove", request, limit).await
+    }
+
+    /// Removes the private home folders of a tenant. Takes at most 10 minutes.
+    ///
+    /// # Errors
+    /// The failure of the runtime, or [`ErrorCode::RuntimeUnavailable`]. Idempotent, so a retry is safe.
+    pub(crate) async fn remove_homes(&self, request: &RemoveTenant) -> Result<u64, Failure> {
+        Ok(self.post::<RemovedHomes>("tenant/remove", request, ERASE_TIMEOUT).await?.homes)
     }
 
     /// Returns the runtime's status. Takes at most 2 s.

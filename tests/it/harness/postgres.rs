@@ -41,6 +41,27 @@ impl PostgresDatabase {
         url.to_string()
     }
 
+    /// The rows of all tables that contain a text.
+    pub(crate) fn rows_with(&self, part: &str) -> Vec<String> {
+        use diesel::{Connection, PgConnection, QueryableByName, RunQueryDsl, sql_types::Text};
+        #[derive(QueryableByName)]
+        struct Row {
+            #[diesel(sql_type = Text)]
+            text: String,
+        }
+        let mut connection = PgConnection::establish(&self.url()).expect("the PostgreSQL server answers");
+        let mut read = |query: &str| -> Vec<String> {
+            let rows: Vec<Row> = diesel::sql_query(query).load(&mut connection).expect(query);
+            rows.into_iter().map(|row| row.text).collect()
+        };
+        let tables =
+            read("SELECT table_name::text AS text FROM information_schema.tables WHERE table_schema = 'public'");
+        tables
+            .iter()
+            .flat_map(|table| read(&format!("SELECT t::text AS text FROM \"{table}\" t WHERE t::text LIKE '%{part}%'")))
+            .collect()
+    }
+
     fn execute(&self, sql: &str) {
         use diesel::{Connection, PgConnection, RunQueryDsl};
         let mut connection = PgConnection::establish(&self.maintenance).expect("the PostgreSQL server answers");

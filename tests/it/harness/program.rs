@@ -89,6 +89,11 @@ impl Builder {
         self
     }
 
+    /// The folder in which it works.
+    pub(crate) fn path(&self) -> std::path::PathBuf {
+        self.folder.path().to_owned()
+    }
+
     /// Works in this folder instead of a new one.
     pub(crate) fn folder(mut self, folder: &Folder) -> Self {
         self.folder = folder.clone();
