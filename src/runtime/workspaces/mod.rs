@@ -3,7 +3,6 @@
 pub(crate) mod diff;
 pub(crate) mod folders;
 pub(crate) mod git;
-pub(crate) mod ownership;
 pub(crate) mod repository;
 
 use std::{
@@ -33,7 +32,7 @@ use crate::{
         ids::FolderId,
         turn::outcome::{ErrorCode, Failure},
     },
-    process::user::RunAs,
+    process::user::{self, RunAs},
 };
 
 /// Folder in the root that holds the baselines. Workspaces are named by UUIDs, so none has this name.
@@ -82,7 +81,7 @@ impl Workspaces {
         let incoming = allowed.root().join(INCOMING);
         for folder in [&incoming, &allowed.root().join(BASELINES)] {
             fs::create_dir_all(folder)?;
-            if rustix::process::geteuid().is_root() {
+            if user::is_root() {
                 // git passes through as the user of an agent; it cannot list the folder.
                 fs::set_permissions(folder, fs::Permissions::from_mode(0o711))?;
             }
@@ -195,11 +194,7 @@ impl Workspaces {
         Ok(RemovedWorkspace { removed })
     }
 
-    async fn prepare_path(
-        self: &Arc<Self>,
-        path: String,
-        user: Option<RunAs>,
-    ) -> Result<PreparedWorkspace, Failure> {
+    async fn prepare_path(self: &Arc<Self>, path: String, user: Option<RunAs>) -> Result<PreparedWorkspace, Failure> {
         let folder = self.open_allowed_path(path).await?;
         let busy = self.busy_with(&folder);
         let _turn = busy.lock().await;
