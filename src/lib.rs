@@ -74,7 +74,9 @@
 //! | an `Idempotency-Key` opens one session | `actors/workspaces/once.rs`, `store/session_keys.rs` |
 //! | an agent is confined | `process/sandbox`: which paths (`mod.rs`, `places.rs`, `package.rs`), the kernel's rules (`ruleset.rs`), between fork and exec (`enforce.rs`) |
 //! | this process protects itself, and agents get back its umask and limits | `process/inherited.rs` |
-//! | an agent is killed | `process/watch.rs`; with a control group `process/cgroup.rs`; `process/orphans.rs` kills processes that left the group |
+//! | an agent is killed | `process/watch.rs`; with a control group `process/cgroup.rs`; `process/orphans.rs` kills processes that left the group, found by parentage (`process/tree.rs`) |
+//! | an agent's resources are limited | `domain/jail/limits.rs`; `process/cgroup.rs` |
+//! | a tenant gets a user of its own | `domain/jail/pool.rs`, `process/pool.rs`; `process/ownership.rs` hands the workspace over, and `process/user.rs` gives a thread the rights of the user |
 //! | work of an agent outside a turn | `domain/session/background.rs` decides, `actors/session/background.rs` applies, `actors/session/woken.rs` records |
 //! | the agent of a killed supervisor is found again | `actors/session/adoption.rs`, called by `app/sessions.rs` (running turns, background) and `actors/workspaces/mod.rs` (loads) |
 //! | mode, model and options survive the agent | `domain/session/choices.rs` decides, `actors/session/choices.rs` keeps them, `transport/acp/reapply.rs` sets them in a fresh agent |
@@ -151,8 +153,9 @@
 //! 6. Text reaches disk, notification or log only as [`Redacted`](domain::redaction::Redacted), and JSON only as
 //!    [`RedactedJson`](domain::redaction::RedactedJson); a secret has a type that cannot be printed.
 //! 7. Every queue is bounded; its doc comment says why that number and what happens when it is full.
-//! 8. A child process never outlives its session. It runs in its own process group, and in a control group if one can
-//!    be created; `process/watch.rs` kills the whole group and reaps it.
+//! 8. A child process never outlives its session. It leads its own session and process group, and runs in a control group
+//!    if one can be created; `process/watch.rs` kills the whole group and reaps it, `process/orphans.rs` the rest of the
+//!    tree. Files of an agent of another user are read with that user's rights.
 //!    Agents, headless commands and terminal commands run in a jail, which is made before fork and applied between fork
 //!    and exec; a start whose jail is refused fails.
 //! 9. HTTP status codes are chosen in [`contract::problem`], the environment is read in [`config`], metric names are in

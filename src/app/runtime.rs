@@ -8,7 +8,10 @@ use uuid::Uuid;
 use super::AppError;
 use crate::{
     config::{Config, DEFAULT_AGENT, Loaded, environment::current_program, sections::Agent},
-    domain::{heartbeat::Heartbeat, jail::pool::UserPool},
+    domain::{
+        heartbeat::Heartbeat,
+        jail::{limits::ResourceLimits, pool::UserPool},
+    },
     process::{
         inherited::Inherited,
         sandbox::{JailSettings, OwnPaths},
@@ -201,6 +204,11 @@ fn jail_of(agent: &Agent, place: &Place) -> JailSettings {
         read: agent.read.clone(),
         write: agent.write.clone(),
         ports: agent.ports.clone(),
+        limits: ResourceLimits {
+            processes: agent.max_processes,
+            memory_bytes: agent.max_memory_bytes,
+            cpu_percent: agent.max_cpu_percent,
+        },
         has_private_home: has_pool || agent.home.is_private(!place.is_separate, agent.env.contains_key("HOME")),
     }
 }

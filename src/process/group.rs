@@ -6,11 +6,11 @@
 
 use std::{
     any::Any,
-    ffi::OsString,
+    ffi::{CString, OsString},
     io,
     os::{
         fd::{OwnedFd, RawFd},
-        unix::process::CommandExt,
+        unix::{ffi::OsStringExt, process::CommandExt},
     },
     path::{Path, PathBuf},
     process::{Command, Stdio},
@@ -33,6 +33,7 @@ use super::{
     user::RunAs,
     watch::{GroupWatch, TaskCount},
 };
+use crate::domain::jail::limits::ControlGroupState;
 
 /// Commands queued for the keeper. A start takes about a millisecond; when the queue is full, [`spawn`] waits.
 const STARTS_IN_QUEUE: usize = 64;
@@ -163,24 +164,25 @@ pub(crate) async fn spawn(command: GroupCommand, held: impl Any + Send) -> Resul
     let cwd = command.cwd.clone();
     let hides_files = command.jail.as_ref().is_some_and(|jail| jail.hides_files());
     let failed = |cause: io::Error| SpawnError { program: program.clone(), cause };
-    let keeper = keeper(None).map_err(|kind| failed(io::Error::new(kind, "the process keeper thread is not running")))?;
+    let keeper =
+        keeper(None).map_err(|kind| failed(io::Error::new(kind, "the process keeper thread is not running")))?;
     let gone = || failed(io::Error::other("the process keeper thread has ended"));
     let (reply, answer) = oneshot::channel();
-    keeper.send(Start { command, held: Box::new(held), reply }).await.map_err(|_| gone())?;
+    keeper.starts.send(Start { command, held: Box::new(held), reply }).await.map_err(|_| gone())?;
     let started = answer.await.map_err(|_| gone())?.map_err(|cause| failed(explain(cause, &cwd, hides_files)))?;
     let input = started.input.map(pipe::Sender::from_owned_fd).transpose().map_err(failed)?;
     let output = pipe::Receiver::from_owned_fd(started.output).map_err(failed)?;
     Ok(Spawned { input, output, life: started.life, exit: started.exit })
 }
 
-/// Starts the keeper, which from then on adopts orphans, and kills processes that a dead run of this program left.
+/// Starts the keeper and returns what control groups do here. From then on the keeper adopts orphans, and kills processes that a dead run of this program left.
 /// [`spawn`] starts it too; a program that spawns later calls this at its start. `report` gets the numbers of processes of
 /// ended groups that could not be killed; only that of the first call is used.
 ///
 /// # Errors
 /// The thread or its runtime cannot be created. Later calls return the same error.
-pub(crate) fn prepare(report: ReportSurvivors) -> io::Result<()> {
-    keeper(Some(report)).map(drop).map_err(io::Error::from)
+pub(crate) fn prepare(report: ReportSurvivors) -> io::Result<ControlGroupState> {
+    keeper(Some(report)).map(|keeper| keeper.control_groups.clone()).map_err(io::Error::from)
 }
 
 /// Distinguishes a missing working directory from a missing program, and a program that the jail hides from one that
@@ -209,32 +211,44 @@ struct Started {
     exit: Exit,
 }
 
-/// Returns the keeper's queue, which is static because all children of a process share one parent, whichever part of
+/// The thread that keeps all children.
+struct Keeper {
+    starts: mpsc::Sender<Start>,
+    control_groups: ControlGroupState,
+}
+
+/// Returns the keeper, which is static because all children of a process share one parent, whichever part of
 /// the program starts them.
-fn keeper(report: Option<ReportSurvivors>) -> Result<&'static mpsc::Sender<Start>, io::ErrorKind> {
-    static KEEPER: OnceLock<Result<mpsc::Sender<Start>, io::ErrorKind>> = OnceLock::new();
+fn keeper(report: Option<ReportSurvivors>) -> Result<&'static Keeper, io::ErrorKind> {
+    static KEEPER: OnceLock<Result<Keeper, io::ErrorKind>> = OnceLock::new();
     let keeper = KEEPER.get_or_init(|| {
         let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().map_err(|e| e.kind())?;
         let (queue, starts) = mpsc::channel(STARTS_IN_QUEUE);
+        let orphans = Orphans::new();
+        let groups = ControlGroups::find(orphans.run());
+        let control_groups = groups.state();
+        let report = report.unwrap_or_else(|| Box::new(|_| ()));
         std::thread::Builder::new()
             .name("process-keeper".into())
-            .spawn(move || runtime.block_on(keep_all(starts, report.unwrap_or_else(|| Box::new(|_| ())))))
+            .spawn(move || runtime.block_on(keep_all(starts, orphans, groups, report)))
             .map_err(|e| e.kind())?;
-        Ok(queue)
+        Ok(Keeper { starts: queue, control_groups })
     });
     keeper.as_ref().map_err(|kind| *kind)
 }
 
-async fn keep_all(mut starts: mpsc::Receiver<Start>, report: ReportSurvivors) {
+async fn keep_all(
+    mut starts: mpsc::Receiver<Start>,
+    orphans: Orphans,
+    control_groups: ControlGroups,
+    report: ReportSurvivors,
+) {
     // Orphans of children become children of this process, so that they can be found and reaped.
     // SAFETY: prctl with these arguments touches no memory.
     if unsafe { libc::prctl(libc::PR_SET_CHILD_SUBREAPER, 1, 0, 0, 0) } != 0 {
         tracing::warn!(cause = %io::Error::last_os_error(), "orphans of agents cannot be adopted");
     }
-    let orphans = Orphans::new();
     orphans.kill_those_of_dead_predecessors();
-    let control_groups = ControlGroups::find(orphans.run());
-    tracing::debug!(allowed = control_groups.are_allowed(), "control groups checked");
     tokio::spawn(orphans.clone().sweep_after_each_end(report));
     while let Some(Start { command, held, reply }) = starts.recv().await {
         // If the caller has been dropped, dropping the answer drops the `Life`, and the group ends.
@@ -252,15 +266,12 @@ fn start(
     control_groups: &ControlGroups,
 ) -> io::Result<Started> {
     let mark = orphans.next_mark();
-    let control_group = control_groups.make(mark.group());
+    let limits = command.jail.as_ref().map(|jail| jail.limits).unwrap_or_default();
+    let control_group = control_groups.make(mark.group(), limits);
     let entrance = control_group.as_ref().map(ControlGroup::entrance);
     let mut process = Command::new(&command.program);
     process.args(&command.args).env_clear().envs(command.env).env(orphans::MARK, mark.value());
     process.current_dir(&command.cwd);
-    if let Some(user) = &command.run_as {
-        // The standard library drops this program's supplementary groups when it changes the user id.
-        process.gid(user.gid).uid(user.uid);
-    }
     process.stdin(if command.streams == Streams::Dialogue { Stdio::piped() } else { Stdio::null() });
     let merged = if command.streams == Streams::Merged {
         let (reader, writer) = io::pipe()?;
@@ -270,9 +281,10 @@ fn start(
         process.stdout(Stdio::piped()).stderr(Stdio::piped());
         None
     };
-    let parent = std::process::id();
+    let cwd = CString::new(command.cwd.into_os_string().into_vec())?;
+    let before = BeforeExec { parent: std::process::id(), entrance, user: command.run_as, cwd, limits: command.limits, jail: command.jail };
     // SAFETY: between fork and exec only async-signal-safe calls are made and nothing is allocated.
-    unsafe { process.pre_exec(move || before_exec(parent, entrance, command.limits, command.jail.as_deref())) };
+    unsafe { process.pre_exec(move || before.apply()) };
     let mut child = process.spawn()?;
     // The command holds the write end of the merged pipe. While it is open, the reader would never see the end.
     drop(process);
@@ -306,35 +318,76 @@ fn start(
     })
 }
 
-/// Runs in the child between fork and exec, where only async-signal-safe calls are allowed.
-fn before_exec(parent: u32, entrance: Option<RawFd>, limits: Limits, jail: Option<&Enforcement>) -> io::Result<()> {
-    let is_in_control_group = entrance.is_some_and(cgroup::enter);
+/// Everything that a child does to itself. Made before fork.
+struct BeforeExec {
+    parent: u32,
+    entrance: Option<RawFd>,
+    user: Option<RunAs>,
+    cwd: CString,
+    limits: Limits,
+    jail: Option<Arc<Enforcement>>,
+}
+
+impl BeforeExec {
+    /// Runs in the child between fork and exec, where only async-signal-safe calls are allowed.
+    fn apply(&self) -> io::Result<()> {
+        // First: as another user the child may not enter the group.
+        let is_in_control_group = self.entrance.is_some_and(cgroup::enter);
+        lead(is_in_control_group)?;
+        if let Some(user) = self.user {
+            become_user(user)?;
+            // A folder that the user cannot enter is an error of the start.
+            // SAFETY: the path is a C string.
+            check(unsafe { libc::chdir(self.cwd.as_ptr()) })?;
+        }
+        end_with(self.parent)?;
+        // Covers descriptors that a library opened without close-on-exec. The call fails harmlessly before Linux 5.11.
+        // SAFETY: a system call without pointers.
+        unsafe { libc::syscall(libc::SYS_close_range, 3, u32::MAX, libc::CLOSE_RANGE_CLOEXEC) };
+        self.limits.apply();
+        // Last: the steps before need what the jail forbids.
+        self.jail.as_deref().map_or(Ok(()), Enforcement::apply)
+    }
+}
+
+fn check(result: libc::c_int) -> io::Result<()> {
+    if result < 0 { Err(io::Error::last_os_error()) } else { Ok(()) }
+}
+
+/// Begins a session, and with it a process group; see the module `orphans`.
+fn lead(is_in_control_group: bool) -> io::Result<()> {
     // SAFETY: plain system calls without pointers.
     unsafe {
-        // Its own session, and with it its own process group; see the module `orphans`.
-        if libc::setsid() < 0 {
-            return Err(io::Error::last_os_error());
-        }
+        check(libc::setsid())?;
         // Its daemons stay below it, so that they are found by parentage. In a control group they need not, and would be
         // zombies of an agent that reaps only what it started.
-        if !is_in_control_group && libc::prctl(libc::PR_SET_CHILD_SUBREAPER, 1, 0, 0, 0) != 0 {
-            return Err(io::Error::last_os_error());
-        }
-        // Must follow the change of user, because that clears the setting.
-        if libc::prctl(libc::PR_SET_PDEATHSIG, libc::SIGKILL, 0, 0, 0) != 0 {
-            return Err(io::Error::last_os_error());
-        }
-        // The parent may have died before the call above; its signal would never come.
-        if u32::try_from(libc::getppid()) != Ok(parent) {
-            return Err(io::Error::from_raw_os_error(libc::ESRCH));
-        }
-        // Covers descriptors that a library opened without close-on-exec. The call fails harmlessly before Linux
-        // 5.11.
-        libc::syscall(libc::SYS_close_range, 3, u32::MAX, libc::CLOSE_RANGE_CLOEXEC);
+        if is_in_control_group { Ok(()) } else { check(libc::prctl(libc::PR_SET_CHILD_SUBREAPER, 1, 0, 0, 0)) }
     }
-    limits.apply();
-    // Last: the steps before need what the jail forbids.
-    jail.map_or(Ok(()), Enforcement::apply)
+}
+
+/// Changes the user, without any supplementary group.
+fn become_user(user: RunAs) -> io::Result<()> {
+    // SAFETY: a list of no groups needs no memory.
+    unsafe {
+        check(libc::setgroups(0, std::ptr::null()))?;
+        check(libc::setgid(user.gid))?;
+        check(libc::setuid(user.uid))
+    }
+}
+
+/// Has the kernel kill the calling process when its parent dies.
+fn end_with(parent: u32) -> io::Result<()> {
+    // SAFETY: plain system calls without pointers.
+    unsafe {
+        // Must follow the change of user, because that clears the setting.
+        check(libc::prctl(libc::PR_SET_PDEATHSIG, libc::SIGKILL, 0, 0, 0))?;
+        // The parent may have died before the call above; its signal would never come.
+        if u32::try_from(libc::getppid()) == Ok(parent) {
+            Ok(())
+        } else {
+            Err(io::Error::from_raw_os_error(libc::ESRCH))
+        }
+    }
 }
 
 #[cfg(test)]
@@ -467,7 +520,8 @@ mod tests {
     #[tokio::test]
     async fn daemon_of_a_double_fork_without_environment_is_killed_with_its_group() {
         let other = spawn(shell("exec sleep 1000", Streams::Output), ()).await.unwrap();
-        let mut spawned = spawn(shell(&format!("{ESCAPE}; wait; exec sleep 1000"), Streams::Output), ()).await.unwrap();
+        let mut spawned =
+            spawn(shell(&format!("{ESCAPE}; wait; exec sleep 1000"), Streams::Output), ()).await.unwrap();
         let escaped = printed_pid(&mut spawned.output).await;
         assert!(runs(escaped));
         drop(spawned.life);
@@ -480,7 +534,8 @@ mod tests {
     async fn daemon_of_a_crashed_leader_is_killed_before_its_permit_is_released() {
         let permits = Arc::new(tokio::sync::Semaphore::new(1));
         let permit = permits.clone().acquire_owned().await.unwrap();
-        let mut spawned = spawn(shell(&format!("{ESCAPE}; sleep 0.1; exit 1"), Streams::Output), permit).await.unwrap();
+        let mut spawned =
+            spawn(shell(&format!("{ESCAPE}; sleep 0.1; exit 1"), Streams::Output), permit).await.unwrap();
         let escaped = printed_pid(&mut spawned.output).await;
         drop(permits.acquire().await.unwrap());
         assert!(!runs(escaped));

@@ -2,7 +2,7 @@
 
 use std::{fs, os::linux::fs::MetadataExt};
 
-use super::orphans::{run_lives, run_of_this_process};
+use super::run::{run_lives, run_of_this_process};
 
 /// The identity of this process: the boot of the machine, the process with its start time, its network, and the name of
 /// the machine for people.

@@ -1,12 +1,6 @@
 //! The processes of a group, wherever they have moved: found by parentage, by their mark, and in the group's control group.
 
-use std::{
-    collections::HashSet,
-    fs,
-    path::Path,
-    sync::Arc,
-    time::Duration,
-};
+use std::{collections::HashSet, fs, path::Path, sync::Arc, time::Duration};
 
 use super::{
     orphans::{Mark, mark_of},

@@ -4,7 +4,7 @@
 //! its descendants, unless the group has a control group ([`cgroup`](crate::process::cgroup)), and this process is the
 //! subreaper of all. A descendant of a leader therefore becomes a child of this process only when its leader has ended, when
 //! its leader gave up that duty, or when its control group is the guarantee. Leaders begin a session of their own, and a
-//! process can never join the session of this process, so such children are told apart from those that other parts of this
+//! process can never join the session of this process, so such children differ from those that other parts of this
 //! program started and wait for: only adopted children are killed or reaped here.
 //!
 //! All that needs no environment, so clearing it hides nothing. The mark in the environment finds processes after the
@@ -14,7 +14,6 @@
 use std::{
     collections::{HashMap, HashSet},
     fs,
-    os::linux::fs::MetadataExt,
     sync::Arc,
     time::{Duration, Instant},
 };
@@ -24,16 +23,19 @@ use tokio::sync::{Notify, watch};
 
 use super::{
     cgroup,
+    run::{pid_namespace, run_lives, run_of_this_process},
     tree::{Stat, Tree, children_of_this_process, stat},
 };
 
 /// Longest time of a sweep. Killed processes usually exit within a millisecond; what is left then waits in the kernel, or
 /// starts processes faster than they can be killed.
 const SWEEP_TIME: Duration = Duration::from_secs(2);
+/// Rounds of a sweep without a pause, so that a process which only forks and exits, and so has another id each time, is hit.
+const EAGER_ROUNDS: u32 = 32;
 /// Largest number of rounds of a sweep.
-const SWEEP_ROUNDS: u32 = 64;
+const SWEEP_ROUNDS: u32 = 400;
 /// Longest pause between two rounds.
-const ROUND_PAUSE: Duration = Duration::from_millis(50);
+const ROUND_PAUSE: Duration = Duration::from_millis(10);
 
 /// The environment variable that every child carries. Its value identifies the run of this program and the group.
 pub(crate) const MARK: &str = "LUMILINK_GROUP";
@@ -158,6 +160,10 @@ impl Orphans {
                 self.live().survivors.extend(&found);
                 return found.len() as u64;
             }
+            if round < EAGER_ROUNDS {
+                tokio::task::yield_now().await;
+                continue;
+            }
             tokio::time::sleep(pause).await;
             pause = (pause * 2).min(ROUND_PAUSE);
         }
@@ -169,8 +175,9 @@ impl Orphans {
     fn sweep(&self) -> Vec<(u32, u64)> {
         let own_session = stat(std::process::id()).map_or(0, |stat| stat.session);
         let leaders = self.live().leaders.clone();
-        let mut roots = HashSet::new();
-        for child in children_of_this_process() {
+        let mut roots = HashMap::new();
+        // The youngest first: those that are quickest to get another id.
+        for child in children_of_this_process().into_iter().rev() {
             let Some(stat) = stat(child).filter(|_| !leaders.contains_key(&child)) else { continue };
             if stat.session == own_session {
                 // Another part of this program started it and waits for it.
@@ -180,7 +187,10 @@ impl Orphans {
                 // SAFETY: a null status is allowed. Only this process is reaped.
                 unsafe { libc::waitpid(child as i32, std::ptr::null_mut(), libc::WNOHANG) };
             } else if !self.is_of_live_group(child, &stat, &leaders) {
-                roots.insert(child);
+                // At once, before the others are looked at, and with its process group, which its session has alone.
+                kill(child);
+                kill_group(stat.group);
+                roots.insert(child, stat.started);
             }
         }
         if roots.is_empty() {
@@ -188,14 +198,15 @@ impl Orphans {
             return Vec::new();
         }
         let tree = Tree::read();
-        let below = tree.processes.iter().filter(|(pid, stat)| !stat.zombie && tree.descends(**pid, &roots));
-        let below: Vec<_> = below.map(|(pid, stat)| (*pid, stat.started)).collect();
-        for (pid, _) in &below {
-            // SAFETY: a system call without pointers. Each process descends from an adopted one, so it is no other's.
-            unsafe { libc::kill(*pid as i32, libc::SIGKILL) };
+        let tops = roots.keys().copied().collect();
+        let below = tree.processes.iter().filter(|(pid, stat)| !stat.zombie && tree.descends(**pid, &tops));
+        for (pid, stat) in below {
+            // It descends from an adopted process, so it is no other's.
+            kill(*pid);
+            roots.insert(*pid, stat.started);
         }
         let survivors = &self.live().survivors;
-        below.into_iter().filter(|process| !survivors.contains(process)).collect()
+        roots.into_iter().filter(|process| !survivors.contains(process)).collect()
     }
 
     /// True if an adopted process belongs to a group that has not ended. Session and control group cannot be forged.
@@ -216,7 +227,10 @@ impl Orphans {
                 && !run_lives(&run)
                 && let Some(stat) = stat(pid)
             {
-                kill(pid, stat.group);
+                kill(pid);
+                if stat.group == pid {
+                    kill_group(pid);
+                }
             }
         }
     }
@@ -227,33 +241,18 @@ impl Orphans {
     }
 }
 
-/// Identifies this run of the program: PID namespace, process id and start time.
-pub(super) fn run_of_this_process() -> String {
-    let own = std::process::id();
-    let started = stat(own).map_or(0, |stat| stat.started);
-    format!("{}.{own}.{started}", pid_namespace(own).unwrap_or(0))
-}
-
-/// True if the given run of this program is still alive. A run of another PID namespace counts as alive, and so does
-/// a malformed value.
-pub(crate) fn run_lives(run: &str) -> bool {
-    let mut parts = run.splitn(3, '.').map(str::parse::<u64>);
-    let (Some(Ok(namespace)), Some(Ok(owner)), Some(Ok(started))) = (parts.next(), parts.next(), parts.next()) else {
-        return true;
-    };
-    pid_namespace(std::process::id()) != Some(namespace)
-        || u32::try_from(owner).ok().and_then(stat).is_some_and(|stat| stat.started == started && !stat.zombie)
-}
-
-/// Sends SIGKILL to a process, and to its whole group if it is the leader.
-fn kill(pid: u32, group: u32) {
-    let target = if group == pid { -(pid as i32) } else { pid as i32 };
+fn kill(pid: u32) {
     // SAFETY: a system call without pointers.
-    unsafe { libc::kill(target, libc::SIGKILL) };
+    unsafe { libc::kill(pid as i32, libc::SIGKILL) };
 }
 
-fn pid_namespace(pid: u32) -> Option<u64> {
-    Some(fs::metadata(format!("/proc/{pid}/ns/pid")).ok()?.st_ino())
+/// Kills all processes of a process group at once: none of them can fork in between.
+fn kill_group(group: u32) {
+    // Group 0 would be that of this process, and group 1 all processes.
+    if group > 1 {
+        // SAFETY: a system call without pointers.
+        unsafe { libc::kill(-(group as i32), libc::SIGKILL) };
+    }
 }
 
 pub(super) fn mark_of(pid: u32) -> Option<(String, u64)> {

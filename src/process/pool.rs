@@ -28,7 +28,7 @@ const LOCK: &str = ".lock";
 #[derive(Debug)]
 pub(crate) struct TenantUsers {
     folder: PathBuf,
-    /// What this process has read, by tenant.
+    /// The records that this process has read, by tenant.
     known: Mutex<HashMap<(UserPool, Uuid), u32>>,
 }
 
@@ -48,23 +48,23 @@ impl TenantUsers {
         Self { folder: root.join(USERS), known: Mutex::default() }
     }
 
-    /// The user of a tenant, given out now if it has none of the pool. Blocks: for microseconds if the user is known to this
-    /// process.
+    /// The user of a tenant that [`user_of`](Self::user_of) has found before.
+    pub(crate) fn known(&self, pool: UserPool, tenant: &str) -> Option<RunAs> {
+        let id = *self.known.lock().get(&(pool, name_of(tenant)))?;
+        Some(RunAs { uid: id, gid: id })
+    }
+
+    /// The user of a tenant, given out now if it has none of the pool. Blocks.
     ///
     /// # Errors
     /// The pool is exhausted, or the record cannot be read or written; nothing is given out then.
     pub(crate) fn user_of(&self, pool: UserPool, tenant: &str) -> Result<RunAs, PoolError> {
-        // A file name and content without the text of a caller.
-        let tenant = Uuid::new_v5(&Uuid::NAMESPACE_OID, tenant.as_bytes());
-        let id = self.known.lock().get(&(pool, tenant)).copied();
-        let id = match id {
-            Some(id) => id,
-            None => {
-                let id = self.find_or_give(pool, tenant)?;
-                self.known.lock().insert((pool, tenant), id);
-                id
-            }
-        };
+        if let Some(user) = self.known(pool, tenant) {
+            return Ok(user);
+        }
+        let tenant = name_of(tenant);
+        let id = self.find_or_give(pool, tenant)?;
+        self.known.lock().insert((pool, tenant), id);
         Ok(RunAs { uid: id, gid: id })
     }
 
@@ -103,6 +103,11 @@ impl TenantUsers {
         fs::rename(&unfinished, self.folder.join(id.to_string()))?;
         File::open(&self.folder)?.sync_all()
     }
+}
+
+/// A name of the tenant without the text of a caller.
+fn name_of(tenant: &str) -> Uuid {
+    Uuid::new_v5(&Uuid::NAMESPACE_OID, tenant.as_bytes())
 }
 
 #[cfg(test)]

@@ -1,11 +1,6 @@
 //! The user that an agent runs as.
 
-use std::{
-    ffi::CString,
-    fs, io,
-    mem::MaybeUninit,
-    os::unix::fs::MetadataExt,
-};
+use std::{ffi::CString, fs, io, mem::MaybeUninit, os::unix::fs::MetadataExt};
 
 use crate::domain::jail::pool::{BadPool, UserPool};
 
@@ -129,6 +124,11 @@ fn set_groups(groups: &[u32]) -> io::Result<()> {
         0 => Ok(()),
         _ => Err(io::Error::last_os_error()),
     }
+}
+
+/// True if this program runs as root.
+pub(crate) fn is_root() -> bool {
+    rustix::process::geteuid().is_root()
 }
 
 /// True if the machine has an account with this id. Blocks as [`RunsAs::resolve`] does.

@@ -48,7 +48,7 @@ use crate::{
     contract::keep_alive::SERVER_KEEP_ALIVE,
     domain::{
         heartbeat::Heartbeat,
-        jail::{self, JailMode, JailRefusal, KernelRights},
+        jail::{self, JailMode, JailRefusal, KernelRights, limits::ControlGroupState},
     },
     process::{
         group,
@@ -205,9 +205,9 @@ async fn ready(
     Inherited::raise_open_files();
     let metrics = options.metrics.clone();
     let report = Box::new(move |processes| metrics.agent_processes_left(processes));
-    group::prepare(report).map_err(|cause| StartError::Interrupted(cause.to_string()))?;
+    let groups = group::prepare(report).map_err(|cause| StartError::Interrupted(cause.to_string()))?;
     let (stop, stopping) = watch::channel(false);
-    let state = tokio::task::spawn_blocking(move || build(options, stopping, watchdog))
+    let state = tokio::task::spawn_blocking(move || build(options, groups, stopping, watchdog))
         .await
         .map_err(|cause| StartError::Interrupted(cause.to_string()))??;
     Ok((stop, state))
@@ -301,6 +301,7 @@ impl RunningRuntime {
 
 fn build(
     options: RuntimeOptions,
+    control_groups: ControlGroupState,
     stopping: watch::Receiver<bool>,
     watchdog: Option<Watchdog>,
 ) -> Result<RuntimeState, StartError> {
@@ -329,12 +330,13 @@ fn build(
         options.metrics.clone(),
         stopping.clone(),
     ));
+    let jail = (sandbox.clone(), control_groups);
     let confines_git = options.agents.iter().all(|agent| agent.jail.mode != JailMode::Off);
     let git = match confines_git {
-        true => Git::new(environment).confined_by(sandbox.clone()),
+        true => Git::new(environment).confined_by(sandbox),
         false => Git::new(environment),
     };
-    let agents = Arc::new(Agents::new(options.agents, limits, folders.clone(), sandbox, options.metrics.clone())?);
+    let agents = Arc::new(Agents::new(options.agents, limits, folders.clone(), jail, options.metrics.clone())?);
     agents.announce_jail();
     let retention = options.retention;
     let fallback = FallbackSettings {

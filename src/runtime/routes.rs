@@ -286,7 +286,12 @@ async fn prepare(request: HttpRequest, body: web::Payload, state: web::Data<Runt
             Some(agent) => refuse(ErrorCode::UnknownAgent, &format!("no agent {agent:?} is configured")),
             None => {
                 let has_oneshot = agents.has_oneshot(asked.agent.as_deref());
-                let prepared = match agents.user_of(asked.agent.as_deref(), asked.installation_id.as_ref()).await {
+                let user = match asked.workspace.path {
+                    Some(_) => agents.user_of(asked.agent.as_deref(), asked.installation_id.as_ref()).await,
+                    // A new workspace gets its owner with its first agent.
+                    None => Ok(None),
+                };
+                let prepared = match user {
                     Ok(user) => state.workspaces.prepare(asked, user).await,
                     Err(failure) => Err(failure),
                 };

@@ -22,7 +22,7 @@ use crate::harness::{
 
 /// Tries everything that the jail forbids, and some things that it allows. Prints an object: `true` for what succeeded.
 const ATTACK: &str = r##"
-import ctypes, json, multiprocessing, os, pty, resource, signal, socket, subprocess, sys, urllib.request
+import ctypes, glob, json, multiprocessing, os, pty, resource, signal, socket, subprocess, sys, urllib.request
 
 home, other, pid, sock, address = sys.argv[1:6]
 data = home + "/data"
@@ -85,6 +85,8 @@ attempt("shadow", read("/etc/shadow"))
 mounts = [line.split() for line in open("/proc/self/mounts")]
 for at in [mount[1] for mount in mounts if mount[2].startswith("cgroup")]:
     attempt("control_group " + at, write(at + "/cgroup.procs"))
+    for group in glob.glob(at + "/**/lumilink-*/**/cgroup.procs", recursive=True):
+        attempt("control_group " + group, write(group))
 attempt("proc_write", write("/proc/sys/kernel/hostname"))
 attempt("set_user", lambda: os.setuid(os.getuid() + 1 if os.getuid() == 0 else 0))
 attempt("chown", lambda: (open("mine", "w").close(), os.chown("mine", os.getuid() + 1, -1)))
@@ -523,11 +525,17 @@ fn demo_agent_works_in_the_jail_with_files_and_commands() {
     assert_eq!(session.says("write a.txt hello ; read a.txt ; run cat a.txt").matches("hello").count(), 2);
 }
 
-/// Becomes the demo agent, after it gave up the duty to adopt its descendants and started a daemon with another parent, its
-/// own session and no environment, if the workspace has the file `escape`.
+/// Becomes the demo agent, after it tried to leave its control group, gave up the duty to adopt its descendants and started a
+/// daemon with another parent, its own session and no environment, if the workspace has the file `escape`.
 const ESCAPE: &str = r##"
 import ctypes, os, sys, time
 if os.path.exists("escape"):
+    for mount in [line.split() for line in open("/proc/self/mounts")]:
+        try:
+            if mount[2] == "cgroup2":
+                open(mount[1] + "/cgroup.procs", "w").write("0")
+        except OSError:
+            pass
     ctypes.CDLL(None).prctl(36, 0, 0, 0, 0)
     if os.fork() == 0:
         os.setsid()
@@ -540,10 +548,20 @@ if os.path.exists("escape"):
             os.execve("/bin/sleep", ["sleep", "1000"], {})
         os._exit(0)
     os.wait()
+if os.path.exists("relay") and os.fork() == 0:
+    os.setsid()
+    beats = os.open("beats", os.O_WRONLY | os.O_CREAT | os.O_APPEND)
+    # Few enough for the machine: each leaves a zombie of the agent.
+    for _ in range(2000):
+        os.write(beats, b".")
+        time.sleep(0.005)
+        if os.fork():
+            os._exit(0)
+        os.setsid()
 os.execv(sys.argv[1], [sys.argv[1], "demo-agent"])
 "##;
 
-fn assert_daemon_ends_with_its_session(user: Option<u32>) {
+fn assert_daemon_ends_with_its_session(user: Option<u32>, jail: &str) {
     let folder = Folder::new();
     fs::write(folder.path().join("escape.py"), ESCAPE).unwrap();
     let script = folder.path().join("escape.py");
@@ -551,7 +569,10 @@ fn assert_daemon_ends_with_its_session(user: Option<u32>) {
     if let Some(user) = user {
         builder = builder.user(user);
     }
-    let program = builder.set("agent.command", json!(["python3", script, lumilink()])).start();
+    let program =
+        builder.set("agent.jail", jail).set("agent.command", json!(["python3", script, lumilink()])).start();
+    let health = program.api.get("/acp/health").expect(200);
+    let has_control_groups = health["jail"]["controlGroups"]["processes"] == true;
     let other = program.api.open("other");
     let daemon = "run (env -i setsid sh -c '(sleep 1000 & echo daemon $! started)' &); sleep 0.2";
     let escape = |session: &Session| -> i32 {
@@ -568,11 +589,16 @@ fn assert_daemon_ends_with_its_session(user: Option<u32>) {
             let environment = fs::read(format!("/proc/{pid}/environ"));
             crate::harness::processes::is_alive(pid) && environment.is_ok_and(|it| it.is_empty())
         });
+        if has_control_groups {
+            let group = fs::read_to_string(format!("/proc/{pid}/cgroup")).unwrap();
+            assert_eq!(group.contains("/lumilink-"), jail != "off", "only the jail keeps it in its group: {group}");
+        }
         session.post("close", json!({})).expect(200);
         pid
     };
     let pid = escape(&program.api.open("escapes"));
     eventually("the daemon has ended", || !crate::harness::processes::is_alive(pid));
+    assert_relay_ends_with_its_session(&program);
     let text = other.says(daemon);
     let left = text.split_whitespace().skip_while(|word| *word != "daemon").nth(1).and_then(|pid| pid.parse().ok());
     let left: i32 = left.unwrap_or_else(|| panic!("a pid: {text}"));
@@ -581,9 +607,33 @@ fn assert_daemon_ends_with_its_session(user: Option<u32>) {
     other.completes("echo still here");
 }
 
+/// Each process of the relay forks once, in a session of its own, and exits: none lives for longer than that.
+fn assert_relay_ends_with_its_session(program: &Program) {
+    let session = program.api.open("relay");
+    session.completes("write relay now");
+    session.post("close", json!({})).expect(200);
+    let session = program.api.open("relay");
+    let beats = session.path().join("beats");
+    let count = || fs::metadata(&beats).map_or(0, |it| it.len());
+    eventually("the relay runs", || count() > 20);
+    session.post("close", json!({})).expect(200);
+    eventually("the relay has been killed", || {
+        let before = count();
+        // Longer than many of its processes live.
+        std::thread::sleep(std::time::Duration::from_millis(100));
+        count() == before
+    });
+    assert!(count() < 2000, "the relay was not killed: it ended by itself");
+}
+
 #[test]
 fn daemon_with_another_parent_and_no_environment_does_not_outlive_its_session() {
-    assert_daemon_ends_with_its_session(None);
+    assert_daemon_ends_with_its_session(None, "auto");
+}
+
+#[test]
+fn daemon_that_left_its_control_group_without_a_jail_does_not_outlive_its_session() {
+    assert_daemon_ends_with_its_session(None, "off");
 }
 
 #[test]
@@ -592,7 +642,7 @@ fn daemon_of_a_plain_user_without_control_groups_does_not_outlive_its_session() 
         // The test before runs as a plain user then.
         return;
     }
-    assert_daemon_ends_with_its_session(Some(NOBODY));
+    assert_daemon_ends_with_its_session(Some(NOBODY), "auto");
 }
 
 #[test]
@@ -613,7 +663,8 @@ fn socket_of_a_container_engine_that_agents_reach_is_named_by_health_and_log() {
     let program = Program::builder().user(USER).start();
     let health = program.api.get("/acp/health").expect(200);
     let log = program.log();
-    let script = "run python3 -c \"import socket; socket.socket(socket.AF_UNIX).connect('SOCKET'); print('connected')\"";
+    let script =
+        "run python3 -c \"import socket; socket.socket(socket.AF_UNIX).connect('SOCKET'); print('connected')\"";
     let text = program.api.open("ws").says(&script.replace("SOCKET", socket.to_str().unwrap()));
     drop(listener);
     fs::remove_dir_all(&folder).unwrap();
@@ -622,4 +673,43 @@ fn socket_of_a_container_engine_that_agents_reach_is_named_by_health_and_log() {
     assert!(log.contains(socket.to_str().unwrap()), "the log names it");
     // The reason for the warning: the jail does not restrict sockets with a path.
     assert!(text.contains("connected"), "{text}");
+}
+
+#[test]
+fn health_and_log_name_what_control_groups_do_and_a_limit_without_effect() {
+    let folder = Folder::new();
+    let program = Program::builder().folder(&folder).set("agent.max_memory_bytes", 1_073_741_824).start();
+    let jail = &program.api.get("/acp/health").expect(200)["jail"];
+    let groups = jail["controlGroups"].as_object().unwrap();
+    let names: Vec<_> = groups.keys().map(String::as_str).collect();
+    assert_eq!(names, ["cpu", "memory", "pids", "processes"]);
+    assert_eq!(groups["memory"] == false, jail["warnings"].to_string().contains("max_memory_bytes"), "{jail}");
+    let log = program.log();
+    let line = log.lines().find(|line| line.contains("jail of agents")).expect("one line");
+    for (name, is_on) in groups {
+        assert!(line.contains(&format!("{name}={}", if *is_on == true { "on" } else { "off" })), "{line}");
+    }
+    let session = program.api.open("ws");
+    if groups["processes"] == true {
+        // It sees its own group as the root.
+        assert!(session.says("run cat /proc/self/cgroup").contains("0::/\n"), "a control group namespace");
+    }
+    for (name, is_on, expected) in
+        [("pids.max", &groups["pids"], "512"), ("memory.max", &groups["memory"], "1073741824")]
+    {
+        if *is_on == false {
+            eprintln!("NOT CHECKED: {name}: this machine offers no such controller");
+            continue;
+        }
+        let group = control_group_of(session.says("pid").trim());
+        assert_eq!(fs::read_to_string(group.join(name)).unwrap().trim(), expected);
+    }
+}
+
+fn control_group_of(pid: &str) -> PathBuf {
+    let mounts = fs::read_to_string("/proc/self/mounts").unwrap();
+    let mount = mounts.lines().map(|line| line.split(' ').collect::<Vec<_>>()).find(|mount| mount[2] == "cgroup2");
+    let groups = fs::read_to_string(format!("/proc/{pid}/cgroup")).unwrap();
+    let group = groups.lines().find_map(|line| line.strip_prefix("0::/")).expect("a group");
+    Path::new(mount.expect("a mount")[1]).join(group)
 }

@@ -79,7 +79,7 @@ fn tenant_for_which_the_pool_has_no_user_is_answered_503() {
 }
 
 #[test]
-fn file_of_root_in_a_workspace_is_read_through_no_door() {
+fn file_of_root_in_a_workspace_is_not_read_for_an_agent() {
     if !is_root() {
         return;
     }
@@ -90,7 +90,11 @@ fn file_of_root_in_a_workspace_is_read_through_no_door() {
     symlink("secret", session.path().join("link")).unwrap();
     for prompt in ["read secret", "read link", "run cat secret", "run cat link"] {
         let answer = session.prompt(prompt);
-        assert!(!answer.text.contains(CANARY) && answer.text.contains("ermission denied"), "{prompt}: {}", answer.text);
+        assert!(
+            !answer.text.contains(CANARY) && answer.text.contains("ermission denied"),
+            "{prompt}: {}",
+            answer.text
+        );
     }
     let diff = session.get("/diff").expect(200);
     assert!(diff.to_string().contains("of-the-agent"), "the rest is compared: {diff}");
@@ -143,7 +147,12 @@ fn workspace_of_another_user_is_answered_409_while_its_agent_swaps_links() {
          \x20       while True: libc.renameat2(-100, str(n).encode(), -100, f'{n}.link'.encode(), 2)\n\
          open('ready', 'w').close()\n";
     fs::write(&script, swap).unwrap();
-    let agent = format!("if [ -e swaps ]; then python3 {} {}; fi; exec {} demo-agent", script.display(), outside.path().display(), lumilink());
+    let agent = format!(
+        "if [ -e swaps ]; then python3 {} {}; fi; exec {} demo-agent",
+        script.display(),
+        outside.path().display(),
+        lumilink()
+    );
     let toml = format!(
         "[agent]\ncommand = {}\nrun_as = \"nobody\"\n[agents.second]\ncommand = {}\nrun_as = \"daemon\"\n",
         json!(["sh", "-c", agent]),
@@ -177,15 +186,21 @@ fn git_of_a_diff_runs_in_a_jail_as_the_user_of_the_agent() {
     let git = programs.path().join("git");
     let token = folder.path().join("data/token");
     let report = "echo \"user=$(id -u) groups=$(id -G) $(grep NoNewPrivs /proc/self/status) $(grep CapEff /proc/self/status)\" >&2";
-    let script = format!("#!/bin/sh\n{report}\n/bin/cat {} >&2\nls {} >&2\nexit 1\n", token.display(), folder.path().display());
+    let script = format!(
+        "#!/bin/sh\n{report}\n/bin/cat {} >&2\nls {} >&2\nexit 1\n",
+        token.display(),
+        folder.path().display()
+    );
     fs::write(&git, script).unwrap();
     fs::set_permissions(&git, fs::Permissions::from_mode(0o755)).unwrap();
     fs::set_permissions(programs.path(), fs::Permissions::from_mode(0o755)).unwrap();
     let path = format!("{}:/usr/local/bin:/usr/bin:/bin", programs.path().display());
-    let program = Program::builder().folder(&folder).env("PATH", &path).set("agent.run_as", "pool:70000-70009").start();
+    let program =
+        Program::builder().folder(&folder).env("PATH", &path).set("agent.run_as", "pool:70000-70009").start();
     let session = program.api.open("ws");
     let problem = session.get("/diff").problem(422, "workspace_unavailable").to_string();
-    let expected = ["user=70000 groups=70000", "NoNewPrivs:\\t1", "CapEff:\\t0000000000000000", "token: Permission denied"];
+    let expected =
+        ["user=70000 groups=70000", "NoNewPrivs:\\t1", "CapEff:\\t0000000000000000", "token: Permission denied"];
     for text in expected {
         assert!(problem.contains(text), "{text}: {problem}");
     }

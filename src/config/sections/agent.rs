@@ -48,6 +48,15 @@ pub(crate) struct Agent {
     /// HOME of the agent: `shared` (that of its environment, readable, writable as `preset` and `write` say), `tenant` (a
     /// private folder for each tenant), `auto` (`shared` with an embedded runtime or with HOME in `env`, else `tenant`).
     pub home: HomeMode,
+    /// Processes and threads of the agent with all that it starts, and the same again for each `terminal/*` command, up to
+    /// 1,000,000. 0: no limit. Needs a control group (cgroup v2) with the controller pids; `GET /acp/health` has what is on.
+    pub max_processes: u64,
+    /// Memory, in bytes, counted and limited as `max_processes`, with the controller memory. 0: no limit, else 16 MiB or
+    /// more.
+    pub max_memory_bytes: u64,
+    /// CPU time in percent of one core, counted and limited as `max_processes`, with the controller cpu, up to 1,000,000.
+    /// 0: no limit.
+    pub max_cpu_percent: u64,
     /// True if the agent may read and write files of the workspace through `fs/*`.
     pub fs: bool,
     /// True if the agent may run commands in the workspace through `terminal/*`.
@@ -74,6 +83,9 @@ impl Default for Agent {
             write: Vec::new(),
             ports: Vec::new(),
             home: HomeMode::default(),
+            max_processes: 512,
+            max_memory_bytes: 0,
+            max_cpu_percent: 0,
             fs: true,
             terminal: true,
             auth_method: None,
@@ -109,6 +121,11 @@ impl Agent {
             check.require(fine, format!("{section}.env.{name}"), what);
         }
         check.require(!self.ports.contains(&0), format!("{section}.ports"), "must be ports from 1 to 65535");
+        for (name, limit) in [("max_processes", self.max_processes), ("max_cpu_percent", self.max_cpu_percent)] {
+            check.require(limit <= 1_000_000, format!("{section}.{name}"), "must be at most 1000000");
+        }
+        let fine = self.max_memory_bytes == 0 || self.max_memory_bytes >= 16 * 1024 * 1024;
+        check.require(fine, format!("{section}.max_memory_bytes"), "must be 0 or at least 16777216 (16 MiB)");
         for (name, paths) in [("read", &self.read), ("write", &self.write)] {
             let fine = paths
                 .iter()

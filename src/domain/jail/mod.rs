@@ -1,5 +1,6 @@
 //! The jail of agents: what it may restrict on a kernel, and what a start decides from that.
 
+pub(crate) mod limits;
 pub(crate) mod pool;
 pub(crate) mod presets;
 

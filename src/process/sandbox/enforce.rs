@@ -8,7 +8,7 @@ use rustix::thread::{
 };
 
 use super::ruleset;
-use crate::process::inherited::Inherited;
+use crate::{domain::jail::limits::ResourceLimits, process::inherited::Inherited};
 
 /// Everything that a child does to itself before it runs its program. Made before fork.
 #[derive(Debug)]
@@ -18,6 +18,8 @@ pub(crate) struct Enforcement {
     /// True if the child gives up every capability and can never gain one.
     pub(super) drops_privileges: bool,
     pub(super) inherited: Inherited,
+    /// Limits of its control group, where it has one.
+    pub(in crate::process) limits: ResourceLimits,
 }
 
 impl Enforcement {

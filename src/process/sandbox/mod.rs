@@ -44,6 +44,7 @@ use self::{
 use super::{inherited::Inherited, user::RunAs};
 use crate::domain::jail::{
     JailMode, KernelRights,
+    limits::ResourceLimits,
     presets::{Preset, State, tools},
 };
 
@@ -75,6 +76,8 @@ pub(crate) struct JailSettings {
     pub ports: Vec<u16>,
     /// True if each tenant has a `HOME` of its own.
     pub has_private_home: bool,
+    /// Limits of its control group.
+    pub limits: ResourceLimits,
 }
 
 /// The paths of this program.
@@ -191,10 +194,11 @@ impl Sandbox {
         let environment = [("PATH".to_owned(), path_variable.into())].into();
         let plan = AgentPlan { settings: JailSettings::default(), states: Vec::new(), environment };
         let mut rules = plan.rules(&self.0, command, user, None, None);
-        let of = |paths: &[&Path], access| paths.iter().map(|path| Rule { path: path.into(), access }).collect::<Vec<_>>();
+        let of =
+            |paths: &[&Path], access| paths.iter().map(|path| Rule { path: path.into(), access }).collect::<Vec<_>>();
         rules.extend(of(reads, Access::Read).into_iter().chain(of(writes, Access::Write)));
         let ruleset = (kernel != KernelRights::default()).then(|| ruleset::build(kernel, &rules, &[])).transpose()?;
-        Ok(Enforcement { ruleset, drops_privileges: true, inherited })
+        Ok(Enforcement { ruleset, drops_privileges: true, inherited, limits: ResourceLimits::default() })
     }
 
     /// Removes the private `HOME`s of a tenant, of all users that its agents ran as; none of them may run. Returns their
@@ -390,7 +394,8 @@ impl Confinement {
         } else {
             None
         };
-        Ok(Enforcement { ruleset, drops_privileges: is_on, inherited: self.common.inherited })
+        let (inherited, limits) = (self.common.inherited, self.plan.settings.limits);
+        Ok(Enforcement { ruleset, drops_privileges: is_on, inherited, limits })
     }
 }
 

@@ -101,7 +101,8 @@ fn make_folders(dir: &Dir, path: &Path) -> io::Result<()> {
 
 fn assume(run_as: Option<RunAs>) -> Result<Option<FileIdentity>, RpcError> {
     let assumed = run_as.map(RunAs::assume_for_files).transpose();
-    assumed.map_err(|cause| RpcError::new(jsonrpc::INTERNAL_ERROR, format!("the rights of the agent's user: {cause}")))
+    assumed
+        .map_err(|cause| RpcError::new(jsonrpc::INTERNAL_ERROR, format!("the rights of the agent's user: {cause}")))
 }
 
 fn outside(path: &Path) -> RpcError {

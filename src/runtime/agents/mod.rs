@@ -21,20 +21,18 @@ use self::{
     requests::{ClientRequestSettings, ServedRequests},
     terminals::{TerminalJail, TerminalSettings},
 };
-use super::workspaces::{
-    folders::{AllowedFolders, Folder, SessionFolders},
-    ownership::{self, HandOverError},
-};
+use super::workspaces::folders::{AllowedFolders, Folder, SessionFolders};
 use crate::{
     contract::runtime::{AgentStatus, InitializeMeta, JailStatus},
     domain::{
         ids::InstallationId,
-        jail::{self, JailMode, Right},
+        jail::{self, JailMode, Right, limits::ControlGroupState},
         turn::outcome::{ErrorCode, Failure},
     },
     process::{
         self, AgentCommand, AgentProcess,
         members::Members,
+        ownership::{self, HandOverError},
         pool::{PoolError, TenantUsers},
         sandbox::{AgentPlan, Confinement, JailSettings, Sandbox, enforce::Enforcement, sockets::reachable},
         stdio::{self, StdioLimits},
@@ -81,6 +79,7 @@ pub(crate) struct AgentLimits {
 pub(crate) struct Agents {
     agents: Vec<Configured>,
     sandbox: Sandbox,
+    control_groups: ControlGroupState,
     seats: Arc<Semaphore>,
     limits: AgentLimits,
     folders: AllowedFolders,
@@ -174,7 +173,7 @@ impl Agents {
         agents: Vec<AgentSettings>,
         limits: AgentLimits,
         folders: AllowedFolders,
-        sandbox: Sandbox,
+        (sandbox, control_groups): (Sandbox, ControlGroupState),
         metrics: Metrics,
     ) -> Result<Self, RunAsError> {
         let configured = |settings: AgentSettings| {
@@ -187,7 +186,7 @@ impl Agents {
         let seats = Arc::new(Semaphore::new(limits.max_agents));
         let tenant_users = Arc::new(TenantUsers::new(folders.root()));
         let handing_over = AsyncMutex::default();
-        Ok(Self { agents, sandbox, seats, limits, folders, tenant_users, handing_over, metrics })
+        Ok(Self { agents, sandbox, seats, control_groups, limits, folders, tenant_users, handing_over, metrics })
     }
 
     /// State of the jail. Blocks for microseconds, while sockets are looked for.
@@ -195,17 +194,23 @@ impl Agents {
         let kernel = self.sandbox.kernel();
         let settings = || self.agents.iter().map(|agent| &agent.settings);
         let unconfined = settings().filter(|agent| agent.jail.mode == JailMode::Off);
-        let users: BTreeSet<_> =
-            self.agents.iter().map(|agent| agent.runs_as.map(RunsAs::example)).map(|user| user.map(|it| (it.uid, it.gid))).collect();
+        let users: BTreeSet<_> = self
+            .agents
+            .iter()
+            .map(|agent| agent.runs_as.map(RunsAs::example))
+            .map(|user| user.map(|it| (it.uid, it.gid)))
+            .collect();
         let sockets = users.into_iter().flat_map(|user| reachable(user.map(|(uid, gid)| RunAs { uid, gid })));
         let sockets: BTreeSet<_> = sockets.map(|path| path.display().to_string()).collect();
         let limits_ports = settings().any(|agent| !agent.jail.ports.is_empty());
+        let of_limits = self.control_groups.warning(settings().map(|agent| agent.jail.limits));
         JailStatus {
             state: jail::state(settings().map(|agent| agent.jail.mode), kernel),
             rights: Right::ALL.iter().map(|right| (right.as_str().to_owned(), kernel.has(*right))).collect(),
             unconfined_agents: unconfined.map(|agent| agent.name.clone()).collect(),
             reachable_sockets: sockets.into_iter().collect(),
-            warnings: jail::warnings(kernel, limits_ports).into_iter().map(str::to_owned).collect(),
+            control_groups: self.control_groups.named().map(|(name, is_on)| (name.to_owned(), is_on)).collect(),
+            warnings: jail::warnings(kernel, limits_ports).into_iter().chain(of_limits).map(str::to_owned).collect(),
         }
     }
 
@@ -216,9 +221,12 @@ impl Agents {
             let named = status.rights.iter().filter(|(_, on)| **on == is_on).map(|(name, _)| name.as_str());
             named.collect::<Vec<_>>().join(" ")
         };
+        let groups =
+            self.control_groups.named().map(|(name, is_on)| format!("{name}={}", if is_on { "on" } else { "off" }));
+        let groups = groups.collect::<Vec<_>>().join(" ");
         let (on, off, state) = (names(true), names(false), status.state.as_str());
         let sockets = status.reachable_sockets.join(" ");
-        tracing::info!(marker = "[ACP]", state, on, off, sockets, "jail of agents");
+        tracing::info!(marker = "[ACP]", state, on, off, control_groups = groups, sockets, "jail of agents");
         for agent in &status.unconfined_agents {
             tracing::warn!(marker = "[ACP]", agent, "agent runs without a jail: `jail = \"off\"`");
         }
@@ -339,6 +347,9 @@ impl Agents {
             Some(RunsAs::User(user)) => return Ok(Some(user)),
             Some(RunsAs::Pool(pool)) => pool,
         };
+        if let Some(user) = self.tenant_users.known(pool, tenant) {
+            return Ok(Some(user));
+        }
         let (users, tenant) = (self.tenant_users.clone(), tenant.to_owned());
         let found = tokio::task::spawn_blocking(move || users.user_of(pool, &tenant)).await;
         match found.map_err(io::Error::other).map_err(PoolError::from).flatten() {

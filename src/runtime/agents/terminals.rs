@@ -254,6 +254,8 @@ impl Terminals {
         };
         let shown = asked.display().to_string();
         let (folder, relative) = self.folders.find(asked).ok_or_else(|| outside(&shown))?;
+        // What exists in folders that the agent may not enter is not reported.
+        let _identity = self.settings.run_as.map(RunAs::assume_for_files).transpose().map_err(|_| outside(&shown))?;
         let inside = folder.dir().canonicalize(&relative).map_err(|_| outside(&shown))?;
         if !folder.dir().is_dir(&inside) {
             return Err(outside(&shown));

@@ -4,7 +4,7 @@
 //! (`scratch`), created without git and removed afterwards. Only objects, an index and the name of a tree are kept
 //! between calls.
 //!
-//! What an agent wrote is read with no more rights than the agent's user has: git and every access to a baseline run as that
+//! Files that an agent wrote are read with no more rights than the agent's user has: git and every access to a baseline run as that
 //! user, who owns baseline and scratch, and git runs in a jail. A file that the user cannot read is left out.
 
 use std::{
@@ -19,12 +19,11 @@ use std::{
 use super::{
     git::{Call, Git, Rights},
     large::LargeFiles,
-    ownership,
 };
 use crate::{
     contract::runtime::{ChangeStatus, ChangedFile, WorkspaceDiff},
     domain::turn::outcome::{ErrorCode, Failure},
-    process::user::RunAs,
+    process::{ownership, user::RunAs},
 };
 
 /// Id of the empty tree, which git knows without an object.

@@ -4,7 +4,6 @@ pub(crate) mod diff;
 pub(crate) mod folders;
 pub(crate) mod git;
 mod large;
-pub(crate) mod ownership;
 pub(crate) mod repository;
 
 use std::{
@@ -38,7 +37,10 @@ use crate::{
         ids::FolderId,
         turn::outcome::{ErrorCode, Failure},
     },
-    process::{sandbox::scratch::remove_tree, user::RunAs},
+    process::{
+        sandbox::scratch::remove_tree,
+        user::{self, RunAs},
+    },
 };
 
 /// Folder in the root that holds the baselines. Workspaces are named by UUIDs, so none has this name.
@@ -91,7 +93,7 @@ impl Workspaces {
         let incoming = allowed.root().join(INCOMING);
         private_folders(&incoming)?;
         private_folders(&allowed.root().join(BASELINES))?;
-        if rustix::process::geteuid().is_root() {
+        if user::is_root() {
             for folder in [&incoming, &allowed.root().join(BASELINES)] {
                 // git passes through as the user of an agent; it cannot list the folder.
                 fs::set_permissions(folder, fs::Permissions::from_mode(0o711))?;
@@ -262,11 +264,7 @@ impl Workspaces {
         Ok(RemovedWorkspace { removed: false })
     }
 
-    async fn prepare_path(
-        self: &Arc<Self>,
-        path: String,
-        user: Option<RunAs>,
-    ) -> Result<PreparedWorkspace, Failure> {
+    async fn prepare_path(self: &Arc<Self>, path: String, user: Option<RunAs>) -> Result<PreparedWorkspace, Failure> {
         let folder = self.open_allowed_path(path).await?;
         let busy = self.busy_with(&folder);
         let _turn = busy.lock().await;

@@ -18,7 +18,7 @@ use rustix::fs::{
     AtFlags, CWD, Dir, FileType, Gid, Mode, OFlags, ResolveFlags, Stat, Uid, chownat, fstat, openat, openat2,
 };
 
-use crate::process::user::RunAs;
+use super::user::RunAs;
 
 /// Deepest folder that is handed over. Trees that git makes have some tens of levels; each level takes two descriptors.
 const MAX_DEPTH: u32 = 256;
@@ -26,7 +26,7 @@ const MAX_DEPTH: u32 = 256;
 /// A tree cannot be handed over.
 #[derive(Debug, thiserror::Error)]
 pub(crate) enum HandOverError {
-    /// It holds something that belongs neither to this program's user nor to that of the agent.
+    /// A part of it belongs neither to this program's user nor to that of the agent.
     #[error("it belongs to user {owner}, and the agent runs as user {user}")]
     OtherOwner { owner: u32, user: u32 },
     /// A file of this program's user has another name, which may be outside of the tree.
