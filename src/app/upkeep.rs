@@ -10,6 +10,7 @@ use crate::{
         handles::capacity_guard::CapacityGuard,
         upkeep::{
             capacity::CapacityWatch,
+            disk::measure_workspaces,
             folders::sweep_folders,
             retention::{self, Ages},
         },
@@ -24,6 +25,7 @@ pub(super) struct UpkeepHandle {
     retention: JoinHandle<()>,
     folders: JoinHandle<()>,
     erasures: JoinHandle<()>,
+    disk: JoinHandle<()>,
     storms: JoinHandle<()>,
     runtime: Option<JoinHandle<()>>,
 }
@@ -43,6 +45,11 @@ pub(super) fn start_upkeep(config: &Config, workspaces: &Workspaces, capacity: C
             workspaces.workspace_client().clone(),
             config.retention.folders(),
         )),
+        disk: actix::spawn(measure_workspaces(
+            services.clone(),
+            workspaces.workspace_client().clone(),
+            Duration::from_secs(config.workspaces.measure_s),
+        )),
         erasures: actix::spawn(continue_erasures(workspaces.clone())),
         storms: actix::spawn(services.storm.clone().watch()),
         runtime: config.runtime.url.as_ref().map(|_| actix::spawn(services.runtime.clone().watch())),
@@ -56,6 +63,7 @@ impl UpkeepHandle {
         self.retention.abort();
         self.folders.abort();
         self.erasures.abort();
+        self.disk.abort();
         self.storms.abort();
         self.runtime.iter().for_each(JoinHandle::abort);
         guard.close();

@@ -33,6 +33,12 @@ pub(crate) struct Limits {
     pub write_queue: usize,
     /// Largest patch of a diff, in bytes, 1 KiB to 1 GiB.
     pub diff_bytes: usize,
+    /// Largest transcript of one turn, in bytes, 64 KiB to 1 GiB. Then the transcript of the turn is cut with a note; the turn
+    /// continues, and its readers get everything.
+    pub transcript_turn_bytes: usize,
+    /// Largest transcript of one session, in bytes, 64 KiB to 1 TiB. Then the transcript of each turn is its prompt and a
+    /// note.
+    pub transcript_session_bytes: usize,
     /// Commands that one agent may run at the same time through `terminal/*`, 1 to 10,000.
     pub terminals: usize,
 }
@@ -49,6 +55,8 @@ impl Default for Limits {
             page_entries: 200,
             write_queue: 4096,
             diff_bytes: 1024 * 1024,
+            transcript_turn_bytes: 16 * 1024 * 1024,
+            transcript_session_bytes: 256 * 1024 * 1024,
             terminals: 16,
         }
     }
@@ -66,6 +74,8 @@ impl Limits {
             ("limits.page_entries", self.page_entries, 1, 10_000),
             ("limits.write_queue", self.write_queue, 2, 10_000_000),
             ("limits.diff_bytes", self.diff_bytes, 1024, MAX_BYTES),
+            ("limits.transcript_turn_bytes", self.transcript_turn_bytes, 64 * 1024, MAX_BYTES),
+            ("limits.transcript_session_bytes", self.transcript_session_bytes, 64 * 1024, 1024 * MAX_BYTES),
             ("limits.terminals", self.terminals, 1, 10_000),
         ] {
             check.range(setting, value, least..=most);
