@@ -13,6 +13,7 @@ use super::handles::{
     agent_handshakes::AgentHandshakes,
     client_tokens::ClientTokens,
     closing::{Automate, ClosingTurns},
+    disk_use::DiskUse,
     folder_use::FolderUse,
     given_servers::GivenServers,
     index::SessionIndex,
@@ -32,7 +33,7 @@ use crate::{
         routing::{RecoveryRules, Route, success_window::WindowRules},
         session::{background::BackgroundLimits, permission::PermissionPolicy, restart::RestartLimits},
         tenant::TenantSettings,
-        turn::{agent_error::name_credentials, outcome::Failure},
+        turn::{agent_error::name_credentials, outcome::Failure, transcript::TranscriptLimits},
     },
     store::Store,
     telemetry::metrics::Metrics,
@@ -79,6 +80,8 @@ pub(crate) struct Services {
     pub tenants: Tenants,
     /// Live sessions and turns by tenant.
     pub tenant_use: UseGuard<InstallationId>,
+    /// Bytes on disk of the workspaces in use.
+    pub disk: DiskUse,
 }
 
 impl Services {
@@ -155,6 +158,7 @@ impl Services {
             settings,
             tenants: Tenants::default(),
             tenant_use: UseGuard::default(),
+            disk: DiskUse::default(),
         }
     }
 }
@@ -200,6 +204,10 @@ pub(crate) struct SessionSettings {
     pub replay_events: usize,
     /// Bytes of events held for replay, per session.
     pub replay_bytes: usize,
+    /// Largest workspace on disk, in bytes; 0: no limit.
+    pub workspace_bytes: u64,
+    /// Limits of the bytes of transcripts.
+    pub transcripts: TranscriptLimits,
     /// Agent messages after which the transcript is persisted, so that the runtime can drop its copies.
     pub settle_messages: u64,
     /// Bytes of agent messages after which the transcript is persisted.
@@ -246,6 +254,11 @@ impl SessionSettings {
             blocked_repositories: Reloadable::new(config.github.blocked_repositories.clone()),
             replay_events: config.limits.replay_events,
             replay_bytes: config.limits.replay_bytes,
+            workspace_bytes: config.workspaces.max_bytes,
+            transcripts: TranscriptLimits {
+                turn: config.limits.transcript_turn_bytes as u64,
+                session: config.limits.transcript_session_bytes as u64,
+            },
             // A quarter of the runtime's replay buffer: the agent waits for us only when the disk is slow.
             settle_messages: (config.runtime.replay_frames as u64 / 4).max(1),
             settle_bytes: (config.runtime.replay_bytes / 4).max(1),

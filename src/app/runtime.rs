@@ -1,6 +1,12 @@
 //! The container side: a separate runtime, or one embedded on a loopback port, and the transports to it.
 
-use std::{collections::BTreeMap, net::SocketAddr, path::PathBuf, time::Duration};
+use std::{
+    collections::BTreeMap,
+    net::SocketAddr,
+    path::PathBuf,
+    sync::{Arc, atomic::AtomicBool},
+    time::Duration,
+};
 
 use secrecy::{ExposeSecret, SecretString};
 use uuid::Uuid;
@@ -14,7 +20,7 @@ use crate::{
     },
     process::{
         inherited::Inherited,
-        sandbox::{JailSettings, OwnPaths},
+        sandbox::{JailSettings, OwnPaths, PrivateHomes},
     },
     runtime::{
         self, AgentSettings, EmbeddedRuntime, Retention, RunningRuntime, RuntimeOptions, ServedRequests,
@@ -42,6 +48,7 @@ pub(super) struct RuntimeHandle {
 pub(super) async fn start_runtime(
     loaded: &Loaded,
     inherited: Inherited,
+    has_tenants: Arc<AtomicBool>,
     metrics: &Metrics,
 ) -> Result<(RuntimeHandle, Option<EmbeddedRuntime>, Endpoint), AppError> {
     let config = &loaded.config;
@@ -64,7 +71,7 @@ pub(super) async fn start_runtime(
     }
     let token = SecretString::from(format!("{}{}", Uuid::new_v4().simple(), Uuid::new_v4().simple()));
     let listen = SocketAddr::from(([127, 0, 0, 1], 0));
-    let place = Place { listen, serves_on: config.server.listen, is_separate: false, inherited };
+    let place = Place { listen, serves_on: config.server.listen, is_separate: false, has_tenants: Some(has_tenants), inherited };
     let options = runtime_options(loaded, place, Some(token.clone()), metrics)?;
     let (running, embedded) = runtime::beside(options).await?;
     let url = format!("ws://{}/acp", running.address());
@@ -135,6 +142,8 @@ pub(super) struct Place {
     pub serves_on: SocketAddr,
     /// True if the supervisor is another process.
     pub is_separate: bool,
+    /// True once tenants have tokens; absent if the supervisor is another process.
+    pub has_tenants: Option<Arc<AtomicBool>>,
     pub inherited: Inherited,
 }
 
@@ -197,6 +206,7 @@ pub(super) fn runtime_options(
 
 fn jail_of(agent: &Agent, place: &Place) -> JailSettings {
     // The users of a pool have no `HOME` of their own.
+    let is_private = |one_domain| agent.home.is_private(one_domain, agent.env.contains_key("HOME"));
     let has_pool = agent.run_as.as_deref().is_some_and(UserPool::is_meant);
     JailSettings {
         mode: agent.jail,
@@ -209,7 +219,11 @@ fn jail_of(agent: &Agent, place: &Place) -> JailSettings {
             memory_bytes: agent.max_memory_bytes,
             cpu_percent: agent.max_cpu_percent,
         },
-        has_private_home: has_pool || agent.home.is_private(!place.is_separate, agent.env.contains_key("HOME")),
+        private_homes: match (has_pool || is_private(!place.is_separate), is_private(false), &place.has_tenants) {
+            (true, ..) => PrivateHomes::Always,
+            (false, true, Some(flag)) => PrivateHomes::Once(flag.clone()),
+            (false, ..) => PrivateHomes::Never,
+        },
     }
 }
 

@@ -16,6 +16,7 @@ use crate::{
             client_tokens::ClientTokens,
             capacity_guard::CapacityGuard,
             closing::ClosingTurns,
+            disk_use::DiskUse,
             folder_use::FolderUse,
             given_servers::GivenServers,
             index::SessionIndex,
@@ -103,6 +104,7 @@ pub(super) async fn start_sessions(
         settings: SessionSettings::new(config),
         tenants,
         tenant_use: UseGuard::default(),
+        disk: DiskUse::default(),
     };
     let services = Arc::new(services);
     let guard = CapacityGuard::new(config.capacity.rules(), services.metrics.clone());

@@ -10,6 +10,7 @@ use crate::{
         handles::capacity_guard::CapacityGuard,
         upkeep::{
             capacity::CapacityWatch,
+            disk::measure_workspaces,
             folders::sweep_folders,
             retention::{self, Ages},
             token_use,
@@ -25,6 +26,7 @@ pub(super) struct UpkeepHandle {
     retention: JoinHandle<()>,
     folders: JoinHandle<()>,
     erasures: JoinHandle<()>,
+    disk: JoinHandle<()>,
     storms: JoinHandle<()>,
     token_use: JoinHandle<()>,
     runtime: Option<JoinHandle<()>>,
@@ -46,6 +48,11 @@ pub(super) fn start_upkeep(config: &Config, workspaces: &Workspaces, capacity: C
             config.retention.folders(),
         )),
         token_use: actix::spawn(token_use::record(services.store.clone(), services.tokens.clone())),
+        disk: actix::spawn(measure_workspaces(
+            services.clone(),
+            workspaces.workspace_client().clone(),
+            Duration::from_secs(config.workspaces.measure_s),
+        )),
         erasures: actix::spawn(continue_erasures(workspaces.clone())),
         storms: actix::spawn(services.storm.clone().watch()),
         runtime: config.runtime.url.as_ref().map(|_| actix::spawn(services.runtime.clone().watch())),
@@ -59,6 +66,7 @@ impl UpkeepHandle {
         self.retention.abort();
         self.folders.abort();
         self.erasures.abort();
+        self.disk.abort();
         self.storms.abort();
         self.token_use.abort();
         self.runtime.iter().for_each(JoinHandle::abort);

@@ -88,6 +88,9 @@ pub(crate) struct WorkspaceItem {
     /// Permission policy of the workspace; absent if it uses the configured one.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub permission_policy: Option<PermissionPolicy>,
+    /// Bytes on disk, as last measured; absent while no session is live, and for a folder that was given by `path`.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub disk_bytes: Option<u64>,
     /// Time of its first session, RFC 3339 in UTC.
     #[schema(value_type = Timestamp)]
     pub created_at: String,

@@ -211,6 +211,23 @@ pub(crate) struct RemoveWorkspace {
     pub erase: bool,
 }
 
+/// `POST /workspace/measure`: the disk use of a workspace, without `path`. Waits for the measurement of another one.
+#[derive(Debug, Clone, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub(crate) struct MeasureWorkspace {
+    pub workspace: WorkspaceRef,
+}
+
+/// Answer to [`MeasureWorkspace`].
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub(crate) struct MeasuredWorkspace {
+    /// Bytes on disk; 0 if the folder does not exist.
+    pub bytes: u64,
+    /// False if the folder has too many entries, so that only a part of them was measured.
+    pub is_whole: bool,
+}
+
 /// `POST /tenant/remove`: removes the private `HOME`s of a tenant's agents, none of which may run. Idempotent. Answers
 /// [`RemovedHomes`] when all files are deleted.
 #[derive(Debug, Clone, Serialize, Deserialize)]

@@ -34,8 +34,8 @@ use crate::{
         fallback::PROCESS_PROMPT,
         health::{PartStatus, Probe},
         runtime::{
-            AgentProcesses, CONNECTION_ID_HEADER, CountProcesses, DiffWorkspace, PrepareWorkspace, PreparedWorkspace,
-            RECEIVED_HEADER, RemoveTenant, RemoveWorkspace, RemovedHomes, RuntimeStatus,
+            AgentProcesses, CONNECTION_ID_HEADER, CountProcesses, DiffWorkspace, MeasureWorkspace, PrepareWorkspace,
+            PreparedWorkspace, RECEIVED_HEADER, RemoveTenant, RemoveWorkspace, RemovedHomes, RuntimeStatus,
         },
     },
     domain::{
@@ -102,6 +102,7 @@ pub(super) fn configure(state: RuntimeState) -> impl FnOnce(&mut web::ServiceCon
             .service(resource("/agent/processes", POST, web::post().to(processes)))
             .service(resource("/workspace/prepare", POST, web::post().to(prepare)))
             .service(resource("/workspace/diff", POST, web::post().to(diff)))
+            .service(resource("/workspace/measure", POST, web::post().to(measure)))
             .service(resource("/workspace/remove", POST, web::post().to(remove)))
             .service(resource("/tenant/remove", POST, web::post().to(remove_tenant)))
             .service(resource(PROCESS_PROMPT, POST, web::post().to(fallback::process)))
@@ -323,6 +324,13 @@ async fn processes(request: HttpRequest, body: web::Payload, state: web::Data<Ru
         Ok(processes) => Ok(AgentProcesses { processes: processes as u64 }),
         Err(cause) => Err(Failure::new(ErrorCode::Internal, cause.to_string())),
     })
+}
+
+async fn measure(request: HttpRequest, body: web::Payload, state: web::Data<RuntimeState>) -> HttpResponse {
+    match read::<MeasureWorkspace>(&request, body, MAX_BODY_BYTES, BODY).await {
+        Ok(asked) => answer(state.workspaces.measure(asked.workspace.folder_id).await),
+        Err(failure) => answer_failure(&failure),
+    }
 }
 
 async fn remove(request: HttpRequest, body: web::Payload, state: web::Data<RuntimeState>) -> HttpResponse {

@@ -517,6 +517,26 @@ impl Store {
         .await
     }
 
+    /// Bytes of the texts and payloads of a session's transcript. Reads no content, only its lengths. Cancel-safe.
+    pub(crate) async fn transcript_bytes(&self, session_id: SessionId) -> Result<u64, StoreError> {
+        #[derive(QueryableByName)]
+        struct Sum {
+            #[diesel(sql_type = BigInt)]
+            bytes: i64,
+        }
+        const SUM: &str = "SELECT CAST(coalesce(sum(octet_length(text) + coalesce(octet_length(payload), 0)), 0) AS BIGINT) \
+             AS bytes FROM transcript_entries WHERE session_id = $1";
+        self.read(move |connection| {
+            let query = diesel::sql_query(SUM).bind::<Text, _>(session_id.to_string());
+            let sum: Sum = match connection {
+                AnyConnection::Sqlite(connection) => query.get_result(connection)?,
+                AnyConnection::Postgres(connection) => query.get_result(connection)?,
+            };
+            Ok(columns::unsigned(sum.bytes))
+        })
+        .await
+    }
+
     /// Number of entries of a session. Cancel-safe.
     #[cfg(test)]
     pub(crate) async fn transcript_len(&self, session_id: SessionId) -> Result<u64, StoreError> {

@@ -1,6 +1,6 @@
 //! Settings of tenants: limits of sessions, turns and prompts.
 
-use crate::harness::{Api, Program, Session, Value, json, program::PostgresDatabase};
+use crate::harness::{Api, Program, Session, Value, eventually, json, program::PostgresDatabase};
 
 /// Sets limits of a tenant.
 pub(crate) fn limit(api: &Api, tenant: &str, limits: Value) -> Value {
@@ -109,4 +109,23 @@ fn tenant_settings_survive_a_restart_on_sqlite() {
 #[test]
 fn tenant_settings_survive_a_restart_on_postgresql() {
     settings_survive_a_restart(Some(&PostgresDatabase::create()));
+}
+
+#[test]
+fn full_workspace_takes_no_turn_until_its_files_are_removed() {
+    let program =
+        Program::builder().set("workspaces.max_bytes", 1_000_000).set("workspaces.measure_s", 1).start();
+    let (session, other) = (open(&program.api, "acme", "ws"), open(&program.api, "acme", "other"));
+    session.completes("run head -c 3000000 /dev/zero > big");
+    eventually("the workspace is measured", || session.prompt("echo a").status == 507);
+    let (name, used, limit) = figures(&session.prompt("echo a").problem(507, "workspace_full"));
+    assert_eq!((name.as_str(), limit), ("workspaceBytes", 1_000_000));
+    assert!((3_000_000..4_000_000).contains(&used), "{used}");
+    let shown = program.api.get("/acp/workspaces/ws?installationId=acme").expect(200);
+    assert_eq!(shown["diskBytes"], used);
+    other.completes("echo a");
+    assert!(program.metrics().has("lumilink_workspaces_full", &[]));
+    eventually("the metric is set", || program.metrics().sum("lumilink_workspaces_full", &[]) > 0.0);
+    std::fs::remove_file(session.path().join("big")).unwrap();
+    eventually("the workspace is measured again", || session.prompt("echo a").status == 200);
 }

@@ -155,3 +155,56 @@ fn payload_with_a_url_with_a_port_and_a_later_address_keeps_all_its_members() {
     let entries = session.transcript();
     assert_eq!(of_type(&entries, "user_message")[0]["payload"], blocks);
 }
+
+/// Bytes of the texts and payloads of entries.
+fn bytes_of(entries: &[Value]) -> usize {
+    let payload = |entry: &Value| if entry["payload"].is_null() { 0 } else { entry["payload"].to_string().len() };
+    entries.iter().map(|entry| entry["text"].as_str().unwrap().len() + payload(entry)).sum()
+}
+
+fn cut_notes(entries: &[Value]) -> usize {
+    let texts = entries.iter().filter_map(|entry| entry["text"].as_str());
+    texts.filter(|text| text.contains("the transcript of this turn is cut here")).count()
+}
+
+#[test]
+fn turn_over_its_transcript_limit_is_cut_with_one_note_and_completes() {
+    let program = Program::builder().set("limits.transcript_turn_bytes", 64 * 1024).start();
+    let session = program.api.open("ws");
+    let huge = session.completes("huge 1000000 ; echo the end");
+    let entries = of_turn(&session, &huge["meta"]["promptId"]);
+    assert_eq!(cut_notes(&entries), 1);
+    assert!(entries.last().unwrap()["text"].as_str().unwrap().contains("limits.transcript_turn_bytes"));
+    assert!(bytes_of(&entries) < 70 * 1024, "{}", bytes_of(&entries));
+    let mut stream = session.streams("huge 1000000");
+    let streamed: usize = stream.rest().iter().map(|event| event.data.to_string().len()).sum();
+    assert!(streamed > 1_000_000, "readers get everything: {streamed}");
+    assert_eq!(cut_notes(&of_turn(&session, &session.completes("echo a")["meta"]["promptId"])), 0);
+}
+
+fn session_at_its_limit_keeps_the_prompts(builder: crate::harness::program::Builder) {
+    let builder = builder.set("limits.transcript_session_bytes", 128 * 1024);
+    let mut program = builder.start();
+    let session = program.api.open("ws");
+    session.completes("huge 100000");
+    session.completes("huge 100000");
+    let count = |session: &Session| bytes_of(&session.transcript());
+    assert!(count(&session) < 140 * 1024, "{}", count(&session));
+    program.kill_supervisor();
+    program.start_supervisor_again();
+    let result = session.completes("echo over the limit");
+    let entries = of_turn(&session, &result["meta"]["promptId"]);
+    assert_eq!((entries.len(), cut_notes(&entries)), (2, 1), "{entries:?}");
+    assert_eq!(entries[0]["eventType"], "user_message");
+    assert!(entries[1]["text"].as_str().unwrap().contains("limits.transcript_session_bytes"));
+}
+
+#[test]
+fn session_over_its_transcript_limit_keeps_prompts_after_a_crash_on_sqlite() {
+    session_at_its_limit_keeps_the_prompts(Program::builder());
+}
+
+#[test]
+fn session_over_its_transcript_limit_keeps_prompts_after_a_crash_on_postgresql() {
+    session_at_its_limit_keeps_the_prompts(Program::builder().postgres());
+}

@@ -246,6 +246,8 @@ pub(crate) struct Past {
     pub chosen: Chosen,
     /// True if the session has a row.
     pub is_stored: bool,
+    /// Bytes of the transcript on disk.
+    pub transcript_bytes: u64,
 }
 
 /// workspaces → supervisor: closes a session, also one that is starting or ending. Replies when its agent is released

@@ -7,6 +7,7 @@ pub(crate) mod agent_handshakes;
 pub(crate) mod capacity_guard;
 pub(crate) mod client_tokens;
 pub(crate) mod closing;
+pub(crate) mod disk_use;
 pub(crate) mod event_feed;
 pub(crate) mod folder_use;
 pub(crate) mod given_servers;

@@ -2,7 +2,7 @@
 
 use std::sync::{
     Arc,
-    atomic::{AtomicBool, AtomicU8, Ordering},
+    atomic::{AtomicBool, AtomicU8, AtomicU64, Ordering},
 };
 
 use parking_lot::{Mutex, MutexGuard};
@@ -31,7 +31,10 @@ use crate::{
             mcp::McpServers,
             permission::PermissionPolicy,
         },
-        turn::outcome::ErrorClass,
+        turn::{
+            outcome::ErrorClass,
+            transcript::{KeptEntry, TranscriptBuilder, TranscriptLimits},
+        },
     },
     telemetry::Metrics,
     transport::AgentFacts,
@@ -174,6 +177,8 @@ pub(crate) struct SessionShared {
     /// Notification for its user that is written with the row of the session, once the session is ready.
     deferred_notice: Mutex<Option<SessionNotice>>,
     is_stored: AtomicBool,
+    /// Bytes of its transcript.
+    transcript_bytes: AtomicU64,
     activity: watch::Sender<Activity>,
 }
 
@@ -185,6 +190,7 @@ impl SessionShared {
             view: Mutex::new(view),
             deferred_notice: Mutex::default(),
             is_stored: AtomicBool::new(false),
+            transcript_bytes: AtomicU64::new(0),
             activity: watch::Sender::default(),
         }
     }
@@ -196,6 +202,21 @@ impl SessionShared {
 
     pub(crate) fn activity(&self) -> watch::Receiver<Activity> {
         self.activity.subscribe()
+    }
+
+    /// Adds to the bytes of the transcript.
+    pub(crate) fn add_transcript_bytes(&self, bytes: u64) {
+        self.transcript_bytes.fetch_add(bytes, Ordering::AcqRel);
+    }
+
+    /// The transcript of a turn that begins, with the limits of turn and session.
+    pub(crate) fn new_transcript(&self, limits: TranscriptLimits) -> TranscriptBuilder {
+        TranscriptBuilder::default().limited(limits, self.transcript_bytes.load(Ordering::Acquire))
+    }
+
+    /// [`Self::new_transcript`] of a turn of which these entries are on disk.
+    pub(crate) fn resumed_transcript(&self, kept: &[KeptEntry], limits: TranscriptLimits) -> TranscriptBuilder {
+        TranscriptBuilder::resume(kept).limited(limits, self.transcript_bytes.load(Ordering::Acquire))
     }
 
     /// Records that the session has a row, to which rows of its transcript may refer.

@@ -65,8 +65,8 @@ impl LateUpdates {
     }
 
     /// Begins with a new connection, whose agent continues no turn.
-    pub(super) fn begin(&mut self, takes_updates: bool) {
-        (self.prompt_id, self.transcript, self.takes_updates) = (None, TranscriptBuilder::default(), takes_updates);
+    pub(super) fn begin(&mut self, takes_updates: bool, transcript: TranscriptBuilder) {
+        (self.prompt_id, self.transcript, self.takes_updates) = (None, transcript, takes_updates);
     }
 
     /// Adds an entry of the service.
@@ -129,6 +129,7 @@ impl Session {
         let delivered = self.link.as_ref().map(|link| link.delivered()).unwrap_or_default();
         let covers = if self.turn.is_none() { delivered.handled() } else { 0 };
         let late = &mut self.late;
+        self.shared.add_transcript_bytes(late.transcript.take_bytes());
         if !late.transcript.is_empty() {
             late.waiting.push_back(Waiting { prompt_id: late.prompt_id, entries: late.transcript.take(), covers });
         }

@@ -246,6 +246,10 @@ impl Session {
         {
             return Begin::Answer(Err(failure.into()));
         }
+        let key = &self.shared.spec.workspace;
+        if let Err(failure) = self.services.disk.check(key, self.services.settings.workspace_bytes) {
+            return Begin::Answer(Err(failure.into()));
+        }
         let now = self.services.clock.now();
         let tenant = &self.shared.spec.workspace.installation_id;
         let limits = self.services.tenant_settings(tenant).limits;
@@ -294,6 +298,7 @@ impl Session {
             decision: Automation::Nothing,
             now,
         };
+        self.shared.add_transcript_bytes(new_turn.first_entry.size_bytes() as u64);
         let turn = Turn::new(self.turn_handle(prompt_id, ended), idempotency, ticket.when_dropped(), start, used, now);
         // Set before the write, so that a second prompt is joined or refused while the first is on its way to the
         // disk.

@@ -94,6 +94,7 @@ impl TurnTicket {
     ) -> (Self, watch::Receiver<Option<Arc<TurnEnded>>>) {
         let TurnStart { prompt_id, route, carrier, accepted_at } = start;
         let (ended, watching) = watch::channel(None);
+        let transcript = shared.new_transcript(services.settings.transcripts);
         let begun = Begun {
             services,
             shared,
@@ -104,7 +105,7 @@ impl TurnTicket {
             slot,
             ended,
             progress: TurnProgress::new(accepted_at),
-            transcript: TranscriptBuilder::default(),
+            transcript,
             entries: Vec::new(),
             context_injected: false,
             conversation: None,
@@ -262,7 +263,9 @@ impl TurnTicket {
     pub(crate) fn resume(&mut self, output: &[String], kept: &[KeptEntry]) {
         if let Some(begun) = &mut self.0 {
             output.iter().for_each(|text| begun.progress.on_message_text(text));
-            begun.transcript = TranscriptBuilder::resume(kept);
+            // The bytes of the turn so far are those of the session; its own limit begins again.
+            let transcript = begun.transcript_of(kept);
+            begun.transcript = transcript;
             // The output so far may have been tool calls alone.
             begun.progress.has_output = true;
         }
@@ -310,10 +313,16 @@ impl Drop for TurnTicket {
 }
 
 impl Begun {
+    /// The transcript of a turn that continues after entries on disk.
+    fn transcript_of(&self, kept: &[KeptEntry]) -> TranscriptBuilder {
+        self.shared.resumed_transcript(kept, self.services.settings.transcripts)
+    }
+
     fn finish(mut self: Box<Self>, outcome: TurnOutcome, delivered: Option<Arc<Delivered>>) -> TranscriptBuilder {
         let now = self.services.clock.now();
         let took = now.since(self.progress.accepted_at);
         self.transcript.finish(&mut self.entries);
+        self.shared.add_transcript_bytes(self.transcript.take_bytes());
         let failure = match &outcome {
             TurnOutcome::Failed(failure) => Some(failure.clone()),
             _ => None,
@@ -397,6 +406,7 @@ impl Begun {
     ) -> TranscriptBuilder {
         let now = self.services.clock.now();
         self.transcript.finish(&mut self.entries);
+        self.shared.add_transcript_bytes(self.transcript.take_bytes());
         let result = self.result(outcome, None, now);
         self.shared.spec.pace.add(now.since(self.progress.accepted_at));
         let _in_span = self.prompt_span.as_ref().unwrap_or(&self.span).clone().entered();

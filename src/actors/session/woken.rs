@@ -74,6 +74,7 @@ impl WokenTurn {
             decision: Automation::Nothing,
             now,
         })?;
+        let transcript = shared.new_transcript(services.settings.transcripts);
         services.metrics.woken_turn_began();
         let session_id = shared.spec.session_id;
         tracing::info!(marker = "[ACP]", %session_id, %prompt_id, "the agent began a turn by itself");
@@ -84,7 +85,7 @@ impl WokenTurn {
             route: route.route,
             slot: Some(slot),
             progress: TurnProgress::new(now),
-            transcript: TranscriptBuilder::default(),
+            transcript,
             conversation,
             is_marked,
             is_cancelled: false,
@@ -133,6 +134,7 @@ impl WokenTurn {
         let result = result.into_redacted_json();
         let mut entries = Vec::new();
         self.transcript.finish(&mut entries);
+        self.shared.add_transcript_bytes(self.transcript.take_bytes());
         let error = match outcome {
             TurnOutcome::Failed(failure) => Some(failure.clone()),
             _ => None,

@@ -319,7 +319,9 @@ impl Workspaces {
         let is_adopted = adopted.is_some();
         let shown = shown(row, given.as_ref(), &servers);
         let (supervised, spec) = self.place(&workspace, &prepared, Placing::again(row, servers)).await?;
+        let transcript_bytes = services.store.transcript_bytes(row.session_id).await;
         let past = Past {
+            transcript_bytes: transcript_bytes.map_err(|cause| store::failure(&cause))?,
             agent_session_id: row.agent_session_id.clone(),
             last_event_id: row.next_event_after(),
             restarts: row.restarts,
@@ -413,7 +415,9 @@ impl Workspaces {
         let servers = self.servers_of(&session);
         let seat = self.admit_returning(&session.key.installation_id);
         let (supervised, spec) = self.place(&workspace, &prepared, Placing::again(&session, servers)).await?;
+        let transcript_bytes = services.store.transcript_bytes(session.session_id).await;
         let past = Past {
+            transcript_bytes: transcript_bytes.map_err(|cause| store::failure(&cause))?,
             agent_session_id: session.agent_session_id.clone(),
             last_event_id: session.next_event_after(),
             restarts: session.restarts,

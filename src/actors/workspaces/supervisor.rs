@@ -132,6 +132,7 @@ impl WorkspaceSupervisor {
         if past.is_stored {
             shared.mark_stored();
         }
+        shared.add_transcript_bytes(past.transcript_bytes);
         // An adopted agent has already started; its end may be among the events that it sent meanwhile, and then
         // arrives before the start can be recorded as successful.
         let proven = adopted.is_some();

@@ -36,6 +36,12 @@ pub(crate) struct Limits {
     /// Largest file whose content is compared for a diff, in bytes, 1 KiB to 1 GiB; larger ones are listed only. Source files
     /// are smaller; a file of 2 GB took 19 s of processor time.
     pub diff_file_bytes: u64,
+    /// Largest transcript of one turn, in bytes, 64 KiB to 1 GiB. Then the transcript of the turn is cut with a note; the turn
+    /// continues, and its readers get everything.
+    pub transcript_turn_bytes: usize,
+    /// Largest transcript of one session, in bytes, 64 KiB to 1 TiB. Then the transcript of each turn is its prompt and a
+    /// note.
+    pub transcript_session_bytes: usize,
     /// Commands that one agent may run at the same time through `terminal/*`, 1 to 10,000.
     pub terminals: usize,
 }
@@ -53,6 +59,8 @@ impl Default for Limits {
             write_queue: 4096,
             diff_bytes: 1024 * 1024,
             diff_file_bytes: 8 * 1024 * 1024,
+            transcript_turn_bytes: 16 * 1024 * 1024,
+            transcript_session_bytes: 256 * 1024 * 1024,
             terminals: 16,
         }
     }
@@ -70,6 +78,8 @@ impl Limits {
             ("limits.page_entries", self.page_entries, 1, 10_000),
             ("limits.write_queue", self.write_queue, 2, 10_000_000),
             ("limits.diff_bytes", self.diff_bytes, 1024, MAX_BYTES),
+            ("limits.transcript_turn_bytes", self.transcript_turn_bytes, 64 * 1024, MAX_BYTES),
+            ("limits.transcript_session_bytes", self.transcript_session_bytes, 64 * 1024, 1024 * MAX_BYTES),
             ("limits.terminals", self.terminals, 1, 10_000),
         ] {
             check.range(setting, value, least..=most);

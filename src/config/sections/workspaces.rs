@@ -20,11 +20,23 @@ pub(crate) struct Workspaces {
     /// Time limit for a clone, in seconds, 1 or more. A shallow clone of the largest public repositories takes about
     /// two minutes.
     pub clone_timeout_s: u64,
+    /// Largest workspace on disk, in bytes; 0: no limit. Workspaces in use are measured, those that were given by `path` are
+    /// not. A workspace over the limit takes no further turn.
+    pub max_bytes: u64,
+    /// Interval between measurements of the workspaces in use, in seconds, 1 or more.
+    pub measure_s: u64,
 }
 
 impl Default for Workspaces {
     fn default() -> Self {
-        Self { root: None, allow_paths: Vec::new(), git_hosts: vec!["github.com".into()], clone_timeout_s: 300 }
+        Self {
+            root: None,
+            allow_paths: Vec::new(),
+            git_hosts: vec!["github.com".into()],
+            clone_timeout_s: 300,
+            max_bytes: 10 << 30,
+            measure_s: 30,
+        }
     }
 }
 
@@ -42,5 +54,6 @@ impl Workspaces {
             check.require(is_host(name), format!("workspaces.git_hosts.{index}"), what);
         }
         check.seconds("workspaces.clone_timeout_s", self.clone_timeout_s);
+        check.seconds("workspaces.measure_s", self.measure_s);
     }
 }

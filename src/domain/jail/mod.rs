@@ -36,7 +36,7 @@ pub(crate) enum HomeMode {
 
 impl HomeMode {
     /// True if each tenant gets a `HOME` of its own. `one_domain` is true while all tenants trust each other: the
-    /// runtime is embedded. `is_set` is true if the settings of the agent name a `HOME`; it is kept unless the mode is
+    /// runtime is embedded, and no tenant has a token. `is_set` is true if the settings of the agent name a `HOME`; it is kept unless the mode is
     /// `tenant`.
     pub(crate) fn is_private(self, one_domain: bool, is_set: bool) -> bool {
         match self {

@@ -111,6 +111,37 @@ const MAX_TRACKED_BYTES: usize = 8 * MAX_ENTRY_BYTES;
 /// few dozen characters.
 const MAX_ID_BYTES: usize = 256;
 
+/// Limits of the bytes of a transcript: texts and payloads.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) struct TranscriptLimits {
+    /// Of one turn.
+    pub turn: u64,
+    /// Of one session.
+    pub session: u64,
+}
+
+impl TranscriptLimits {
+    /// The limit of a turn of a session whose transcript has `used` bytes.
+    fn of_turn(self, used: u64) -> Limit {
+        let left = self.session.saturating_sub(used);
+        if left < self.turn {
+            Limit { bytes: left, reached: self.session, setting: "limits.transcript_session_bytes" }
+        } else {
+            Limit { bytes: self.turn, reached: self.turn, setting: "limits.transcript_turn_bytes" }
+        }
+    }
+}
+
+#[derive(Debug, Clone, Copy)]
+struct Limit {
+    /// Bytes that the turn may still take.
+    bytes: u64,
+    /// The number for the note.
+    reached: u64,
+    /// The name of the setting.
+    setting: &'static str,
+}
+
 /// Kinds of updates that replace what an earlier update of the kind said; each has one entry per turn.
 const STATES: [&str; 3] = ["plan", "usage_update", "session_info_update"];
 /// No part of a conversation: agents send the list of their commands with every session.
@@ -191,9 +222,39 @@ pub(crate) struct TranscriptBuilder {
     omitted: u64,
     /// True if the open message is written and long, so that it ends with its line.
     is_long: bool,
+    /// Bytes so far.
+    bytes: u64,
+    /// Bytes that [`Self::take_bytes`] has reported.
+    reported: u64,
+    limit: Option<Limit>,
+    /// True once the limit was reached and noted.
+    is_cut: bool,
 }
 
 impl TranscriptBuilder {
+    /// Cuts the transcript at the limits, with one note. The session has `used` bytes already.
+    pub(crate) fn limited(self, limits: TranscriptLimits, used: u64) -> Self {
+        Self { limit: Some(limits.of_turn(used)), ..self }
+    }
+
+    /// Bytes since the last call.
+    pub(crate) fn take_bytes(&mut self) -> u64 {
+        self.bytes - std::mem::replace(&mut self.reported, self.bytes)
+    }
+
+    /// True if no more may be added; notes that once.
+    fn is_full(&mut self) -> bool {
+        let Some(limit) = self.limit.filter(|limit| self.bytes >= limit.bytes) else { return false };
+        if !std::mem::replace(&mut self.is_cut, true) {
+            let text = format!(
+                "the transcript of this turn is cut here: it has reached {} bytes, the limit of `{}`",
+                limit.reached, limit.setting
+            );
+            self.pending.push_back(Pending::Entry(TranscriptEntry::text("info", &text)));
+        }
+        true
+    }
+
     /// Continues a turn of which these entries are on disk, the oldest first.
     pub(crate) fn resume(kept: &[KeptEntry]) -> Self {
         let mut builder = Self { made: kept.len(), ..Self::default() };
@@ -325,7 +386,7 @@ impl TranscriptBuilder {
     /// may follow.
     pub(crate) fn finish(&mut self, out: &mut Vec<TranscriptEntry>) {
         self.complete_character();
-        if self.omitted > 0 {
+        if self.omitted > 0 && !self.is_cut {
             let text = format!("{} more entries of this turn were left out", std::mem::take(&mut self.omitted));
             self.pending.push_back(Pending::Entry(TranscriptEntry::text("info", &text)));
         }
@@ -404,12 +465,16 @@ impl TranscriptBuilder {
 
     /// Adds as much of `text` to the open message as it takes, and returns the number of bytes.
     fn push(&mut self, text: &str) -> usize {
+        if self.is_full() {
+            return text.len();
+        }
         let Some(open) = self.open else { return text.len() };
         let Some(Growing { body: Body::Message { text: joined, .. }, .. }) = self.growing.get_mut(&open) else {
             return text.len();
         };
         let part = text::cut_bytes(text, MAX_ENTRY_BYTES - joined.len());
         joined.push_str(part);
+        self.bytes += part.len() as u64;
         if !part.is_empty() {
             self.mark(open);
         }
@@ -445,11 +510,19 @@ impl TranscriptBuilder {
     }
 
     fn on_call(&mut self, kind: &str, call_id: &str, raw: &RawValue) {
+        if self.is_full() {
+            return;
+        }
         let of_call = |growing: &&mut Growing| matches!(&growing.body, Body::Call { id, .. } if id == call_id);
+        let stored = |payload: &Payload| payload.size_bytes().min(MAX_ENTRY_BYTES) as u64;
         if let Some(Growing { body: Body::Call { payload, .. }, .. }) = self.growing.values_mut().find(of_call) {
+            let before = stored(payload);
             payload.merge(raw);
+            self.bytes += stored(payload).saturating_sub(before);
         } else if self.has_room() {
-            self.insert(kind, Body::Call { id: call_id.to_owned(), payload: Payload::new(raw) });
+            let payload = Payload::new(raw);
+            self.bytes += stored(&payload);
+            self.insert(kind, Body::Call { id: call_id.to_owned(), payload });
         }
         let changed = self.growing.iter().find(|(_, it)| matches!(&it.body, Body::Call { id, .. } if id == call_id));
         if let Some(id) = changed.map(|(id, _)| *id) {
@@ -458,12 +531,18 @@ impl TranscriptBuilder {
     }
 
     fn on_state(&mut self, kind: &str, raw: &RawValue) {
+        if self.is_full() {
+            return;
+        }
         let of_kind =
             |(_, growing): &(&u64, &Growing)| growing.event_type == kind && matches!(growing.body, Body::State(_));
         let known = self.growing.iter().find(of_kind).map(|(id, _)| *id);
         let id = match known {
             Some(id) => id,
-            None if self.has_room() => self.insert(kind, Body::State(Payload::new(raw))),
+            None if self.has_room() => {
+                self.bytes += raw.get().len().min(MAX_ENTRY_BYTES) as u64;
+                self.insert(kind, Body::State(Payload::new(raw)))
+            }
             None => return,
         };
         if let Some(growing) = self.growing.get_mut(&id) {
@@ -491,13 +570,14 @@ impl TranscriptBuilder {
 
     fn emit(&mut self, entry: TranscriptEntry) {
         if self.has_room() {
+            self.bytes += entry.size_bytes() as u64;
             self.pending.push_back(Pending::Entry(entry));
         }
     }
 
-    /// Counts one more entry; false if the turn has too many.
+    /// Counts one more entry; false if the turn has too many, or too many bytes.
     fn has_room(&mut self) -> bool {
-        let has_room = self.made < MAX_ENTRIES_PER_TURN;
+        let has_room = self.made < MAX_ENTRIES_PER_TURN && !self.is_full();
         if has_room {
             self.made += 1;
         } else {

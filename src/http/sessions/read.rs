@@ -322,7 +322,7 @@ pub(crate) async fn list_workspaces(
     };
     let rows = state.workspaces.services().store.list_workspaces(filter, page).await?;
     let next_cursor = if rows.len() < limit { None } else { rows.last().map(|row| row.cursor().to_string()) };
-    Ok(web::Json(Page { items: rows.into_iter().map(workspace_item).collect(), next_cursor }))
+    Ok(web::Json(Page { items: rows.into_iter().map(|row| workspace_item(&state, row)).collect(), next_cursor }))
 }
 
 /// The workspace as it is now.
@@ -342,11 +342,13 @@ pub(crate) async fn get_workspace(
     id: web::Path<String>,
     query: Query<TenantQuery>,
 ) -> Result<web::Json<WorkspaceItem>, ApiError> {
-    Ok(web::Json(workspace_item(find_workspace(&state, &caller, &id, query.into_inner()).await?)))
+    let row = find_workspace(&state, &caller, &id, query.into_inner()).await?;
+    Ok(web::Json(workspace_item(&state, row)))
 }
 
-fn workspace_item(row: WorkspaceRow) -> WorkspaceItem {
+fn workspace_item(state: &HttpState, row: WorkspaceRow) -> WorkspaceItem {
     WorkspaceItem {
+        disk_bytes: state.workspaces.services().disk.of(&row.key),
         installation_id: row.key.installation_id,
         workspace_id: row.key.workspace_id,
         repository: row.repository,

@@ -30,7 +30,10 @@ use std::{
     io,
     os::unix::fs::{DirBuilderExt, MetadataExt, OpenOptionsExt, lchown},
     path::{Path, PathBuf},
-    sync::Arc,
+    sync::{
+        Arc,
+        atomic::{AtomicBool, Ordering},
+    },
 };
 
 use secrecy::{ExposeSecret, SecretString};
@@ -63,7 +66,7 @@ fn home_name(tenant: &str) -> String {
 pub(crate) type AgentEnvironment = BTreeMap<String, SecretString>;
 
 /// The jail's settings of one agent.
-#[derive(Debug, Clone, Default, PartialEq, Eq)]
+#[derive(Debug, Clone, Default)]
 pub(crate) struct JailSettings {
     pub mode: JailMode,
     /// Recognised by the command if absent.
@@ -74,10 +77,29 @@ pub(crate) struct JailSettings {
     pub write: Vec<PathBuf>,
     /// TCP ports to which it may connect; empty: all.
     pub ports: Vec<u16>,
-    /// True if each tenant has a `HOME` of its own.
-    pub has_private_home: bool,
+    pub private_homes: PrivateHomes,
     /// Limits of its control group.
     pub limits: ResourceLimits,
+}
+
+/// When each tenant has a `HOME` of its own.
+#[derive(Debug, Clone, Default)]
+pub(crate) enum PrivateHomes {
+    #[default]
+    Never,
+    Always,
+    /// From the time on at which the flag is true: tenants then do not trust each other.
+    Once(Arc<AtomicBool>),
+}
+
+impl PrivateHomes {
+    fn now(&self) -> bool {
+        match self {
+            Self::Never => false,
+            Self::Always => true,
+            Self::Once(flag) => flag.load(Ordering::Acquire),
+        }
+    }
 }
 
 /// The paths of this program.
@@ -172,7 +194,7 @@ impl Sandbox {
         user: Option<RunAs>,
     ) -> io::Result<Confinement> {
         let scratch = Arc::new(self.0.scratches.make(user)?);
-        let home = plan.settings.has_private_home.then(|| self.private_home(tenant, user)).transpose()?;
+        let home = plan.settings.private_homes.now().then(|| self.private_home(tenant, user)).transpose()?;
         let rules = plan.rules(&self.0, command, user, home.as_deref(), Some(scratch.path()));
         Ok(Confinement { common: self.0.clone(), plan: plan.clone(), rules: rules.into(), scratch, home })
     }
@@ -280,7 +302,7 @@ impl AgentPlan {
         let path_variable = plan.variable("PATH").unwrap_or_default().to_owned();
         let packages = Packages { path_variable: &path_variable, is_broad: &|_| true };
         plan.states.extend(tools().filter(|(program, _)| packages.has(program)).flat_map(|(_, states)| states));
-        let makes = plan.settings.mode != JailMode::Off && !plan.settings.has_private_home && !is_other_user;
+        let makes = plan.settings.mode != JailMode::Off && !plan.settings.private_homes.now() && !is_other_user;
         if makes && plan.home().is_some() {
             plan.states.iter().for_each(|state| plan.make(*state));
         }

@@ -67,7 +67,7 @@ fn shared_home_is_readable_and_writable_where_preset_and_settings_say() {
 #[test]
 fn private_home_is_writable_as_a_whole_and_that_of_the_user_is_hidden() {
     let stage = Stage::new();
-    let settings = JailSettings { has_private_home: true, ..JailSettings::default() };
+    let settings = JailSettings { private_homes: PrivateHomes::Always, ..JailSettings::default() };
     let rules = stage.rules(settings, &["goose", "acp"]);
     let [(home, Access::Write)] = &rules[..] else { panic!("one rule: {rules:?}") };
     assert!(home.starts_with("root/.homes/"));

@@ -4,6 +4,7 @@ pub(crate) mod diff;
 pub(crate) mod folders;
 pub(crate) mod git;
 mod large;
+mod measure;
 pub(crate) mod repository;
 
 use std::{
@@ -31,7 +32,8 @@ use self::{
 };
 use crate::{
     contract::runtime::{
-        Checkout, PrepareWorkspace, PreparedWorkspace, RemovedWorkspace, WorkspaceDiff, WorkspaceRef,
+        Checkout, MeasuredWorkspace, PrepareWorkspace, PreparedWorkspace, RemovedWorkspace, WorkspaceDiff,
+        WorkspaceRef,
     },
     domain::{
         ids::FolderId,
@@ -64,6 +66,8 @@ pub(crate) struct Workspaces {
     /// One lock per workspace, which serialises preparing and comparing it. Entries without a holder are removed when
     /// another is added.
     busy: Mutex<HashMap<PathBuf, Weak<AsyncMutex<()>>>>,
+    /// Held while a workspace is measured: one at a time.
+    measuring: AsyncMutex<()>,
 }
 
 /// Settings for creating and comparing workspaces.
@@ -106,7 +110,8 @@ impl Workspaces {
                 remove_tree(&entry.path());
             }
         }
-        Ok(Self { allowed, git, git_hosts, clone_timeout, diff, comparing: Mutex::default(), busy: Mutex::default() })
+        let (comparing, busy, measuring) = Default::default();
+        Ok(Self { allowed, git, git_hosts, clone_timeout, diff, comparing, busy, measuring })
     }
 
     /// Creates a workspace, or returns an existing one unchanged. `user` is that of the agent for which a folder given by
@@ -194,6 +199,23 @@ impl Workspaces {
             comparing.insert(folder, weak);
         }
         comparison
+    }
+
+    /// Measures a workspace on disk; workspaces are measured one after the other.
+    ///
+    /// # Errors
+    /// `workspace_unavailable` if no thread can be started.
+    ///
+    /// # Cancel safety
+    /// The measurement continues without the caller, and the next one waits for it.
+    pub(crate) async fn measure(self: &Arc<Self>, id: FolderId) -> Result<MeasuredWorkspace, Failure> {
+        let (this, folder) = (self.clone(), self.folder(id));
+        let measuring = tokio::spawn(async move {
+            let _one = this.measuring.lock().await;
+            measure::measure(folder).await
+        });
+        let measured = measuring.await.map_err(io::Error::other).and_then(|measured| measured);
+        measured.map_err(|cause| unavailable("measure", &cause))
     }
 
     /// Removes a workspace with its baseline. Its files are deleted later, by a thread.

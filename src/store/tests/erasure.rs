@@ -87,6 +87,7 @@ fn fill(database: &TestDatabase, tenant: &str, workspace: &str, mark: &str) -> F
             (_, "installation_id") => tenant.to_owned(),
             (_, "workspace_id") => workspace.to_owned(),
             (_, "session_id") => session.to_string(),
+            ("workspaces", "folder_id") => Uuid::new_v4().to_string(),
             ("notifications" | "notification_streams", "stream") => format!("tenant:{tenant}"),
             ("notification_tickets", "scope") => format!(
                 "{{\"installationId\":\"{tenant}\",\"workspaceId\":\"{workspace}\",\"sessionId\":\"{session}\"}}"

@@ -1,7 +1,5 @@
 //! Retention of sessions, turns and transcripts, and removal of folders, at chosen times.
 
-use std::time::Duration;
-
 use uuid::Uuid;
 
 use super::fixture::*;
@@ -14,8 +12,6 @@ use crate::{
     },
     store::{NewSession, NewTurn, PruneHistory, Removal, SessionChange, Store, TurnEnd, UnusedFolders},
 };
-
-const DAY: Duration = Duration::from_secs(24 * 3600);
 
 fn day(days: i64) -> i64 {
     days * 24 * 3600 * 1_000_000

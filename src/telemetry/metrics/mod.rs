@@ -20,7 +20,7 @@ use self::{
     http::{Http, HttpOperation},
     notifications::{NotificationMetrics, WebhookMetrics},
     routing::RouteMetrics,
-    service::{Arbiters, Connections, Writer},
+    service::{Arbiters, Connections, Workspaces, Writer},
     turns::Turns,
 };
 use super::labels::{HttpMethod, PermissionAnswer, Queue, RestartCause, UpdateKind};
@@ -83,6 +83,7 @@ struct All {
     slow_readers: IntCounter,
     arbiters: Arbiters,
     sessions_expired: IntCounter,
+    workspaces: Workspaces,
     routes: RouteMetrics,
     capacity: CapacityMetrics,
     notifications: NotificationMetrics,
@@ -153,6 +154,7 @@ impl All {
             arbiters: Arbiters::new(&make)?,
             sessions_expired: make
                 .counter("lumilink_sessions_expired_total", "Hibernated sessions that expired without use.")?,
+            workspaces: Workspaces::new(&make)?,
             routes: RouteMetrics::new(&make)?,
             capacity: CapacityMetrics::new(&make)?,
             notifications: NotificationMetrics::new(&make)?,
@@ -207,6 +209,12 @@ impl Metrics {
     pub(crate) fn value(&self, series: &str) -> Option<f64> {
         let text = self.render().unwrap();
         text.lines().find_map(|line| line.strip_prefix(series)?.strip_prefix(' ')?.parse().ok())
+    }
+
+    /// The workspaces in use were measured: bytes of the largest, and the number of those over the limit.
+    pub(crate) fn workspaces_measured(&self, largest: u64, full: usize) {
+        self.all.workspaces.largest_bytes.set(i64::try_from(largest).unwrap_or(i64::MAX));
+        self.all.workspaces.full.set(i64::try_from(full).unwrap_or(i64::MAX));
     }
 
     /// A session was created (`from` is `None`), changed its state, or was removed (`to` is `None`). States without a seat

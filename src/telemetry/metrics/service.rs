@@ -96,3 +96,24 @@ impl Arbiters {
         })
     }
 }
+
+#[derive(Debug)]
+pub(in crate::telemetry) struct Workspaces {
+    pub largest_bytes: IntGauge,
+    pub full: IntGauge,
+}
+
+impl Workspaces {
+    pub(crate) fn new(make: &Maker<'_>) -> prometheus::Result<Self> {
+        Ok(Self {
+            largest_bytes: make.gauge(
+                "lumilink_workspace_largest_bytes",
+                "Bytes on disk of the largest workspace in use, as last measured.",
+            )?,
+            full: make.gauge(
+                "lumilink_workspaces_full",
+                "Workspaces in use that take no turn because they are larger than workspaces.max_bytes.",
+            )?,
+        })
+    }
+}

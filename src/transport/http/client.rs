@@ -13,8 +13,8 @@ use crate::{
         keep_alive::CLIENT_KEEP_ALIVE,
         problem::Problem,
         runtime::{
-            AgentProcesses, CountProcesses, DiffWorkspace, PrepareWorkspace, PreparedWorkspace, RemoveTenant,
-            RemoveWorkspace, RemovedHomes, RemovedWorkspace, RuntimeStatus, WorkspaceDiff,
+            AgentProcesses, CountProcesses, DiffWorkspace, MeasureWorkspace, MeasuredWorkspace, PrepareWorkspace,
+            PreparedWorkspace, RemoveTenant, RemoveWorkspace, RemovedHomes, RemovedWorkspace, RuntimeStatus, WorkspaceDiff,
         },
     },
     domain::{
@@ -219,6 +219,14 @@ impl WorkspaceClient {
     /// The failure of the runtime, or [`ErrorCode::RuntimeUnavailable`]. A retry is safe.
     pub(crate) async fn diff(&self, request: &DiffWorkspace) -> Result<WorkspaceDiff, Failure> {
         self.post("workspace/diff", request, READ_TIMEOUT).await
+    }
+
+    /// Measures a workspace on disk. Takes at most 60 s.
+    ///
+    /// # Errors
+    /// The failure of the runtime, or [`ErrorCode::RuntimeUnavailable`]. A retry is safe.
+    pub(crate) async fn measure(&self, request: &MeasureWorkspace) -> Result<MeasuredWorkspace, Failure> {
+        self.post("workspace/measure", request, READ_TIMEOUT).await
     }
 
     /// Removes the folder of a workspace. Takes at most 60 s, and up to 10 minutes to erase it.

@@ -298,3 +298,52 @@ fn secret_that_is_split_over_two_chunks_of_a_message_is_in_no_entry() {
         }
     }
 }
+
+fn limits(turn: u64, session: u64) -> TranscriptLimits {
+    TranscriptLimits { turn, session }
+}
+
+#[test]
+fn transcript_at_its_limit_is_cut_with_one_note_and_takes_nothing_more() {
+    let mut builder = TranscriptBuilder::default().limited(limits(1000, 1_000_000), 0);
+    for n in 0..100 {
+        feed(&mut builder, &of_message(&n.to_string(), &"x".repeat(90)));
+        feed(&mut builder, &json!({"sessionUpdate": "tool_call", "toolCallId": n.to_string(), "title": "t"}));
+    }
+    let written = builder.take();
+    feed(&mut builder, &chunk("agent_message_chunk", "later"));
+    builder.note(TranscriptEntry::text("info", "later"));
+    assert_eq!(finish(&mut builder).len(), 0);
+    let last = written.last().unwrap();
+    assert!(last.text.as_str().contains("1000 bytes, the limit of `limits.transcript_turn_bytes`"), "{:?}", last.text);
+    assert_eq!(written.iter().filter(|entry| entry.event_type == "info").count(), 1);
+    let bytes: usize = written[..written.len() - 1].iter().map(TranscriptEntry::size_bytes).sum();
+    assert!((1000..1200).contains(&bytes), "{bytes}");
+    assert!((1000..1200).contains(&builder.take_bytes()) && builder.take_bytes() == 0);
+}
+
+#[test]
+fn transcript_of_a_session_at_its_limit_is_a_note_alone() {
+    let mut builder = TranscriptBuilder::default().limited(limits(1000, 5000), 5000);
+    feed(&mut builder, &chunk("agent_message_chunk", "text"));
+    feed(&mut builder, &json!({"sessionUpdate": "plan", "entries": []}));
+    let entries = finish(&mut builder);
+    assert_eq!(entries.len(), 1);
+    assert!(entries[0].text.as_str().contains("5000 bytes, the limit of `limits.transcript_session_bytes`"));
+    let mut silent = TranscriptBuilder::default().limited(limits(1000, 5000), 5000);
+    assert!(finish(&mut silent).is_empty(), "a turn without output loses nothing");
+}
+
+#[test]
+fn growing_tool_call_counts_its_growth_alone() {
+    let mut builder = TranscriptBuilder::default().limited(limits(100_000, 1_000_000), 0);
+    let mut updates = 0;
+    for n in 0..200 {
+        let content = json!([{"type": "content", "content": {"type": "text", "text": "x".repeat(n * 100)}}]);
+        let kind = if n == 0 { "tool_call" } else { "tool_call_update" };
+        feed(&mut builder, &json!({"sessionUpdate": kind, "toolCallId": "1", "content": content}));
+        updates += builder.take().len();
+    }
+    assert_eq!(updates, 200, "revisions of one entry are never cut");
+    assert!(builder.take_bytes() < 25_000);
+}
