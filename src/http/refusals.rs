@@ -62,6 +62,8 @@ codes! {
     OfMigration = MigrationState RouteChanged RuntimeUnavailable Draining;
     /// The runtime cannot answer.
     OfRuntime = RuntimeUnavailable WorkspaceUnavailable FolderMissing ConnectionLost HandshakeTimeout;
+    /// The tenant is being erased.
+    OfTenant = Erasing;
     /// An erasure cannot begin, or has begun and is continued later.
     OfErasure = RuntimeUnavailable WorkspaceUnavailable PathNotAllowed Draining;
     /// No WebSocket can be opened.

@@ -163,6 +163,18 @@ pub(super) fn path_tenant(tenant: &str) -> Result<InstallationId, ApiError> {
     tenant.parse().map_err(|_| ApiError::new(ErrorCode::NotFound, "no tenant with this id"))
 }
 
+/// [`path_tenant`] whose settings are to be changed.
+///
+/// # Errors
+/// `erasing` while the tenant is being erased.
+pub(super) fn path_tenant_to_change(state: &HttpState, tenant: &str) -> Result<InstallationId, ApiError> {
+    let tenant = path_tenant(tenant)?;
+    if state.workspaces.services().store.erasures().is_erasing_tenant(&tenant) {
+        return Err(ApiError::new(ErrorCode::Erasing, format!("the tenant {tenant} is being erased")));
+    }
+    Ok(tenant)
+}
+
 pub(super) async fn find_session(state: &HttpState, id: SessionId) -> Result<SessionRow, ApiError> {
     let row = state.workspaces.services().store.session(id).await?;
     row.ok_or_else(|| ApiError::new(ErrorCode::NotFound, format!("no session {id}")))

@@ -8,7 +8,9 @@ use actix_web::{
 use utoipa::openapi::OpenApi;
 use utoipa_actix_web::{AppExt, service_config::ServiceConfig};
 
-use super::{HttpState, audit, erasure, health, notifications, openapi, problem::ApiError, routing, sessions, tenants};
+use super::{
+    HttpState, audit, erasure, health, notifications, openapi, problem::ApiError, routing, sessions, tenants,
+};
 use crate::domain::turn::outcome::ErrorCode;
 
 pub(super) fn routes(table: &mut ServiceConfig<'_>) {

@@ -5,7 +5,8 @@ use actix_web::{get, put, web};
 use super::{
     HttpState,
     problem::ApiError,
-    request::{Body, parse_body, path_tenant, run_to_completion},
+    refusals::{OfTenant, Problems},
+    request::{Body, parse_body, path_tenant, path_tenant_to_change, run_to_completion},
     routing::protocol::attribution,
 };
 use crate::{
@@ -40,6 +41,7 @@ pub(crate) async fn get_settings(
     request_body = TenantBody,
     responses(
         (status = 200, description = "The changed settings", body = TenantInfo),
+        Problems<OfTenant>,
     )
 )]
 #[put("/acp/tenants/{installationId}")]
@@ -48,7 +50,7 @@ pub(crate) async fn put_settings(
     tenant: web::Path<String>,
     body: Body,
 ) -> Result<web::Json<TenantInfo>, ApiError> {
-    let tenant = path_tenant(&tenant)?;
+    let tenant = path_tenant_to_change(&state, &tenant)?;
     let TenantBody { limits, ceilings, actor, reason } = parse_body(&body)?;
     let attribution = attribution(&actor, &reason, None)?;
     if limits.is_none() && ceilings.is_none() {

@@ -8,6 +8,7 @@ pub(crate) mod inherited;
 pub(crate) mod local_server;
 pub(crate) mod members;
 pub(crate) mod orphans;
+pub(crate) mod priority;
 pub(crate) mod sandbox;
 pub(crate) mod stdio;
 pub(crate) mod terminal;

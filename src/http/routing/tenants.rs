@@ -15,8 +15,8 @@ use crate::{
     http::{
         HttpState,
         problem::ApiError,
-        refusals::{OfRoute, Problems},
-        request::{Body, parse_body, path_tenant, run_to_completion},
+        refusals::{OfRoute, OfTenant, Problems},
+        request::{Body, parse_body, path_tenant, path_tenant_to_change, run_to_completion},
     },
     store::TenantProtocol,
 };
@@ -49,7 +49,7 @@ pub(crate) async fn get_tenant(
     request_body = TenantProtocolBody,
     responses(
         (status = 200, description = "The changed defaults", body = TenantProtocolChanged),
-        Problems<OfRoute>,
+        Problems<(OfRoute, OfTenant)>,
     )
 )]
 #[put("/acp/tenants/{installationId}/protocol")]
@@ -58,7 +58,7 @@ pub(crate) async fn put_tenant(
     tenant: web::Path<String>,
     body: Body,
 ) -> Result<web::Json<TenantProtocolChanged>, ApiError> {
-    let tenant = path_tenant(&tenant)?;
+    let tenant = path_tenant_to_change(&state, &tenant)?;
     let body: TenantProtocolBody = parse_body(&body)?;
     let attribution = attribution(&body.actor, &body.reason, body.initiated_by)?;
     let given = [body.enable_acp, body.allow_migration, body.auto_migration];

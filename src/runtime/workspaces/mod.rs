@@ -91,7 +91,15 @@ impl Workspaces {
                 remove_tree(&entry.path());
             }
         }
-        Ok(Self { allowed, git, git_hosts, clone_timeout, diff_bytes, busy: Mutex::default(), measuring: AsyncMutex::default() })
+        Ok(Self {
+            allowed,
+            git,
+            git_hosts,
+            clone_timeout,
+            diff_bytes,
+            busy: Mutex::default(),
+            measuring: AsyncMutex::default(),
+        })
     }
 
     /// Creates a workspace, or returns an existing one unchanged.
@@ -232,7 +240,8 @@ impl Workspaces {
         let busy = self.busy_with(&folder);
         let _turn = busy.lock().await;
         let name = baseline_name(&folder);
-        let (baseline, incoming) = (self.allowed.root().join(BASELINES).join(&name), self.allowed.root().join(INCOMING));
+        let (baseline, incoming) =
+            (self.allowed.root().join(BASELINES).join(&name), self.allowed.root().join(INCOMING));
         delete_all(vec![(baseline, incoming.join(format!("{ERASED}{name}")))]).await?;
         Ok(RemovedWorkspace { removed: false })
     }
