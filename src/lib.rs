@@ -50,6 +50,8 @@
 //! | notifications | `http/notifications` | `actors/notifications` | `domain/notify` | `store/notifications` | `webhook`, `client/notifications` |
 //! | capacity and retention | `http/health` | `actors/upkeep`, `actors/handles/capacity_guard` | `domain/capacity` | `store/audit`, `store/retention` | |
 //! | automation | `contract/automation` | `actors/session/automation`, `actors/session/closing` | `domain/automation` | `store/automation` | |
+//! | tenants' limits and ceilings | `http/tenants` | `actors/handles/tenants` | `domain/tenant`, `domain/limits` | `store/tenants` | |
+//! | erasure | `http/erasure` | `actors/erasure` | `domain/erasure` | `store/erasure` | `POST /workspace/remove`, `POST /tenant/remove` of the runtime |
 //! | audit | `http/audit` | | `domain/explain` | `store/audit` | |
 //! | agents and workspaces | `POST /workspace/…` of the runtime | | `domain/session/pending_permissions` | `store/workspaces` | `runtime/agents`, `runtime/workspaces`, `process` |
 //! | jail of agents | `jail` in `http/health.rs` | | `domain/jail` | | `process/sandbox`, used by `runtime/agents` |
@@ -68,6 +70,10 @@
 //! | events are streamed to a client (SSE) | `http/sessions/stream.rs` |
 //! | tables are created and upgraded | `store/engine/upgrade.rs`, SQL in `migrations/` beside `src/` |
 //! | old rows are deleted | `actors/upkeep/retention.rs` (when), `store/retention.rs` (which) |
+//! | a table is tied to sessions, workspaces and tenants | the lists in `store/erasure.rs` |
+//! | an erasure hides its target, and late writes are dropped | `Erasures` in `store/erasure.rs`; the order of the steps is in `actors/erasure/mod.rs` |
+//! | a workspace is too large on disk | `runtime/workspaces/measure.rs` measures, `actors/upkeep/disk.rs` asks, `actors/handles/disk_use.rs` refuses |
+//! | a transcript is cut | `domain/turn/transcript.rs` |
 //! | an error code gets its HTTP status | `contract/problem.rs` |
 //! | a request gets its id, is counted and, if it is refused, logged | `http/trace.rs`; the id reaches the runtime in `transport/request_id.rs` |
 //! | a path gets 404 or 405 and its label in metrics | `http/route_table.rs` |
@@ -123,6 +129,8 @@
 //! - **skip**: automation that was left out on purpose, always with a reason.
 //! - **seat**: permission for one live session; there are `capacity.max_sessions` of them. **Drain**: an orderly stop.
 //!   **Arbiter**: a thread of actix that runs actors.
+//! - **ceiling**: what callers of a tenant may choose at most. **Erasure**: removal of everything of a session, a workspace
+//!   or a tenant.
 //! - **telemetry**: metrics and logs. **Session progress**: frames about live sessions (`telemetry` in frames and
 //!   flags).
 //! - **attribution**: the initiator of a change, and the reason. **Handle** (`actors/handles`): an address or shared

@@ -7,8 +7,9 @@ use super::inputs::{Actor, Reason, RepositoryPattern};
 use crate::domain::{
     clock::Timestamp,
     ids::InstallationId,
+    limits::UseLimits,
     session::permission::PermissionPolicy,
-    tenant::{Ceilings, McpCeiling, UseLimits},
+    tenant::{Ceilings, McpCeiling},
 };
 
 /// Limits of a tenant; null or an absent member is unlimited.
@@ -23,7 +24,7 @@ pub(crate) struct TenantLimits {
     pub prompts_per_minute: Option<u32>,
 }
 
-/// What callers of a tenant may choose at most; null or an absent member leaves the choice to them.
+/// Ceilings of the choices of a tenant's callers; null or an absent member leaves the choice to them.
 #[derive(Debug, Clone, Serialize, Deserialize, ToSchema)]
 #[serde(rename_all = "camelCase", deny_unknown_fields)]
 pub(crate) struct TenantCeilings {

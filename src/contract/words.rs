@@ -61,7 +61,7 @@ word_schemas! {
     EntryKind => "TimelineEntryKind", "Kind of an entry of a timeline: `connection` is a handshake, `transition` a change of a connection, `flip` a change of the route of the workspace.";
     ErrorClass => "ErrorClass", "Part of the system that an error concerns, and with it the kind of recovery.";
     ErrorCode => "ErrorCode", "A stable error code, for programs to branch on.";
-    EraseScope => "EraseScope", "What an erasure covers.";
+    EraseScope => "EraseScope", "The extent of an erasure.";
     EventKind => "EventKind", "Kind of a session's event.";
     FlipTrigger => "FlipTrigger", "Why the route of a workspace was flipped.";
     FollowUp => "RollbackFollowUp", "Action after a rollback.";

@@ -1,4 +1,4 @@
-//! Erasure of sessions, workspaces and tenants: what one covers, and what it removed.
+//! Erasure of sessions, workspaces and tenants: their extent, and numbers of removed things.
 
 use serde::{Deserialize, Serialize};
 
@@ -8,7 +8,7 @@ use super::{
 };
 
 words! {
-    /// What an erasure covers.
+    /// The extent of an erasure.
     EraseScope {
         Session = "session",
         Workspace = "workspace",

@@ -1,9 +1,27 @@
 //! Use of the service by one key, such as a tenant or a token, and its limits: live sessions, running turns, prompts a
 //! minute.
 
-use std::{collections::HashMap, collections::VecDeque, hash::Hash, time::Duration};
+use std::{
+    collections::{HashMap, VecDeque},
+    hash::Hash,
+    time::Duration,
+};
 
-use super::{clock::Timestamp, tenant::UseLimits, words::words};
+use serde::{Deserialize, Serialize};
+
+use super::{clock::Timestamp, words::words};
+
+/// Limits of the use by one tenant or one token; `None` is unlimited.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase", default)]
+pub(crate) struct UseLimits {
+    /// Live sessions up to which new ones are admitted.
+    pub sessions: Option<u32>,
+    /// Turns that run at the same time.
+    pub turns: Option<u32>,
+    /// Prompts that are accepted within 60 s.
+    pub prompts_per_minute: Option<u32>,
+}
 
 words! {
     /// A limit that refuses requests.
@@ -229,7 +247,10 @@ mod tests {
         let mut usage = Usage::default();
         usage.begin_turn(&"a", &limits(0, 1, 0), at(0)).unwrap();
         let refused = usage.begin_turn(&"a", &limits(0, 1, 0), at(0)).unwrap_err();
-        assert_eq!((refused.kind, refused.used, refused.limit, refused.retry_after_s), (LimitKind::Turns, 1, 1, Some(1)));
+        assert_eq!(
+            (refused.kind, refused.used, refused.limit, refused.retry_after_s),
+            (LimitKind::Turns, 1, 1, Some(1))
+        );
         usage.end_turn(&"a");
         usage.begin_turn(&"a", &limits(0, 1, 0), at(0)).unwrap();
         let none = UseLimits { turns: Some(0), ..UseLimits::default() };

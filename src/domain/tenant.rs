@@ -4,6 +4,7 @@ use serde::{Deserialize, Serialize};
 
 use super::{
     automation::repository_pattern::{MAX_PATTERNS, RepositoryName, is_pattern},
+    limits::UseLimits,
     session::permission::PermissionPolicy,
     words::words,
 };
@@ -17,7 +18,7 @@ words! {
     /// MCP servers that callers may give to a session.
     McpCeiling {
         Nothing = "none",
-        /// Those that the configuration names.
+        /// The servers that the configuration names.
         Listed = "listed",
         Any = "any",
     }
@@ -31,19 +32,7 @@ pub(crate) struct TenantSettings {
     pub ceilings: Ceilings,
 }
 
-/// Limits of the use by one tenant or one token; `None` is unlimited.
-#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(rename_all = "camelCase", default)]
-pub(crate) struct UseLimits {
-    /// Live sessions up to which new ones are admitted.
-    pub sessions: Option<u32>,
-    /// Turns that run at the same time.
-    pub turns: Option<u32>,
-    /// Prompts that are accepted within 60 s.
-    pub prompts_per_minute: Option<u32>,
-}
-
-/// What callers of a tenant may choose at most; `None` leaves the choice to them.
+/// Ceilings of the choices of a tenant's callers; `None` leaves the choice to them.
 #[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "camelCase", default)]
 pub(crate) struct Ceilings {
@@ -137,7 +126,8 @@ mod tests {
 
     #[test]
     fn malformed_ceilings_are_rejected_by_name() {
-        let of = |ceilings| TenantSettings { ceilings, ..TenantSettings::default() }.check().err().unwrap_or_default();
+        let of =
+            |ceilings| TenantSettings { ceilings, ..TenantSettings::default() }.check().err().unwrap_or_default();
         let repositories = Some(vec!["a/b".into(), "a".into()]);
         assert!(of(Ceilings { repositories, ..Ceilings::default() }).starts_with("ceilings.repositories: number 2"));
         let agents = Some(vec![String::new()]);

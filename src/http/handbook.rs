@@ -35,6 +35,7 @@ pages![
     "notifications.md",
     "operations.md",
     "security.md",
+    "tenants.md",
 ];
 
 /// Registers the pages. They are not part of the OpenAPI document.

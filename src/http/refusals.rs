@@ -65,6 +65,8 @@ codes! {
     OfRuntime = RuntimeUnavailable WorkspaceUnavailable FolderMissing ConnectionLost HandshakeTimeout;
     /// There are too many tokens.
     OfTokens = TooManyTokens;
+    /// The tenant is being erased.
+    OfTenant = Erasing;
     /// An erasure cannot begin, or has begun and is continued later.
     OfErasure = RuntimeUnavailable WorkspaceUnavailable PathNotAllowed Draining;
     /// No WebSocket can be opened.

@@ -77,6 +77,18 @@ pub(crate) fn tenant_in_path(caller: &Caller, name: &str) -> Result<Installation
     one_tenant(caller, Some(named))
 }
 
+/// [`tenant_in_path`] whose settings are to be changed.
+///
+/// # Errors
+/// Also `erasing` while the tenant is being erased.
+pub(crate) fn tenant_to_change(state: &HttpState, caller: &Caller, name: &str) -> Result<InstallationId, ApiError> {
+    let tenant = tenant_in_path(caller, name)?;
+    if store(state).erasures().is_erasing_tenant(&tenant) {
+        return Err(ApiError::new(ErrorCode::Erasing, format!("the tenant {tenant} is being erased")));
+    }
+    Ok(tenant)
+}
+
 /// The workspace of a list, as far as the request or the token names one.
 pub(crate) fn workspace(caller: &Caller, named: Option<WorkspaceId>) -> Result<Option<WorkspaceId>, ApiError> {
     caller.workspace(named).map_err(|_| unknown("workspace"))

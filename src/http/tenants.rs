@@ -5,6 +5,7 @@ use actix_web::{get, put, web};
 use super::{
     HttpState,
     problem::ApiError,
+    refusals::{OfTenant, Problems},
     request::{Body, parse_body, run_to_completion},
     routing::protocol::attribution,
     rows,
@@ -45,6 +46,7 @@ pub(crate) async fn get_settings(
     request_body = TenantBody,
     responses(
         (status = 200, description = "The changed settings", body = TenantInfo),
+        Problems<OfTenant>,
     )
 )]
 #[put("/acp/tenants/{installationId}")]
@@ -54,7 +56,7 @@ pub(crate) async fn put_settings(
     tenant: web::Path<String>,
     body: Body,
 ) -> Result<web::Json<TenantInfo>, ApiError> {
-    let tenant = rows::tenant_in_path(&caller, &tenant)?;
+    let tenant = rows::tenant_to_change(&state, &caller, &tenant)?;
     let TenantBody { limits, ceilings, actor, reason } = parse_body(&body)?;
     let attribution = attribution(&caller, actor.as_deref(), &reason, None)?;
     if limits.is_none() && ceilings.is_none() {

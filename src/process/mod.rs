@@ -11,6 +11,7 @@ pub(crate) mod members;
 pub(crate) mod orphans;
 pub(crate) mod ownership;
 pub(crate) mod pool;
+pub(crate) mod priority;
 mod run;
 pub(crate) mod sandbox;
 pub(crate) mod stdio;

@@ -29,7 +29,7 @@ use crate::{
     domain::{
         clock::Timestamp,
         erasure::{EraseCounts, EraseScope, EraseTarget},
-        ids::{SessionId, WorkspaceKey},
+        ids::{InstallationId, SessionId, WorkspaceKey},
     },
 };
 
@@ -119,12 +119,7 @@ pub(super) fn tied_tables() -> impl Iterator<Item = &'static str> {
 }
 
 impl Tied {
-    const fn new(
-        table: &'static str,
-        key: &'static [&'static str],
-        counted: Counted,
-        from: EraseScope,
-    ) -> Self {
+    const fn new(table: &'static str, key: &'static [&'static str], counted: Counted, from: EraseScope) -> Self {
         Self { table, key, join: "", counted, from }
     }
 
@@ -139,7 +134,9 @@ impl Tied {
         let keys = self.key.join(", ");
         let found: Vec<_> = self.key.iter().map(|column| format!("x.{column}")).collect();
         let (table, found, join) = (self.table, found.join(", "), self.join);
-        format!("DELETE FROM {table} WHERE ({keys}) IN (SELECT {found} FROM {table} x {join} WHERE {condition} LIMIT {limit})")
+        format!(
+            "DELETE FROM {table} WHERE ({keys}) IN (SELECT {found} FROM {table} x {join} WHERE {condition} LIMIT {limit})"
+        )
     }
 
     fn is_of(&self, scope: EraseScope) -> bool {
@@ -282,7 +279,10 @@ fn count(tx: &mut WriteTx<'_>, erasure_id: &str, more: EraseCounts) -> Result<()
 /// Sessions that one chunk looks at.
 const SESSIONS_PER_CHUNK: i64 = 100;
 
-fn sessions_of(connection: &mut AnyConnection, target: &EraseTarget) -> diesel::QueryResult<Vec<(String, String, String)>> {
+fn sessions_of(
+    connection: &mut AnyConnection,
+    target: &EraseTarget,
+) -> diesel::QueryResult<Vec<(String, String, String)>> {
     let rows = sessions::table.limit(SESSIONS_PER_CHUNK).into_boxed();
     let rows = match target {
         EraseTarget::Session(_, id) => rows.filter(sessions::session_id.eq(id.to_string())),
@@ -466,21 +466,21 @@ impl Store {
         .await
     }
 
-    /// Returns free pages of a SQLite file to the file system, one chunk; false once there are none left. `PostgreSQL`
+    /// Returns free pages of a SQLite file to the file system, one chunk, and returns their number before that. `PostgreSQL`
     /// reuses space by itself. Safe to retry.
-    pub(crate) async fn shrink(&self) -> Result<bool, StoreError> {
+    pub(crate) async fn shrink(&self) -> Result<u64, StoreError> {
         self.write(|tx| {
-            if free_pages(tx.connection)? == 0 {
-                return Ok(false);
+            let free = columns::unsigned(free_pages(tx.connection)?);
+            if free > 0 {
+                tx.later(Vec::new(), |tx| Ok(release_free_pages(tx)?));
             }
-            tx.later(Vec::new(), |tx| Ok(release_free_pages(tx)?));
-            Ok(true)
+            Ok(free)
         })
         .await
     }
 
     /// Empties the write-ahead log of SQLite, so that no removed text is left in it. Gives up if readers keep the log in
-    /// use for a second; a later erasure, and the end of the process, empty it too.
+    /// use for half a second; a later erasure, and the end of the process, empty it too.
     pub(crate) async fn truncate_log(&self) -> Result<(), StoreError> {
         let url = self.inner.url.clone();
         let truncate = move || {
@@ -498,7 +498,7 @@ impl Store {
 }
 
 /// Time that the emptying of the log waits for readers; the writer waits meanwhile.
-const TRUNCATE_TIMEOUT: Duration = Duration::from_secs(1);
+const TRUNCATE_TIMEOUT: Duration = Duration::from_millis(500);
 
 fn free_pages(connection: &mut AnyConnection) -> diesel::QueryResult<i64> {
     #[derive(diesel::QueryableByName)]
@@ -517,7 +517,8 @@ fn free_pages(connection: &mut AnyConnection) -> diesel::QueryResult<i64> {
 
 fn open_of(item: ErasureItem) -> Result<OpenErasure, StoreError> {
     let ErasureItem { erasure_id, scope, installation_id, workspace_id, session_id, .. } = item;
-    let key = workspace_id.map(|workspace_id| WorkspaceKey { installation_id: installation_id.clone(), workspace_id });
+    let key =
+        workspace_id.map(|workspace_id| WorkspaceKey { installation_id: installation_id.clone(), workspace_id });
     let target = match (scope, key, session_id) {
         (EraseScope::Tenant, ..) => EraseTarget::Tenant(installation_id),
         (EraseScope::Workspace, Some(key), _) => EraseTarget::Workspace(key),
@@ -589,6 +590,12 @@ impl Erasures {
     /// True if the workspace is being erased.
     pub(crate) fn is_erasing(&self, key: &WorkspaceKey) -> bool {
         self.0.read().active.iter().any(|active| active.erasure.target.covers(key, None))
+    }
+
+    /// True if the tenant is being erased.
+    pub(crate) fn is_erasing_tenant(&self, tenant: &InstallationId) -> bool {
+        let target = EraseTarget::Tenant(tenant.clone());
+        self.0.read().active.iter().any(|active| active.erasure.target == target)
     }
 
     /// True if the session is being erased, or was.

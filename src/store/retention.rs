@@ -72,10 +72,13 @@ impl Retained {
             }
             Self::AutomationRuns => &["DELETE FROM automation_runs WHERE run_id IN (SELECT run_id \
                  FROM automation_runs WHERE created_us < $1 ORDER BY created_us LIMIT $2)"],
-            Self::Removals => &["DELETE FROM removals WHERE removal_id IN (SELECT removal_id FROM removals \
-                 WHERE created_us < $1 ORDER BY created_us LIMIT $2)", "DELETE FROM erasures WHERE erasure_id IN \
+            Self::Removals => &[
+                "DELETE FROM removals WHERE removal_id IN (SELECT removal_id FROM removals \
+                 WHERE created_us < $1 ORDER BY created_us LIMIT $2)",
+                "DELETE FROM erasures WHERE erasure_id IN \
                  (SELECT erasure_id FROM erasures WHERE created_us < $1 AND ended_us IS NOT NULL \
-                 ORDER BY created_us LIMIT $2)"],
+                 ORDER BY created_us LIMIT $2)",
+            ],
             Self::Tokens => &["DELETE FROM client_tokens WHERE token_id IN (SELECT token_id FROM client_tokens \
                  WHERE COALESCE(revoked_us, expires_us) < $1 ORDER BY created_us LIMIT $2)"],
             // `prune_notifications` deletes them: it also moves the tail of the stream, by which readers detect the

@@ -294,6 +294,7 @@ pages! {
     handbook_notifications_runs_as_printed: "deploy/handbook/notifications.md";
     handbook_operations_runs_as_printed: "deploy/handbook/operations.md";
     handbook_security_runs_as_printed: "deploy/handbook/security.md";
+    handbook_tenants_runs_as_printed: "deploy/handbook/tenants.md";
 }
 
 /// Every page for people, generated ones included.

@@ -94,7 +94,9 @@ fn erased_workspace_leaves_no_file_and_a_new_one_of_its_name_is_empty() {
     let program = Program::start();
     let api = &program.api;
     let session = open(api, "acme", "ws");
-    session.completes(&format!("write {CANARY}.txt {CANARY} ; run mkdir closed && touch closed/file && chmod 500 closed"));
+    session.completes(&format!(
+        "write {CANARY}.txt {CANARY} ; run mkdir closed && touch closed/file && chmod 500 closed"
+    ));
     assert_eq!(session.get("/diff").expect(200)["files"].as_array().unwrap().len(), 2);
     let (_, mut busy) = session.is_busy_with("echo started ; sleep 60");
     let erased = delete(api, "/acp/workspaces/ws?installationId=acme");
@@ -208,6 +210,31 @@ fn session_cannot_be_opened_in_a_workspace_that_is_being_erased() {
     program.api.post("/acp/session/new", new).problem(409, "erasing");
     program.api.get("/acp/workspaces/ws?installationId=acme").problem(404, "not_found");
     program.start_runtime_again();
+}
+
+#[test]
+fn tenant_being_erased_takes_no_settings_and_is_finished_after_a_restart() {
+    let mut program = Program::builder().behind_proxy().start();
+    let api = program.api.clone();
+    let session = open(&api, "acme", "ws");
+    session.completes("echo a");
+    session.post("close", json!({})).expect(200);
+    program.kill_runtime();
+    api.call("DELETE", "/acp/tenants/acme").send().problem(503, "runtime_unavailable");
+    api.call("DELETE", "/acp/tenants/acme").send().problem(404, "not_found");
+    let why = json!({"actor": "a", "reason": "r"});
+    for (path, part) in [("", "limits"), ("/protocol", "allowMigration")] {
+        let mut body = why.clone();
+        body[part] = if path.is_empty() { json!({"turns": 1}) } else { json!(true) };
+        api.call("PUT", &format!("/acp/tenants/acme{path}")).json(&body).send().problem(409, "erasing");
+    }
+    let new = json!({"installationId": "acme", "workspaceId": "new"});
+    api.post("/acp/session/new", new.clone()).problem(409, "erasing");
+    program.kill_supervisor();
+    program.start_runtime_again();
+    program.start_supervisor_again();
+    eventually("the erasure is finished", || erasures(&program.api).iter().all(|it| it["endedAt"].is_string()));
+    program.api.post("/acp/session/new", new).expect(201);
 }
 
 #[test]

@@ -152,8 +152,15 @@ fn every_documented_operation_is_exercised() {
     for path in ["", "/prompts", "/transcript", "/diff", "/explain"] {
         session.get(path).expect(200);
     }
-    let records =
-        ["migrations", "rollback-events", "connections", "automation-runs", "capacity-alerts", "notifications", "erasures"];
+    let records = [
+        "migrations",
+        "rollback-events",
+        "connections",
+        "automation-runs",
+        "capacity-alerts",
+        "notifications",
+        "erasures",
+    ];
     for records in records.iter().chain(&["summary"]) {
         api.get(&format!("/acp/audit/{records}")).expect(200);
     }

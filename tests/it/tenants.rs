@@ -113,8 +113,7 @@ fn tenant_settings_survive_a_restart_on_postgresql() {
 
 #[test]
 fn full_workspace_takes_no_turn_until_its_files_are_removed() {
-    let program =
-        Program::builder().set("workspaces.max_bytes", 1_000_000).set("workspaces.measure_s", 1).start();
+    let program = Program::builder().set("workspaces.max_bytes", 1_000_000).set("workspaces.measure_s", 1).start();
     let (session, other) = (open(&program.api, "acme", "ws"), open(&program.api, "acme", "other"));
     session.completes("run head -c 3000000 /dev/zero > big");
     eventually("the workspace is measured", || session.prompt("echo a").status == 507);

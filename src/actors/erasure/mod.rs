@@ -9,11 +9,7 @@ use futures_util::{StreamExt, stream};
 use tokio::time::{Instant, MissedTickBehavior, interval, sleep, timeout};
 use uuid::Uuid;
 
-use super::{
-    handles::index::LiveSession,
-    session::adoption,
-    workspaces::{Workspaces, open},
-};
+use super::{handles::index::LiveSession, session::adoption, workspaces::Workspaces};
 use crate::{
     config::DEFAULT_AGENT,
     contract::{
@@ -57,11 +53,7 @@ fn failed(cause: StoreError) -> Failure {
 ///
 /// # Cancel safety
 /// A dropped future leaves the erasure to be continued.
-pub(crate) async fn erase(
-    workspaces: &Workspaces,
-    target: EraseTarget,
-    actor: &str,
-) -> Result<ErasureItem, Failure> {
+pub(crate) async fn erase(workspaces: &Workspaces, target: EraseTarget, actor: &str) -> Result<ErasureItem, Failure> {
     workspaces.admission()?;
     let services = workspaces.services();
     let missing = || Failure::new(ErrorCode::NotFound, format!("no such {}", target.scope().as_str()));
@@ -165,9 +157,7 @@ async fn end_sessions(workspaces: &Workspaces, target: &EraseTarget) -> Result<(
             None => unused.await,
         }
     }
-    let is_ours = |live: &LiveSession| {
-        target.covers(&live.shared.spec.workspace, Some(live.shared.spec.session_id))
-    };
+    let is_ours = |live: &LiveSession| target.covers(&live.shared.spec.workspace, Some(live.shared.spec.session_id));
     let live = services.index.all().into_iter().filter(|live| is_ours(live));
     let mut ids: Vec<SessionId> = live.map(|live| live.shared.spec.session_id).collect();
     // Their agent has ended, and automation may still run.
@@ -226,8 +216,7 @@ fn offers_deletion(row: &SessionRow) -> bool {
 /// Has agents remove the conversations of a target from their own history, as far as they offer that and answer in time.
 async fn delete_histories(workspaces: &Workspaces, target: &EraseTarget) -> Result<EraseCounts, Failure> {
     let services = workspaces.services();
-    let (mut histories, mut found, mut page) =
-        (Histories::new(), 0, Page { limit: ROWS_PER_WRITE, after: None });
+    let (mut histories, mut found, mut page) = (Histories::new(), 0, Page { limit: ROWS_PER_WRITE, after: None });
     loop {
         let rows = services.store.sessions_to_erase(target.clone(), page.clone()).await.map_err(failed)?;
         page.after = rows.last().filter(|_| rows.len() == page.limit).map(SessionRow::cursor);
@@ -268,13 +257,14 @@ async fn delete_history(workspaces: &Workspaces, rows: Vec<SessionRow>) -> usize
     let filter = EraseTarget::Workspace(first.key.clone());
     let Ok(found) = workspaces_of(workspaces, &filter, Page { limit: 1, after: None }).await else { return 0 };
     let Some(workspace) = found.first() else { return 0 };
-    let Ok(prepared) = open::prepare(workspaces.workspace_client(), workspace).await else { return 0 };
+    // Absent once the folder was removed; it is not made again for an agent that may need it to start.
+    let Some(cwd) = workspace.workspace_path.clone() else { return 0 };
     let open = OpenRequest {
         session_id: first.session_id,
         installation_id: Some(first.key.installation_id.clone()),
         is_ephemeral: workspace.is_ephemeral,
         agent: Some(first.agent.clone()).filter(|agent| agent != DEFAULT_AGENT),
-        cwd: prepared.path,
+        cwd,
         mcp_servers: McpServers::none(),
         previous: None,
         cookies: None,
@@ -336,11 +326,15 @@ async fn remove_folder(workspaces: &Workspaces, row: &WorkspaceRow) -> Result<bo
 async fn clean_files(workspaces: &Workspaces) {
     let store = &workspaces.services().store;
     let cleaned = async {
+        let mut before = u64::MAX;
         loop {
             let began = Instant::now();
-            if !store.shrink().await? {
+            let free = store.shrink().await?;
+            // A file of another program may not give pages back.
+            if free == 0 || free >= before {
                 break;
             }
+            before = free;
             sleep(began.elapsed()).await;
         }
         store.truncate_log().await

@@ -11,8 +11,8 @@ use crate::{
     domain::{
         clock::Timestamp,
         ids::InstallationId,
-        limits::{LimitFigures, Usage},
-        tenant::{TenantSettings, UseLimits},
+        limits::{LimitFigures, Usage, UseLimits},
+        tenant::TenantSettings,
         turn::outcome::Failure,
     },
     store::{self, Store, StoreError},

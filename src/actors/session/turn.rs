@@ -225,6 +225,18 @@ impl Session {
         }
     }
 
+    /// Admits a turn within the limits of workspace and tenant, and reserves the place for its end: a turn that is accepted
+    /// can then always record its outcome, however full the queue has become.
+    fn admit_turn(&self, now: Timestamp) -> Result<(UsePermit<InstallationId>, EndSlot), Failure> {
+        let (services, key) = (&self.services, &self.shared.spec.workspace);
+        services.disk.check(key, services.settings.workspace_bytes)?;
+        let limits = services.tenant_settings(&key.installation_id).limits;
+        let used = services.tenant_use.begin_turn(&key.installation_id, &limits, now);
+        let used = used.map_err(|figures| Failure::limit_reached("the tenant", figures))?;
+        let slot = services.store.reserve_end().map_err(|cause| store::failure(&cause))?;
+        Ok((used, slot))
+    }
+
     fn begin(&mut self, message: RunPrompt, waited: bool, ctx: &mut Context<Self>) -> Begin {
         if let Some(turn) = &self.turn {
             let running = (turn.handle.clone(), turn.idempotency.as_ref(), turn.is_cancelled());
@@ -246,22 +258,10 @@ impl Session {
         {
             return Begin::Answer(Err(failure.into()));
         }
-        let key = &self.shared.spec.workspace;
-        if let Err(failure) = self.services.disk.check(key, self.services.settings.workspace_bytes) {
-            return Begin::Answer(Err(failure.into()));
-        }
         let now = self.services.clock.now();
-        let tenant = &self.shared.spec.workspace.installation_id;
-        let limits = self.services.tenant_settings(tenant).limits;
-        let used = match self.services.tenant_use.begin_turn(tenant, &limits, now) {
-            Ok(used) => used,
-            Err(figures) => return Begin::Answer(Err(Failure::limit_reached("the tenant", figures).into())),
-        };
-        // The place for the end is reserved first: a turn that is accepted can then always record its outcome,
-        // however full the queue has become.
-        let slot = match self.services.store.reserve_end() {
-            Ok(slot) => slot,
-            Err(cause) => return Begin::Answer(Err(store::failure(&cause).into())),
+        let (used, slot) = match self.admit_turn(now) {
+            Ok(admitted) => admitted,
+            Err(failure) => return Begin::Answer(Err(failure.into())),
         };
         // From here on the session is in use: it must not hibernate while the turn is being written.
         self.disarm_idle_timer(ctx);
@@ -299,7 +299,8 @@ impl Session {
             now,
         };
         self.shared.add_transcript_bytes(new_turn.first_entry.size_bytes() as u64);
-        let turn = Turn::new(self.turn_handle(prompt_id, ended), idempotency, ticket.when_dropped(), start, used, now);
+        let turn =
+            Turn::new(self.turn_handle(prompt_id, ended), idempotency, ticket.when_dropped(), start, used, now);
         // Set before the write, so that a second prompt is joined or refused while the first is on its way to the
         // disk.
         self.turn = Some(Turn { prompt: Some(prompt), ..turn });

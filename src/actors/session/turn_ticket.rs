@@ -313,6 +313,12 @@ impl Drop for TurnTicket {
 }
 
 impl Begun {
+    /// Takes the rest of the transcript, and counts it.
+    fn finish_transcript(&mut self) {
+        self.transcript.finish(&mut self.entries);
+        self.shared.add_transcript_bytes(self.transcript.take_bytes());
+    }
+
     /// The transcript of a turn that continues after entries on disk.
     fn transcript_of(&self, kept: &[KeptEntry]) -> TranscriptBuilder {
         self.shared.resumed_transcript(kept, self.services.settings.transcripts)
@@ -321,8 +327,7 @@ impl Begun {
     fn finish(mut self: Box<Self>, outcome: TurnOutcome, delivered: Option<Arc<Delivered>>) -> TranscriptBuilder {
         let now = self.services.clock.now();
         let took = now.since(self.progress.accepted_at);
-        self.transcript.finish(&mut self.entries);
-        self.shared.add_transcript_bytes(self.transcript.take_bytes());
+        self.finish_transcript();
         let failure = match &outcome {
             TurnOutcome::Failed(failure) => Some(failure.clone()),
             _ => None,
@@ -405,8 +410,7 @@ impl Begun {
         idempotency: Option<Idempotency>,
     ) -> TranscriptBuilder {
         let now = self.services.clock.now();
-        self.transcript.finish(&mut self.entries);
-        self.shared.add_transcript_bytes(self.transcript.take_bytes());
+        self.finish_transcript();
         let result = self.result(outcome, None, now);
         self.shared.spec.pace.add(now.since(self.progress.accepted_at));
         let _in_span = self.prompt_span.as_ref().unwrap_or(&self.span).clone().entered();

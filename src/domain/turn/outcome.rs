@@ -1,6 +1,10 @@
 //! Errors under stable codes, and their recovery.
 
-use crate::domain::{capacity::SeatFigures, limits::{LimitFigures, LimitKind}, words::words};
+use crate::domain::{
+    capacity::SeatFigures,
+    limits::{LimitFigures, LimitKind},
+    words::words,
+};
 
 words! {
     /// Kind of recovery from an error: connection → reconnect; protocol → renegotiate or fall back; application → the

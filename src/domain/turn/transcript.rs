@@ -142,6 +142,9 @@ struct Limit {
     setting: &'static str,
 }
 
+/// Bytes of a character, at most.
+const MAX_CHARACTER: usize = 4;
+
 /// Kinds of updates that replace what an earlier update of the kind said; each has one entry per turn.
 const STATES: [&str; 3] = ["plan", "usage_update", "session_info_update"];
 /// No part of a conversation: agents send the list of their commands with every session.
@@ -468,13 +471,19 @@ impl TranscriptBuilder {
         if self.is_full() {
             return text.len();
         }
+        let left = self.limit.map_or(u64::MAX, |limit| limit.bytes - self.bytes);
         let Some(open) = self.open else { return text.len() };
         let Some(Growing { body: Body::Message { text: joined, .. }, .. }) = self.growing.get_mut(&open) else {
             return text.len();
         };
-        let part = text::cut_bytes(text, MAX_ENTRY_BYTES - joined.len());
+        let room = MAX_ENTRY_BYTES - joined.len();
+        let part = text::cut_bytes(text, room.min(usize::try_from(left).unwrap_or(usize::MAX)));
         joined.push_str(part);
         self.bytes += part.len() as u64;
+        if part.is_empty() && !text.is_empty() && room >= MAX_CHARACTER {
+            // The next character is longer than what is left.
+            self.bytes += left;
+        }
         if !part.is_empty() {
             self.mark(open);
         }

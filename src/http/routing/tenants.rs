@@ -16,7 +16,7 @@ use crate::{
     http::{
         HttpState,
         problem::ApiError,
-        refusals::{OfRoute, Problems},
+        refusals::{OfRoute, OfTenant, Problems},
         request::{Body, parse_body, run_to_completion},
         rows,
     },
@@ -54,7 +54,7 @@ pub(crate) async fn get_tenant(
     request_body = TenantProtocolBody,
     responses(
         (status = 200, description = "The changed defaults", body = TenantProtocolChanged),
-        Problems<OfRoute>,
+        Problems<(OfRoute, OfTenant)>,
     )
 )]
 #[put("/acp/tenants/{installationId}/protocol")]
@@ -64,7 +64,7 @@ pub(crate) async fn put_tenant(
     tenant: web::Path<String>,
     body: Body,
 ) -> Result<web::Json<TenantProtocolChanged>, ApiError> {
-    let tenant = rows::tenant_in_path(&caller, &tenant)?;
+    let tenant = rows::tenant_to_change(&state, &caller, &tenant)?;
     let body: TenantProtocolBody = parse_body(&body)?;
     let attribution = attribution(&caller, body.actor.as_deref(), &body.reason, body.initiated_by)?;
     let given = [body.enable_acp, body.allow_migration, body.auto_migration];

@@ -4,13 +4,11 @@ use std::{fs, io, os::unix::fs::MetadataExt, path::PathBuf};
 
 use tokio::sync::oneshot;
 
-use crate::contract::runtime::MeasuredWorkspace;
+use crate::{contract::runtime::MeasuredWorkspace, process::priority::spawn_low_priority};
 
 /// Entries of a workspace that are measured, at most: about two seconds on a slow disk, and more than large checkouts with
 /// their dependencies have. The rest of a larger one is not counted.
 const MAX_ENTRIES: usize = 1_000_000;
-/// Niceness of the thread, which also lowers the priority of its disk accesses.
-const NICENESS: i32 = 19;
 /// Bytes of a block in the metadata of a file.
 const BLOCK: u64 = 512;
 
@@ -20,9 +18,7 @@ const BLOCK: u64 = 512;
 /// The thread cannot be started.
 pub(super) async fn measure(folder: PathBuf) -> io::Result<MeasuredWorkspace> {
     let (done, measured) = oneshot::channel();
-    std::thread::Builder::new().name("measure".into()).spawn(move || {
-        // Of this thread alone; with the usual priority the measurement only disturbs more.
-        let _ = rustix::process::setpriority_process(Some(rustix::thread::gettid()), NICENESS);
+    spawn_low_priority("measure", move || {
         // Without a receiver if the runtime is stopping.
         let _ = done.send(walk(folder, MAX_ENTRIES));
     })?;

@@ -281,7 +281,8 @@ impl Workspaces {
         let busy = self.busy_with(&folder);
         let _turn = busy.lock().await;
         let name = baseline_name(&folder);
-        let (baseline, incoming) = (self.allowed.root().join(BASELINES).join(&name), self.allowed.root().join(INCOMING));
+        let (baseline, incoming) =
+            (self.allowed.root().join(BASELINES).join(&name), self.allowed.root().join(INCOMING));
         delete_all(vec![(baseline, incoming.join(format!("{ERASED}{name}")))]).await?;
         Ok(RemovedWorkspace { removed: false })
     }

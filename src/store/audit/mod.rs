@@ -7,11 +7,12 @@ pub(crate) mod summary;
 use diesel::{BoolExpressionMethods, ExpressionMethods, OptionalExtension, QueryDsl, RunQueryDsl};
 
 use super::{
-    Store, StoreError, automation, erasure,
+    Store, StoreError, automation,
     engine::{
         columns::{self, Cursor, Listed, Page, page_of},
         connection::AnyConnection,
     },
+    erasure,
     notifications::{self, NotificationRow},
     routing::flips,
     schema::{self, sessions},
@@ -197,7 +198,11 @@ impl Store {
     }
 
     /// A page of erasures. Cancel-safe.
-    pub(crate) async fn list_erasures(&self, filter: AuditFilter, page: Page) -> Result<Vec<ErasureItem>, StoreError> {
+    pub(crate) async fn list_erasures(
+        &self,
+        filter: AuditFilter,
+        page: Page,
+    ) -> Result<Vec<ErasureItem>, StoreError> {
         self.read(move |connection| {
             let records: Vec<erasure::Record> =
                 page!(connection, erasures, created_us, erasure_id, filter, page, session_id)?;

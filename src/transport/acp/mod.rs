@@ -18,7 +18,8 @@ use self::{
     reapply::reapply,
 };
 use super::{
-    AdoptRequest, AdoptedSession, AgentFacts, DeleteRequest, HandshakeTimeouts, OpenRequest, OpenedSession, Transport,
+    AdoptRequest, AdoptedSession, AgentFacts, DeleteRequest, HandshakeTimeouts, OpenRequest, OpenedSession,
+    Transport,
     pipe::Pipe,
     socket::{self, websocket::Endpoint},
 };

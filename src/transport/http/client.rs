@@ -14,7 +14,8 @@ use crate::{
         problem::Problem,
         runtime::{
             AgentProcesses, CountProcesses, DiffWorkspace, MeasureWorkspace, MeasuredWorkspace, PrepareWorkspace,
-            PreparedWorkspace, RemoveTenant, RemoveWorkspace, RemovedHomes, RemovedWorkspace, RuntimeStatus, WorkspaceDiff,
+            PreparedWorkspace, RemoveTenant, RemoveWorkspace, RemovedHomes, RemovedWorkspace, RuntimeStatus,
+            WorkspaceDiff,
         },
     },
     domain::{

@@ -58,7 +58,9 @@ impl PostgresDatabase {
             read("SELECT table_name::text AS text FROM information_schema.tables WHERE table_schema = 'public'");
         tables
             .iter()
-            .flat_map(|table| read(&format!("SELECT t::text AS text FROM \"{table}\" t WHERE t::text LIKE '%{part}%'")))
+            .flat_map(|table| {
+                read(&format!("SELECT t::text AS text FROM \"{table}\" t WHERE t::text LIKE '%{part}%'"))
+            })
             .collect()
     }
 

@@ -315,7 +315,11 @@ fn transcript_at_its_limit_is_cut_with_one_note_and_takes_nothing_more() {
     builder.note(TranscriptEntry::text("info", "later"));
     assert_eq!(finish(&mut builder).len(), 0);
     let last = written.last().unwrap();
-    assert!(last.text.as_str().contains("1000 bytes, the limit of `limits.transcript_turn_bytes`"), "{:?}", last.text);
+    assert!(
+        last.text.as_str().contains("1000 bytes, the limit of `limits.transcript_turn_bytes`"),
+        "{:?}",
+        last.text
+    );
     assert_eq!(written.iter().filter(|entry| entry.event_type == "info").count(), 1);
     let bytes: usize = written[..written.len() - 1].iter().map(TranscriptEntry::size_bytes).sum();
     assert!((1000..1200).contains(&bytes), "{bytes}");
@@ -346,4 +350,17 @@ fn growing_tool_call_counts_its_growth_alone() {
     }
     assert_eq!(updates, 200, "revisions of one entry are never cut");
     assert!(builder.take_bytes() < 25_000);
+}
+
+#[test]
+fn limit_within_a_character_ends_the_transcript_before_it() {
+    for limit in 997..1003 {
+        let mut builder = TranscriptBuilder::default().limited(limits(limit, 1_000_000), 0);
+        feed(&mut builder, &chunk("agent_message_chunk", &"🦀".repeat(100_000)));
+        let entries = finish(&mut builder);
+        let bytes: usize =
+            entries.iter().filter(|it| it.event_type == "agent_message").map(|it| it.size_bytes()).sum();
+        assert!(bytes as u64 <= limit && bytes % 4 == 0, "{bytes} of {limit}");
+        assert!(entries.last().unwrap().text.as_str().contains("is cut here"));
+    }
 }
