@@ -107,7 +107,7 @@ pub(crate) struct ServeOptions {
 /// Serves until SIGTERM or Ctrl-C, then stops cleanly. A second signal ends the process at once.
 pub(crate) async fn serve(loaded: Loaded, options: ServeOptions) -> Result<(), AppError> {
     let inherited = Inherited::take_over();
-    known::hide(loaded.credentials());
+    known::hide(loaded.secrets());
     let terminal = Terminal::at_start();
     let service = Service::start(&loaded, inherited).await?;
     let signals = stop::Signals::listen();
@@ -125,7 +125,7 @@ pub(crate) async fn serve(loaded: Loaded, options: ServeOptions) -> Result<(), A
 /// Runs the container side alone until SIGTERM or Ctrl-C.
 pub(crate) async fn runtime(loaded: Loaded, options: ServeOptions) -> Result<(), AppError> {
     let inherited = Inherited::take_over();
-    known::hide(loaded.credentials());
+    known::hide(loaded.secrets());
     let terminal = Terminal::at_start();
     let metrics = Metrics::of_runtime(env!("CARGO_PKG_VERSION"), option_env!("LUMILINK_COMMIT"))?;
     let settings = &loaded.config.runtime;

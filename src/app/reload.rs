@@ -63,7 +63,7 @@ impl Reloader {
                 return;
             }
         };
-        known::hide(loaded.credentials());
+        known::hide(loaded.secrets());
         let mut reloaded = changes(&self.current, &loaded);
         reloaded.retain(|name| self.applies(name) && name != SERVER_TOKEN);
         match self.reload_client_token(&loaded) {

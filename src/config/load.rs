@@ -16,7 +16,7 @@ use super::{
     sections::{Agent, DEFAULT_AGENT, sqlite_path},
     sources::Sources,
 };
-use crate::domain::redaction::known::is_credential;
+use crate::domain::redaction::variables::{secrets_of, secrets_of_url};
 
 /// Switches GitHub automation off: `1` or `true`.
 const KILL_SWITCH_VARIABLE: &str = "GITHUB_AUTOMATION_DISABLED";
@@ -48,13 +48,17 @@ pub(crate) struct Loaded {
 }
 
 impl Loaded {
-    /// The values of the credentials: tokens, webhook secrets, and variables of agents with the name of a credential.
-    pub(crate) fn credentials(&self) -> impl Iterator<Item = String> {
-        let Config { server, runtime, webhook, .. } = &self.config;
+    /// The texts that are redacted wherever they occur: tokens, secrets and passwords of the settings, and the values of the
+    /// agents' variables, except for harmless ones.
+    pub(crate) fn secrets(&self) -> impl Iterator<Item = String> {
+        let Config { server, runtime, webhook, database, .. } = &self.config;
         let settings = [&server.token, &runtime.token, &webhook.secret, &webhook.previous_secret];
+        let settings = settings.into_iter().flatten().map(|value| value.expose_secret().to_owned());
+        let urls = [&webhook.url, &database.url].into_iter().flatten();
+        let of_urls = urls.flat_map(|url| secrets_of_url(url.expose_secret()));
         let of_agents = self.agent_environments.values().flatten();
-        let of_agents = of_agents.filter(|(name, _)| is_credential(name)).map(|(_, value)| value);
-        settings.into_iter().flatten().chain(of_agents).map(|value| value.expose_secret().to_owned())
+        let of_agents = of_agents.flat_map(|(name, value)| secrets_of(name, value.expose_secret()));
+        settings.chain(of_urls).chain(of_agents)
     }
 }
 

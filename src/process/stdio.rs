@@ -17,6 +17,7 @@ use tokio::{
     io::{AsyncReadExt, AsyncWriteExt},
     net::unix::pipe as unix_pipe,
     sync::mpsc,
+    time::{Instant, sleep_until},
 };
 
 use super::{
@@ -29,7 +30,10 @@ use crate::{
         schema::RequestId,
     },
     contract::runtime::{STRAY_LINE, StrayLine},
-    domain::text,
+    domain::{
+        redaction, text,
+        turn::frames::{Chunk, FrameRedaction, chunk_of},
+    },
     transport::pipe::{self, CloseReason, FrameReceiver, FrameSender, Incoming, Pipe, PipeLimits},
 };
 
@@ -87,7 +91,8 @@ pub(crate) fn connect(process: AgentProcess, limits: StdioLimits, interceptor: O
     };
     let switch = process.life.switch();
     let lines = LineReader::new(process.stdout, limits.frame_bytes);
-    let reader = Reader { lines, to_client, interceptor, exit: process.exit };
+    let redaction = FrameRedaction::default();
+    let reader = Reader { lines, to_client, interceptor, exit: process.exit, redaction, heard: Instant::now() };
     tokio::spawn(reader.run(switch));
     tokio::spawn(write_all(process.stdin, for_agent, answers, process.life));
     Pipe { to_agent, from_agent }
@@ -195,6 +200,9 @@ struct Reader {
     to_client: FrameSender,
     interceptor: Option<ClientRequestQueue>,
     exit: Exit,
+    redaction: FrameRedaction,
+    /// The time of the agent's newest message.
+    heard: Instant,
 }
 
 /// The test for intercepted methods, and the queue for their requests.
@@ -203,7 +211,7 @@ type ClientRequestQueue = (fn(&str) -> bool, mpsc::Sender<ClientRequest>);
 /// A message of the agent.
 enum Received {
     Intercepted(ClientRequest),
-    ForClient,
+    ForClient { chunk: Option<Chunk>, is_answer: bool },
 }
 
 /// The receiver of the frames or requests was dropped.
@@ -226,6 +234,7 @@ impl Reader {
             if self.forward_lines().await? {
                 return Ok(too_long);
             }
+            let patience = self.redaction.patience();
             tokio::select! {
                 biased;
                 read = self.lines.fill() => if !matches!(read, Ok(1..)) {
@@ -233,6 +242,11 @@ impl Reader {
                 },
                 exited = self.exit.wait() => break exited,
                 () = self.to_client.reader_dropped() => return Err(ReceiverDropped),
+                () = sleep_until(self.heard + patience.unwrap_or_default()), if patience.is_some() => {
+                    let mut due = Vec::new();
+                    self.redaction.on_silence(self.heard.elapsed(), &mut due);
+                    self.send_all(due).await?;
+                }
             }
         };
         let mut stdout = self.lines.take_stdout();
@@ -250,6 +264,9 @@ impl Reader {
         if let Some(Line::Text(line)) = self.lines.buffer.rest() {
             self.forward(line).await?;
         }
+        let mut held = Vec::new();
+        self.redaction.finish(&mut held);
+        self.send_all(held).await?;
         Ok(CloseReason::AgentExited(ended.into()))
     }
 
@@ -278,6 +295,13 @@ impl Reader {
         Ok(false)
     }
 
+    async fn send_all(&self, messages: Vec<String>) -> Result<(), ReceiverDropped> {
+        for message in messages {
+            self.to_client.send(message).await.map_err(|_| ReceiverDropped)?;
+        }
+        Ok(())
+    }
+
     async fn forward(&mut self, line: Vec<u8>) -> Result<(), ReceiverDropped> {
         // A message with a few bytes that are not UTF-8, such as output that a tool cut, is still a message.
         let line =
@@ -288,7 +312,7 @@ impl Reader {
         if let Some(message) = self.read(&line) {
             return self.forward_message(message, || line).await;
         }
-        let found = jsonrpc::recover(&line);
+        let found: Vec<_> = jsonrpc::recover(&line);
         if !found.iter().any(|text| self.read(text).is_some()) {
             return self.forward_stray(&line).await;
         }
@@ -310,21 +334,35 @@ impl Reader {
                 let (method, params) = (method.into_owned(), params.to_owned());
                 Received::Intercepted(ClientRequest { id, method, params })
             }
-            _ => Received::ForClient,
+            Message::Notification { params, .. } => {
+                Received::ForClient { chunk: chunk_of(text, params), is_answer: false }
+            }
+            Message::Response { .. } => Received::ForClient { chunk: None, is_answer: true },
+            Message::Request { .. } => Received::ForClient { chunk: None, is_answer: false },
         })
     }
 
-    async fn forward_message(&self, message: Received, text: impl FnOnce() -> String) -> Result<(), ReceiverDropped> {
+    async fn forward_message(
+        &mut self,
+        message: Received,
+        text: impl FnOnce() -> String,
+    ) -> Result<(), ReceiverDropped> {
+        self.heard = Instant::now();
         match (message, &self.interceptor) {
             (Received::Intercepted(request), Some((_, requests))) => {
                 requests.send(request).await.map_err(|_| ReceiverDropped)
             }
-            _ => self.to_client.send(text()).await.map_err(|_| ReceiverDropped),
+            (Received::Intercepted(_), None) => Ok(()),
+            (Received::ForClient { chunk, is_answer }, _) => {
+                let mut messages = Vec::with_capacity(1);
+                self.redaction.pass(text(), chunk, is_answer, &mut messages);
+                self.send_all(messages).await
+            }
         }
     }
 
     async fn forward_stray(&self, line: &str) -> Result<(), ReceiverDropped> {
-        let stray = StrayLine { line: text::cut(line.trim(), STRAY_LINE_CHARS) };
+        let stray = StrayLine { line: text::cut(redaction::known_of_text(line.trim()).as_ref(), STRAY_LINE_CHARS) };
         if stray.line.is_empty() {
             return Ok(());
         }

@@ -21,6 +21,8 @@ use tokio::{
     time::Instant,
 };
 
+use crate::domain::redaction::stream::StreamRedaction;
+
 /// Bytes kept from the end of stderr; a panic message with a short backtrace fits.
 pub(crate) const STDERR_TAIL_BYTES: usize = 4096;
 /// The most that an exited process can have left in a pipe, in bytes: the default `pipe-max-size` of Linux.
@@ -34,7 +36,7 @@ pub(crate) struct Ended {
     /// The signal that killed the process, if any.
     pub signal: Option<i32>,
     /// The last [`STDERR_TAIL_BYTES`] that the group wrote to stderr during its newest task, or before the first one
-    /// ended; invalid UTF-8 is replaced.
+    /// ended, without known secrets; invalid UTF-8 is replaced.
     pub stderr_tail: String,
 }
 
@@ -47,6 +49,7 @@ pub(crate) struct GroupWatch {
     kill_grace: Duration,
     tasks: TaskCount,
     tail: Vec<u8>,
+    redaction: StreamRedaction,
     /// The task in which `tail` was written.
     tail_task: u64,
 }
@@ -74,7 +77,16 @@ impl GroupWatch {
         kill_grace: Duration,
         tasks: TaskCount,
     ) -> Self {
-        Self { pid, stderr, ending, kill_grace, tasks, tail: Vec::new(), tail_task: 1 }
+        Self {
+            pid,
+            stderr,
+            ending,
+            kill_grace,
+            tasks,
+            tail: Vec::new(),
+            redaction: StreamRedaction::default(),
+            tail_task: 1,
+        }
     }
 
     /// Runs until the whole group is reaped. `report` gets the exit status of the leader as soon as the group has
@@ -157,7 +169,13 @@ impl GroupWatch {
 
     fn keep(&mut self, chunk: &[u8]) {
         self.forget_older_tasks();
-        self.tail.extend_from_slice(chunk);
+        // Before the tail is cut, which would leave a part of a value that is not recognised.
+        let shown = self.redaction.push(chunk);
+        self.extend_tail(&shown);
+    }
+
+    fn extend_tail(&mut self, shown: &[u8]) {
+        self.tail.extend_from_slice(shown);
         let excess = self.tail.len().saturating_sub(STDERR_TAIL_BYTES);
         self.tail.drain(..excess);
     }
@@ -167,12 +185,15 @@ impl GroupWatch {
         let current = self.tasks.current();
         if self.tail_task != current {
             self.tail.clear();
+            self.redaction = StreamRedaction::default();
             self.tail_task = current;
         }
     }
 
     fn ended(&mut self, status: ExitStatus) -> Ended {
         self.forget_older_tasks();
+        let held = self.redaction.finish();
+        self.extend_tail(&held);
         let stderr_tail = String::from_utf8_lossy(&self.tail).into_owned();
         Ended { exit_code: status.code(), signal: status.signal(), stderr_tail }
     }

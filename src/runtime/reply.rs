@@ -69,7 +69,9 @@ pub(crate) fn answer_failure(failure: &Failure) -> HttpResponse {
 /// of earlier ones that were not, or not at all.
 pub(crate) fn answer_stranger(failure: &Failure, suppressed: Option<u64>) -> HttpResponse {
     let id = request_id::current().unwrap_or_else(|| Uuid::now_v7().to_string());
-    let problem = Problem::new(failure, id);
+    let mut problem = Problem::new(failure, id);
+    // The supervisor does not know the values of this process.
+    problem.detail = Redacted::new(&problem.detail).into_string();
     if let Some(suppressed) = suppressed {
         tracing::info!(
             marker = "[ACP]",

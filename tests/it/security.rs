@@ -12,6 +12,7 @@ use crate::harness::{
     hostile::{RawAnswer, RawRequest, exchange},
     json,
     process::{Folder, Process},
+    sse::message_of,
     wait_for,
 };
 
@@ -212,15 +213,35 @@ fn responses_carry_a_request_id_and_never_an_oversized_one_of_the_caller() {
 #[test]
 fn credential_of_an_agent_that_has_no_known_shape_is_redacted_wherever_it_is_said() {
     let value = "no-shape-at-all-but-secret";
-    let config = format!("[agent.env]\nMY_SERVICE_KEY = \"{value}\"\nMY_PLACE = \"a-place-to-work\"\n");
+    let config = format!("[agent.env]\nMY_SERVICE_KEY = \"{value}\"\nMY_TOOL_PATH = \"a-place-to-work\"\n");
     let program = Program::builder().config(&config).start();
     let session = program.api.open("ws");
-    let said = session.says("env MY_SERVICE_KEY ; echo  ; env MY_PLACE");
+    let said = session.says("env MY_SERVICE_KEY ; echo  ; env MY_TOOL_PATH");
     assert!(said.contains("[redacted]") && said.contains("a-place-to-work"), "{said}");
     assert!(!session.transcript().iter().any(|entry| entry.to_string().contains(value)));
     let failed = session.prompt(&format!("error -32603 refused-{value}"));
     assert!(failed.text.contains("refused-[redacted]") && !failed.text.contains(value), "{}", failed.text);
     assert!(!program.log().contains(value));
+}
+
+#[test]
+fn value_that_an_agent_says_in_pieces_or_leaves_on_stderr_reaches_no_reader() {
+    let value = "quiet-harbour-of-no-known-shape";
+    for is_separate in [false, true] {
+        let builder = Program::builder().runtime_env("LUMILINK_AGENT__ENV__MOORING", value);
+        let builder = if is_separate { builder.separate_runtime("runtime-token-0123456789") } else { builder };
+        let program = builder.start();
+        let session = program.api.open("ws");
+        let events = session.streams(&format!("env MOORING ; think ; echo {value} ; plan")).rest();
+        assert!(!format!("{events:?}").contains(value), "{events:?}");
+        let said = message_of(&events);
+        assert_eq!(said.matches("[redacted]").count(), 2, "{said}");
+        let crashed = session.prompt(&format!("complain part one {value} ; crash"));
+        assert!(crashed.text.contains("part one [redacted]"), "{}", crashed.text);
+        session.becomes("idle");
+        let seen = format!("{:?} {} {}", session.transcript(), session.get("/explain").text, program.log());
+        assert!(!seen.contains(value) && !crashed.text.contains(value), "{seen}");
+    }
 }
 
 /// A runtime without a supervisor.

@@ -9,6 +9,7 @@ use tokio::sync::mpsc;
 
 use crate::domain::{
     ids::{PromptId, SessionId},
+    redaction,
     session::{
         event::{EventKind, Replay, ReplayBuffer, SessionEvent, event_data},
         pending_permissions::{Resolution, WaitingRequest},
@@ -86,7 +87,7 @@ impl EventFeed {
         self.inner.lock()
     }
 
-    /// Numbers an event and sends it to every reader; returns its id. Disconnects readers whose queue is full.
+    /// Numbers an event, redacts it and sends it to every reader; returns its id. Disconnects readers whose queue is full.
     pub(crate) fn publish(
         &self,
         prompt: Option<PromptId>,
@@ -94,7 +95,8 @@ impl EventFeed {
         update: &RawValue,
         meta: Option<&RawValue>,
     ) -> u64 {
-        let data = event_data(self.session, prompt, kind, update, meta);
+        let meta = meta.map(|meta| redaction::of_json(meta.get()));
+        let data = event_data(self.session, prompt, kind, &redaction::of_json(update.get()), meta.as_deref());
         self.lock().push(prompt, kind, data)
     }
 
@@ -110,8 +112,8 @@ impl EventFeed {
     pub(crate) fn ask(&self, request: Arc<WaitingRequest>, event: &serde_json::Value) {
         let (prompt_id, kind) = (request.prompt_id, EventKind::PermissionRequest);
         let data = |content: &serde_json::Value| {
-            let content = serde_json::value::to_raw_value(content).ok()?;
-            Some(event_data(self.session, prompt_id, kind, &content, None))
+            let content = serde_json::to_string(content).ok()?;
+            Some(event_data(self.session, prompt_id, kind, &redaction::of_json(&content), None))
         };
         let (Some(whole), Some(kept)) = (data(event), data(&request.content(&request.tool_call))) else { return };
         let mut inner = self.lock();
@@ -121,9 +123,9 @@ impl EventFeed {
 
     /// Publishes the end of a permission request, which does not wait any more.
     pub(crate) fn resolve(&self, resolution: &Resolution) {
-        let Ok(content) = serde_json::value::to_raw_value(&resolution.event()) else { return };
+        let Ok(content) = serde_json::to_string(&resolution.event()) else { return };
         let kind = EventKind::PermissionResolved;
-        let data = event_data(self.session, resolution.prompt_id, kind, &content, None);
+        let data = event_data(self.session, resolution.prompt_id, kind, &redaction::of_json(&content), None);
         let mut inner = self.lock();
         inner.waiting.retain(|waiting| waiting.request.request_id != resolution.request_id);
         inner.push(resolution.prompt_id, kind, data);

@@ -25,6 +25,23 @@ pub(super) fn redact(json: &str) -> Cow<'_, str> {
     if !CANDIDATE.is_match(json) && !known::are_in(json) {
         return Cow::Borrowed(json);
     }
+    redact_strings(json, |name, text| match name.is_some_and(|name| names::hides(name, text)) {
+        true => Cow::Borrowed(REDACTED),
+        false => shapes::redact(text),
+    })
+}
+
+/// Redacts known values alone in valid JSON.
+pub(super) fn redact_known(json: &str) -> Cow<'_, str> {
+    // An escape that need not be one may hide a value.
+    if !known::are_in(json) && !json.contains("\\u") && !json.contains("\\/") {
+        return Cow::Borrowed(json);
+    }
+    redact_strings(json, |_, text| known::redact(Cow::Borrowed(text)))
+}
+
+/// Replaces each string by what `redact` makes of it and of the name of its member.
+fn redact_strings(json: &str, redact: impl for<'a> Fn(Option<&str>, &'a str) -> Cow<'a, str>) -> Cow<'_, str> {
     let (mut out, mut copied, mut at) = (String::new(), 0, 0);
     // The member whose value comes next.
     let mut name: Option<Cow<'_, str>> = None;
@@ -32,8 +49,8 @@ pub(super) fn redact(json: &str) -> Cow<'_, str> {
         let end = end_of_string(json, start);
         let text = decoded(&json[start + 1..end - 1]);
         let is_value = name.is_some() && json[at..start].trim_start().is_empty();
-        let hidden = name.take().is_some_and(|name| is_value && names::hides(&name, &text));
-        let shown = if hidden { Cow::Borrowed(REDACTED) } else { shapes::redact(&text) };
+        let of_member = name.take().filter(|_| is_value);
+        let shown = redact(of_member.as_deref(), &text);
         if shown != text {
             out.push_str(&json[copied..start]);
             out.push_str(&serde_json::Value::String(shown.into_owned()).to_string());

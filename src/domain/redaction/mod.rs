@@ -9,13 +9,16 @@
 //! - A shape begins and ends at the edge of a word: `risk-adjusted` and `task-notification-center.md` stay whole.
 //! - A shape whose prefix is also English or a common identifier needs a random part (digits among letters).
 //! - In JSON, a string member with the name of a credential ([`names`]) is a secret whatever its value looks like.
-//! - The values of the process's own credentials ([`known`]) are secrets wherever they occur.
+//! - The values of the process's own secrets ([`known`]) are secrets wherever they occur, also when the parts of a text
+//!   split them ([`stream`]).
 //! - Redaction is idempotent and takes time linear in the length of the text.
 
 mod json;
 pub(crate) mod known;
 mod names;
 mod shapes;
+pub(crate) mod stream;
+pub(crate) mod variables;
 
 use std::{borrow::Cow, fmt};
 
@@ -106,6 +109,21 @@ impl RedactedJson {
     pub(crate) fn into_string(self) -> String {
         Box::<str>::from(self.0).into()
     }
+}
+
+/// Redacts a JSON document that is passed on.
+pub(crate) fn of_json(json: &str) -> Cow<'_, str> {
+    json::redact(json)
+}
+
+/// Redacts known values in text that is passed on.
+pub(crate) fn known_of_text(text: &str) -> Cow<'_, str> {
+    known::redact(Cow::Borrowed(text))
+}
+
+/// Redacts known values in a JSON document that is passed on to another process, which needs everything else.
+pub(crate) fn known_of_json(json: &str) -> Cow<'_, str> {
+    json::redact_known(json)
 }
 
 /// Redacts a JSON document that the caller has just written, so that it need not be read to check it: the log, which has

@@ -2,8 +2,6 @@
 
 use std::{collections::VecDeque, fmt::Write, sync::Arc};
 
-use serde_json::value::RawValue;
-
 use crate::domain::{
     ids::{PromptId, SessionId},
     words::words,
@@ -48,16 +46,15 @@ pub(crate) struct SessionEvent {
     pub data: Arc<str>,
 }
 
-/// Serialises an event's `data`. `update` is the agent's raw update or the content of an event of this service; `meta` is
-/// the agent's `_meta` beside the update.
+/// Serialises an event's `data`. `update` is the JSON of the agent's update or of an event of this service; `meta` is the
+/// agent's `_meta` beside the update.
 pub(crate) fn event_data(
     session: SessionId,
     prompt: Option<PromptId>,
     kind: EventKind,
-    update: &RawValue,
-    meta: Option<&RawValue>,
+    update: &str,
+    meta: Option<&str>,
 ) -> Arc<str> {
-    let update = update.get();
     let mut data = String::with_capacity(update.len() + 160);
     data.push_str("{\"sessionId\":\"");
     // Writing to a text never fails.
@@ -74,7 +71,7 @@ pub(crate) fn event_data(
     data.push_str(update);
     if let Some(meta) = meta {
         data.push_str(",\"_meta\":");
-        data.push_str(meta.get());
+        data.push_str(meta);
     }
     data.push('}');
     data.into()
@@ -144,14 +141,14 @@ mod tests {
 
     #[test]
     fn event_data_is_json_with_the_verbatim_update() {
-        let update = RawValue::from_string(r#"{"sessionUpdate":"x",  "n":1.0}"#.to_owned()).unwrap();
+        let update = r#"{"sessionUpdate":"x",  "n":1.0}"#;
         let session = SessionId(Uuid::nil());
-        let data = event_data(session, Some(PromptId(Uuid::nil())), EventKind::Update, &update, None);
+        let data = event_data(session, Some(PromptId(Uuid::nil())), EventKind::Update, update, None);
         let value: serde_json::Value = serde_json::from_str(&data).unwrap();
         assert_eq!(value["type"], "update");
         assert_eq!(value["promptId"], Uuid::nil().to_string());
-        assert!(data.contains(update.get()));
-        assert!(event_data(session, None, EventKind::Status, &update, Some(&update)).contains("\"promptId\":null"));
+        assert!(data.contains(update));
+        assert!(event_data(session, None, EventKind::Status, update, Some(update)).contains("\"promptId\":null"));
     }
 
     fn push(buffer: &mut ReplayBuffer, bytes: usize) {

@@ -2,6 +2,7 @@
 
 pub(crate) mod agent_error;
 pub(crate) mod arrival;
+pub(crate) mod frames;
 pub(crate) mod outcome;
 pub(crate) mod payload;
 pub(crate) mod prompt;

@@ -137,6 +137,11 @@ impl ChunkText {
         }
     }
 
+    /// The text, unless the chunk has a half of a character at one of its ends.
+    pub(crate) fn whole(&self) -> Option<&str> {
+        (self.low.is_none() && self.high.is_none()).then_some(self.text.as_str())
+    }
+
     /// The text that this chunk adds to its message. `half` is the first half of a character at the end of the previous
     /// chunks, and becomes the one at the end of this chunk. A half without its other one is U+FFFD.
     pub(crate) fn after(&self, half: &mut Option<u16>) -> Cow<'_, str> {

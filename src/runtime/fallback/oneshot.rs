@@ -20,6 +20,7 @@ use tokio::{
 use crate::{
     acp::{jsonrpc::RpcError, schema::RequestId},
     domain::{
+        redaction::stream::StreamRedaction,
         session::choices::{Offers, Reapplied},
         turn::{
             outcome::{ErrorCode, Failure},
@@ -54,7 +55,17 @@ pub(crate) fn open(process: AgentProcess, max_bytes: usize) -> OpenedSession {
     let (prompt, prompted) = oneshot::channel();
     let cancelled = Arc::new(AtomicBool::new(false));
     let link = OneshotLink { prompt: Some(prompt), switch: life.switch(), cancelled: cancelled.clone(), _life: life };
-    tokio::spawn(Output { events: sender.clone(), exit, cancelled, room: max_bytes, held: Vec::new() }.carry(stdout));
+    tokio::spawn(
+        Output {
+            events: sender.clone(),
+            exit,
+            cancelled,
+            room: max_bytes,
+            redaction: StreamRedaction::default(),
+            held: Vec::new(),
+        }
+        .carry(stdout),
+    );
     tokio::spawn(write(stdin, prompted, sender));
     let events = stream::unfold(events, |mut events| async {
         let event = events.recv().await?;
@@ -141,6 +152,7 @@ struct Output {
     cancelled: Arc<AtomicBool>,
     /// Bytes of output left until the limit.
     room: usize,
+    redaction: StreamRedaction,
     /// Bytes that are not sent yet: between reads, the beginning of an incomplete character.
     held: Vec<u8>,
 }
@@ -169,6 +181,7 @@ impl Output {
                 () = self.events.closed() => return Err(EventsDropped),
             }
         };
+        self.held.extend_from_slice(&self.redaction.finish());
         self.flush().await?;
         self.send(self.end_of(ended)).await
     }
@@ -203,7 +216,7 @@ impl Output {
             return Err(EventsDropped);
         };
         self.room = room;
-        self.held.extend_from_slice(bytes);
+        self.held.extend_from_slice(&self.redaction.push(bytes));
         // An incomplete character at the end waits for its remaining bytes.
         let begun = beginning_of_character(&self.held);
         let rest = self.held.split_off(self.held.len() - begun);

@@ -165,7 +165,8 @@ impl Git {
         };
         match ended {
             Some(ended) if ended.exit_code != Some(0) => {
-                let stderr = Redacted::new(text::tail_bytes(ended.stderr_tail.trim(), 1000));
+                let stderr =
+                    Redacted::new(ended.stderr_tail.trim()).map(|tail| text::tail_bytes(tail, 1000).to_owned());
                 match ended.signal {
                     Some(libc::SIGXCPU | libc::SIGXFSZ) => {
                         Err(failed(&format!("exceeded its processor time or file size. {stderr}")))

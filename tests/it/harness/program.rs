@@ -26,6 +26,7 @@ pub(crate) struct Builder {
     token: Option<String>,
     postgres: Option<PostgresDatabase>,
     separate_runtime: Option<String>,
+    runtime_env: Vec<(String, String)>,
     behind_proxy: bool,
     disk: Option<Disk>,
     arguments: Vec<String>,
@@ -118,6 +119,12 @@ impl Builder {
         self
     }
 
+    /// Adds a variable to the environment of the process with the runtime: the separate one if there is one.
+    pub(crate) fn runtime_env(mut self, name: &str, value: &str) -> Self {
+        self.runtime_env.push((name.to_owned(), value.to_owned()));
+        self
+    }
+
     /// [`Self::separate_runtime`] behind a [`Proxy`], so that a test can restart either side and break the connection
     /// between them.
     pub(crate) fn behind_proxy(mut self) -> Self {
@@ -189,7 +196,9 @@ impl Builder {
                 disk.prepare(&self.folder, command);
             }
         };
-        let mut process = Process::start_with("serve", &self.folder, &arguments, &self.env, prepare);
+        let of_runtime = self.runtime_env.iter().filter(|_| self.separate_runtime.is_none());
+        let env: Vec<_> = self.env.iter().chain(of_runtime).cloned().collect();
+        let mut process = Process::start_with("serve", &self.folder, &arguments, &env, prepare);
         let announced: Value = wait_for(DEADLINE, "the program announces its address", || {
             process.assert_running();
             serde_json::from_str(&fs::read_to_string(&announce).ok()?).ok()
@@ -223,7 +232,8 @@ impl Builder {
             arguments.extend(["--set".to_owned(), format!("{key}={value}")]);
         }
         arguments.extend(self.setting_arguments());
-        let mut process = Process::start("runtime", &self.folder, &arguments, &self.env);
+        let env: Vec<_> = self.env.iter().chain(&self.runtime_env).cloned().collect();
+        let mut process = Process::start("runtime", &self.folder, &arguments, &env);
         wait_for(DEADLINE, "the runtime listens", || {
             process.assert_running();
             std::net::TcpStream::connect(listen).ok()
@@ -270,6 +280,7 @@ impl Program {
             token: None,
             postgres: None,
             separate_runtime: None,
+            runtime_env: Vec::new(),
             behind_proxy: false,
             disk: None,
             arguments: Vec::new(),
