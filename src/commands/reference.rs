@@ -14,7 +14,10 @@ use super::{
 use crate::{
     config::{Config, SECRETS, render::toml_value},
     contract::problem::status_of,
-    domain::turn::outcome::ErrorCode,
+    domain::{
+        access::{Privilege, Reach, Role},
+        turn::outcome::ErrorCode,
+    },
     http::{RouteTable, document},
     telemetry::Metrics,
 };
@@ -23,10 +26,11 @@ const UPDATE_VARIABLE: &str = "LUMILINK_UPDATE_PAGES";
 const HANDBOOK: &str = concat!(env!("CARGO_MANIFEST_DIR"), "/deploy/handbook");
 
 /// The sources whose doc comments describe the settings.
-const SECTIONS: [&str; 14] = [
+const SECTIONS: [&str; 15] = [
     include_str!("../config/sections/mod.rs"),
     include_str!("../config/sections/agent.rs"),
     include_str!("../config/sections/capacity.rs"),
+    include_str!("../config/sections/ceilings.rs"),
     include_str!("../config/sections/database.rs"),
     include_str!("../config/sections/github.rs"),
     include_str!("../config/sections/limits.rs"),
@@ -44,9 +48,13 @@ const SECTIONS: [&str; 14] = [
 fn committed_reference_pages_are_current() {
     #[expect(clippy::disallowed_methods, reason = "it selects what the test does, not a setting")]
     let is_update = std::env::var_os(UPDATE_VARIABLE).is_some();
-    for (name, page) in
-        [("configuration", configuration()), ("metrics", metrics()), ("errors", errors()), ("cli", command_line())]
-    {
+    for (name, page) in [
+        ("configuration", configuration()),
+        ("metrics", metrics()),
+        ("errors", errors()),
+        ("roles", roles()),
+        ("cli", command_line()),
+    ] {
         let file = format!("{HANDBOOK}/{name}.md");
         if is_update {
             std::fs::write(&file, &page).unwrap();
@@ -196,6 +204,33 @@ fn labels_of(text: &str, name: &str) -> Vec<(String, Vec<String>)> {
         }
     }
     labels
+}
+
+fn roles() -> String {
+    let what = "Every operation of the API with the roles that may call it. What roles and scopes are: \
+                [access](access.md).";
+    let mut out = page("Roles", what, "the routes and `src/domain/access/privilege.rs`");
+    out.push_str("\nThe last column is the least scope of the token: a part of a tenant, a tenant, or the service.\n");
+    let document = serde_json::to_value(document()).unwrap();
+    let paths = document["paths"].as_object().unwrap().iter();
+    let rows = paths.flat_map(|(path, item)| {
+        item.as_object().unwrap().iter().filter_map(move |(method, operation)| {
+            let privilege = Privilege::from_name(operation["x-privilege"].as_str()?).unwrap();
+            let mark = |role: &Role| if privilege.roles().contains(role) { "yes" } else { "" }.to_owned();
+            let scope = match privilege.reach() {
+                Reach::Part => "part",
+                Reach::Tenant => "tenant",
+                Reach::Service => "service",
+            };
+            let operation = code(&format!("{} {path}", method.to_uppercase()));
+            let roles = Role::ALL.iter().map(mark);
+            Some([operation, code(privilege.as_str())].into_iter().chain(roles).chain([scope.to_owned()]).collect())
+        })
+    });
+    let columns = Role::ALL.map(Role::as_str);
+    let columns: Vec<_> = ["operation", "privilege"].into_iter().chain(columns).chain(["scope"]).collect();
+    table(&mut out, &columns, rows);
+    out
 }
 
 fn errors() -> String {

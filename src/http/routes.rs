@@ -157,6 +157,16 @@ mod tests {
     }
 
     #[test]
+    fn every_operation_needs_a_privilege_or_no_token() {
+        each_operation(&json(), |method, path, operation| {
+            let roles = operation["security"][0]["token"].as_array();
+            let is_open = super::super::guard::is_open(path);
+            assert_eq!(operation["x-privilege"].is_string(), !is_open, "{method} {path}");
+            assert_eq!(roles.is_some_and(|roles| !roles.is_empty()), !is_open, "{method} {path}");
+        });
+    }
+
+    #[test]
     fn operation_ids_are_unique() {
         let mut seen = BTreeSet::new();
         each_operation(&json(), |method, path, operation| {

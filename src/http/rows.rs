@@ -83,10 +83,15 @@ pub(crate) fn tenant_in_path(caller: &Caller, name: &str) -> Result<Installation
 /// Also `erasing` while the tenant is being erased.
 pub(crate) fn tenant_to_change(state: &HttpState, caller: &Caller, name: &str) -> Result<InstallationId, ApiError> {
     let tenant = tenant_in_path(caller, name)?;
-    if store(state).erasures().is_erasing_tenant(&tenant) {
+    is_changeable(state, &tenant).map(|()| tenant)
+}
+
+/// Refuses changes of a tenant that is being erased.
+pub(crate) fn is_changeable(state: &HttpState, tenant: &InstallationId) -> Result<(), ApiError> {
+    if store(state).erasures().is_erasing_tenant(tenant) {
         return Err(ApiError::new(ErrorCode::Erasing, format!("the tenant {tenant} is being erased")));
     }
-    Ok(tenant)
+    Ok(())
 }
 
 /// The workspace of a list, as far as the request or the token names one.

@@ -8,7 +8,7 @@ use uuid::Uuid;
 use super::{
     HttpState,
     problem::ApiError,
-    refusals::{OfBody, OfTokens, Problems},
+    refusals::{OfBody, OfTenant, OfTokens, Problems},
     request::{Body, Query, page, parse_body, path_id, run_to_completion},
     rows,
     secret::{self, hash_of},
@@ -58,7 +58,7 @@ pub(super) async fn until_token_ends(state: web::Data<HttpState>, caller: Caller
     request_body = TokenBody,
     responses(
         (status = 201, description = "The token", body = NewToken),
-        Problems<(OfTokens, OfBody)>,
+        Problems<(OfTokens, OfTenant, OfBody)>,
     )
 )]
 #[post("/acp/tokens")]
@@ -70,6 +70,9 @@ pub(crate) async fn create_token(
     let body: TokenBody = parse_body(&body)?;
     let now = state.workspaces.services().clock.now();
     let scope = scope(&caller, &body)?;
+    if let Some(tenant) = &scope.tenant {
+        rows::is_changeable(&state, tenant)?;
+    }
     if state.guard.admits_everyone() {
         let detail = "server.token is `none`: every caller is admitted without a token";
         return Err(ApiError::new(ErrorCode::InvalidRequest, detail));
