@@ -329,8 +329,9 @@ pub(crate) struct JailStatus {
     pub unconfined_agents: Vec<String>,
     /// Sockets of container engines to which agents can connect. An agent that does is root on the machine.
     pub reachable_sockets: Vec<String>,
-    /// Uses of control groups (cgroup v2) for each agent on this machine, by name: `processes` (end with the agent, also when this
-    /// program is killed), and the controllers `pids`, `memory` and `cpu`, which enforce the limits of the settings.
+    /// Uses of control groups (cgroup v2) for each agent on this machine, by name: `processes` (they end with the agent,
+    /// and a killed program's at its next start), and the controllers `pids`, `memory` and `cpu`, which enforce the limits
+    /// of the settings.
     #[serde(default)]
     pub control_groups: BTreeMap<String, bool>,
     /// Gaps of the jail on this kernel.

@@ -1,8 +1,8 @@
 //! Child processes that cannot outlive their owner.
 //!
-//! Every child is the leader of its own session and process group. One thread, the keeper, starts, watches and reaps all children
-//! and lives as long as the program, because the kernel's parent-death signal fires when the *thread* that forked
-//! ends. The owner holds a [`Life`]; dropping it ends the group without blocking.
+//! Every child is the leader of its own session and process group. One thread, the keeper, starts, watches and reaps all
+//! children and lives as long as the program, because the kernel's parent-death signal fires when the *thread* that
+//! forked ends. The owner holds a [`Life`]; dropping it ends the group without blocking.
 
 use std::{
     any::Any,
@@ -175,9 +175,10 @@ pub(crate) async fn spawn(command: GroupCommand, held: impl Any + Send) -> Resul
     Ok(Spawned { input, output, life: started.life, exit: started.exit })
 }
 
-/// Starts the keeper and returns what control groups do here. From then on the keeper adopts orphans, and kills processes that a dead run of this program left.
-/// [`spawn`] starts it too; a program that spawns later calls this at its start. `report` gets the numbers of processes of
-/// ended groups that could not be killed; only that of the first call is used.
+/// Starts the keeper and returns the state of control groups on this machine. From then on the keeper adopts orphans, and
+/// kills processes that a dead run of this program left. [`spawn`] starts it too; a program that spawns later calls this
+/// at its start. `report` gets the numbers of processes of ended groups that could not be killed; only that of the first
+/// call is used.
 ///
 /// # Errors
 /// The thread or its runtime cannot be created. Later calls return the same error.

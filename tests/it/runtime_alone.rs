@@ -176,6 +176,7 @@ fn runtime_has_probes_without_a_token_and_only_its_own_metrics() {
         [
             "lumilink_agent_jail",
             "lumilink_agent_processes",
+            "lumilink_agent_processes_left_total",
             "lumilink_arbiter_lag_seconds",
             "lumilink_arbiter_stalls_total",
             "lumilink_build_info",

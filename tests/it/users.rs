@@ -88,7 +88,7 @@ fn file_of_root_in_a_workspace_is_not_read_for_an_agent() {
     session.completes("write made of-the-agent");
     make_secret(&session.path().join("secret"));
     symlink("secret", session.path().join("link")).unwrap();
-    for prompt in ["read secret", "read link", "run cat secret", "run cat link"] {
+    for prompt in ["read secret", "read link", "run cat secret", "run cat link", "write secret x", "write link x"] {
         let answer = session.prompt(prompt);
         assert!(
             !answer.text.contains(CANARY) && answer.text.contains("ermission denied"),
@@ -96,6 +96,7 @@ fn file_of_root_in_a_workspace_is_not_read_for_an_agent() {
             answer.text
         );
     }
+    assert_eq!(fs::read_to_string(session.path().join("secret")).unwrap().trim(), CANARY);
     let diff = session.get("/diff").expect(200);
     assert!(diff.to_string().contains("of-the-agent"), "the rest is compared: {diff}");
     assert!(!diff.to_string().contains(CANARY), "{diff}");

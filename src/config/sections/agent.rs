@@ -111,7 +111,7 @@ impl Agent {
         check.require(user, format!("{section}.run_as"), what);
         let pool = self.run_as.as_deref().filter(|user| UserPool::is_meant(user));
         if let Some(Err(cause)) = pool.map(str::parse::<UserPool>) {
-            check.require(false, format!("{section}.run_as"), &cause.to_string());
+            check.require(false, format!("{section}.run_as"), cause.to_string());
         }
         let shared = self.home == HomeMode::Shared && pool.is_some();
         check.require(!shared, format!("{section}.home"), "cannot be `shared` with a pool of users");

@@ -4,8 +4,8 @@
 //! (`scratch`), created without git and removed afterwards. Only objects, an index and the name of a tree are kept
 //! between calls.
 //!
-//! Files that an agent wrote are read with no more rights than the agent's user has: git and every access to a baseline run as that
-//! user, who owns baseline and scratch, and git runs in a jail. A file that the user cannot read is left out.
+//! Files that an agent wrote are read with no more rights than the agent's user has: git and every access to a baseline
+//! run as that user, who owns baseline and scratch, and git runs in a jail. A file that the user cannot read is left out.
 
 use std::{
     collections::HashMap,
@@ -354,7 +354,8 @@ async fn add_all(
     scratch.run(git, workspace, objects, kept, add, 0).await.map(drop)
 }
 
-/// Finds the repositories inside a workspace and the files that cannot be read, as paths relative to it. Does not follow links.
+/// Finds the repositories inside a workspace and the files that cannot be read, as paths relative to it. Does not follow
+/// links.
 fn refused_in(workspace: &Path) -> Vec<PathBuf> {
     let mut found = Vec::new();
     let mut open = vec![PathBuf::new()];

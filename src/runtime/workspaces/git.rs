@@ -108,8 +108,7 @@ impl Git {
         Self { sandbox: Some(sandbox), ..self }
     }
 
-    /// The rights for a comparison of files, as `user`: it reads `reads` and writes `writes`, the first of which is its folder
-    /// for temporary files. Blocks.
+    /// The rights for a comparison of files, as `user`, that reads `reads` and writes `writes`. Blocks.
     ///
     /// # Errors
     /// The jail cannot be made.
