@@ -44,7 +44,7 @@ codes! {
     OfAgent = NotSupportedByAgent AgentRejected AgentAuthRequired Authentication ModelProvider AgentCrashed ConnectionLost
         CancelUnconfirmed ProtocolViolation FrameTooLarge AgentError RuntimeUnavailable InactivityTimeout Draining;
     /// A workspace cannot be prepared, or an agent cannot be started in it.
-    OfStart = PathNotAllowed UnknownAgent WorkspaceUnavailable FolderMissing AgentStartFailed ProtocolVersion HandshakeFailed
+    OfStart = PathNotAllowed UnknownAgent UnknownSecret WorkspaceUnavailable FolderMissing AgentStartFailed ProtocolVersion HandshakeFailed
         HandshakeTimeout CapacityExhausted FallbackUnavailable Interrupted;
     /// A turn is refused, fails, or ends elsewhere.
     OfTurn = TurnRunning ModeUnavailable Interrupted Fenced FallbackUnavailable;

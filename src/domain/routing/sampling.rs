@@ -54,7 +54,7 @@ fn sample_of_failure(code: ErrorCode) -> Option<Sample> {
         InvalidRequest | PayloadTooLarge | UnsupportedMediaType | NotFound | MethodNotAllowed
         | AmbiguousWorkspace | RouteChanged | MigrationState | Unauthorized | ForbiddenOrigin | TurnRunning
         | SessionClosed | SessionFailed | SessionNotLoaded | IdempotencyMismatch | PermissionNotPending
-        | ModeUnavailable | NotSupportedByAgent | UnknownAgent | AgentRejected => None,
+        | ModeUnavailable | NotSupportedByAgent | UnknownAgent | UnknownSecret | AgentRejected => None,
         // The same on every route: folder and git, credentials, the model's provider.
         PathNotAllowed | FolderMissing | WorkspaceUnavailable | AgentAuthRequired | Authentication
         | ModelProvider => None,

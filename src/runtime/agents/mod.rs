@@ -15,6 +15,7 @@ use std::{
 };
 
 use secrecy::{ExposeSecret, SecretString};
+use serde_json::value::RawValue;
 use tokio::sync::{OwnedSemaphorePermit, Semaphore};
 
 use self::{
@@ -23,9 +24,11 @@ use self::{
 };
 use super::workspaces::folders::{AllowedFolders, Folder, SessionFolders};
 use crate::{
+    config::{Reloadable, sections::Secret},
     contract::runtime::{AgentStatus, InitializeMeta, JailStatus},
     domain::{
         jail::{self, JailMode, Right},
+        session::mcp::named,
         turn::outcome::{ErrorCode, Failure},
     },
     process::{
@@ -79,8 +82,12 @@ pub(crate) struct Agents {
     seats: Arc<Semaphore>,
     limits: AgentLimits,
     folders: AllowedFolders,
+    secrets: NamedSecrets,
     metrics: Metrics,
 }
+
+/// The secrets that MCP servers get by name.
+pub(crate) type NamedSecrets = Reloadable<BTreeMap<String, Secret>>;
 
 /// An agent as configured, with what was found for it at the start.
 struct Configured {
@@ -118,6 +125,8 @@ pub(crate) struct Workplace {
     pub folders: SessionFolders,
     /// Folder that the client named in `initialize`. If set, every session folder must be inside it.
     pub home: Option<Folder>,
+    /// Tenant of the sessions; empty if the client named none.
+    pub tenant: String,
 }
 
 /// Reservation for one agent process, with its folder. Everything that can be refused is checked when it is made, so
@@ -165,6 +174,7 @@ impl Agents {
         limits: AgentLimits,
         folders: AllowedFolders,
         sandbox: Sandbox,
+        secrets: NamedSecrets,
         metrics: Metrics,
     ) -> Result<Self, RunAsError> {
         let configured = |settings: AgentSettings| {
@@ -175,7 +185,7 @@ impl Agents {
         };
         let agents = agents.into_iter().map(configured).collect::<Result<_, RunAsError>>()?;
         let seats = Arc::new(Semaphore::new(limits.max_agents));
-        Ok(Self { agents, sandbox, seats, limits, folders, metrics })
+        Ok(Self { agents, sandbox, seats, limits, folders, secrets, metrics })
     }
 
     /// State of the jail. Blocks for microseconds, while sockets are looked for.
@@ -243,6 +253,15 @@ impl Agents {
             }
         });
         details.collect()
+    }
+
+    /// Puts the values of named secrets into the MCP servers of a tenant; `None` if no secret is named.
+    ///
+    /// # Errors
+    /// `unknown_secret`.
+    pub(crate) fn with_secrets(&self, servers: &RawValue, tenant: &str) -> Result<Option<Box<RawValue>>, Failure> {
+        let secrets = self.secrets.get();
+        named::resolve(servers, tenant, |name| secrets.get(name)?.rule())
     }
 
     /// Number of agent processes, including those that are exiting.
@@ -345,7 +364,7 @@ impl Agents {
     /// # Cancel safety
     /// A dropped future leaves no process behind.
     pub(crate) async fn start_in(&self, place: Place<'_>) -> Result<StartedAgent, Failure> {
-        let (agent, home) = (place.agent, place.home.clone());
+        let (agent, home, tenant) = (place.agent, place.home.clone(), place.tenant.clone());
         let folders = SessionFolders::default();
         if let Some(home) = &home {
             folders.add(home.clone())?;
@@ -355,7 +374,7 @@ impl Agents {
         let settings = self.client_request_settings(serves, agent.user, jail);
         let interceptor = requests::open(settings, folders.clone(), self.limits.stdio.pipe);
         let pipe = stdio::connect(process, self.limits.stdio, Some(interceptor));
-        Ok(StartedAgent { pipe, serves, workplace: Workplace { folders, home }, members })
+        Ok(StartedAgent { pipe, serves, workplace: Workplace { folders, home, tenant }, members })
     }
 
     /// Starts the agent's headless command, with the same user, folder and environment as the agent itself.
