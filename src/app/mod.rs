@@ -131,11 +131,12 @@ pub(crate) async fn runtime(loaded: Loaded, options: ServeOptions) -> Result<(),
     let settings = &loaded.config.runtime;
     let place = runtime::Place { listen: settings.listen, serves_on: settings.listen, is_separate: true, has_tenants: None, inherited };
     let parts = runtime::runtime_options(&loaded, place, settings.token.clone(), &metrics)?;
+    let secrets = Some(parts.secrets.clone());
     let running = container::start(parts, Some(start::watchdog(metrics)?)).await?;
     tracing::info!(marker = "[ACP]", address = %running.address(), "runtime started");
     let signals = stop::Signals::listen();
     announce(options.announce.as_deref(), running.address())?;
-    let targets = Targets { runtime_token: Some(running.token().clone()), ..Targets::default() };
+    let targets = Targets { runtime_token: Some(running.token().clone()), secrets, ..Targets::default() };
     stop::signal(signals, terminal, Reloader::new(options.reload, &loaded, targets)).await;
     running.stop(runtime::kill_grace(&loaded.config)).await;
     tracing::info!(marker = "[ACP]", "stopped");

@@ -8,6 +8,7 @@ use super::{AppError, access::client_token};
 use crate::{
     config::{self, Config, Loaded, Reloadable, Sources, changes::changes},
     domain::redaction::known,
+    runtime::NamedSecrets,
     telemetry::logging::LogFilter,
     webhook::{Poster, Signer},
 };
@@ -28,6 +29,7 @@ pub(super) struct Targets {
     pub server_token: Option<Reloadable<Option<SecretString>>>,
     /// The token of a separate runtime.
     pub runtime_token: Option<Reloadable<Option<SecretString>>>,
+    pub secrets: Option<NamedSecrets>,
     /// Repositories that are never automated.
     pub blocked_repositories: Option<Reloadable<Vec<String>>>,
     /// The poster of operators' alerts.
@@ -101,6 +103,7 @@ impl Reloader {
             SERVER_TOKEN => targets.server_token.is_some(),
             "runtime.token" => targets.runtime_token.is_some(),
             "webhook.secret" | "webhook.previous_secret" => targets.poster.is_some(),
+            name if name.starts_with("secrets.") => targets.secrets.is_some(),
             name if name.starts_with("github.blocked_repositories") => targets.blocked_repositories.is_some(),
             _ => false,
         }
@@ -120,7 +123,7 @@ impl Reloader {
     }
 
     fn apply(&self, name: &str, config: &Config, log: &LogFilter) -> Result<(), String> {
-        let Targets { server_token: _, runtime_token, blocked_repositories, poster } = &self.targets;
+        let Targets { server_token: _, runtime_token, secrets, blocked_repositories, poster } = &self.targets;
         let failed = |cause: &dyn std::error::Error| cause.to_string();
         match name {
             "log.level" => log.set(&config.log.level).map_err(|cause| failed(&cause))?,
@@ -132,6 +135,7 @@ impl Reloader {
                     poster.sign_with(signer);
                 }
             }
+            name if name.starts_with("secrets.") => replace(secrets.as_ref(), &config.secrets),
             _ => replace(blocked_repositories.as_ref(), &config.github.blocked_repositories),
         }
         Ok(())

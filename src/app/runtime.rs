@@ -13,7 +13,7 @@ use uuid::Uuid;
 
 use super::AppError;
 use crate::{
-    config::{Config, DEFAULT_AGENT, Loaded, environment::current_program, sections::Agent},
+    config::{Config, DEFAULT_AGENT, Loaded, Reloadable, environment::current_program, sections::Agent},
     domain::{
         heartbeat::Heartbeat,
         jail::{limits::ResourceLimits, pool::UserPool},
@@ -23,8 +23,8 @@ use crate::{
         sandbox::{JailSettings, OwnPaths, PrivateHomes},
     },
     runtime::{
-        self, AgentSettings, EmbeddedRuntime, Retention, RunningRuntime, RuntimeOptions, ServedRequests,
-        workspaces::diff::DiffLimits,
+        self, AgentSettings, EmbeddedRuntime, NamedSecrets, Retention, RunningRuntime, RuntimeOptions,
+        ServedRequests, workspaces::diff::DiffLimits,
     },
     telemetry::Metrics,
     transport::{
@@ -41,6 +41,8 @@ pub(super) struct RuntimeHandle {
     /// `None` where the runtime is separate.
     running: Option<RunningRuntime>,
     kill_grace: Duration,
+    /// The secrets that MCP servers get by name, of an embedded runtime.
+    pub(super) secrets: Option<NamedSecrets>,
 }
 
 /// Connects to the configured runtime, or starts one on a loopback port that no other process can use: its token is
@@ -67,15 +69,16 @@ pub(super) async fn start_runtime(
     let kill_grace = kill_grace(config);
     if let Some(url) = &config.runtime.url {
         let endpoint = endpoint(url.clone(), config.runtime.token.clone());
-        return Ok((RuntimeHandle { running: None, kill_grace }, None, endpoint));
+        return Ok((RuntimeHandle { running: None, kill_grace, secrets: None }, None, endpoint));
     }
     let token = SecretString::from(format!("{}{}", Uuid::new_v4().simple(), Uuid::new_v4().simple()));
     let listen = SocketAddr::from(([127, 0, 0, 1], 0));
     let place = Place { listen, serves_on: config.server.listen, is_separate: false, has_tenants: Some(has_tenants), inherited };
     let options = runtime_options(loaded, place, Some(token.clone()), metrics)?;
+    let secrets = Some(options.secrets.clone());
     let (running, embedded) = runtime::beside(options).await?;
     let url = format!("ws://{}/acp", running.address());
-    Ok((RuntimeHandle { running: Some(running), kill_grace }, Some(embedded), endpoint(url, Some(token))))
+    Ok((RuntimeHandle { running: Some(running), kill_grace, secrets }, Some(embedded), endpoint(url, Some(token))))
 }
 
 impl RuntimeHandle {
@@ -187,6 +190,7 @@ pub(super) fn runtime_options(
         serves_on: place.serves_on,
         inherited: place.inherited,
         environment: loaded.base_environment.clone(),
+        secrets: Reloadable::new(config.secrets.clone()),
         max_agents: config.runtime.max_agents,
         kill_grace: Duration::from_millis(config.runtime.kill_grace_ms),
         frame_bytes: config.limits.frame_bytes,

@@ -81,6 +81,7 @@ impl Service {
         let targets = Targets {
             server_token: Some(server_token),
             runtime_token: None,
+            secrets: runtime.secrets.clone(),
             blocked_repositories: Some(workspaces.services().settings.blocked_repositories.clone()),
             poster: webhooks.poster.clone(),
         };

@@ -12,7 +12,7 @@ use super::{
     flags::{Attribution, CommonFlags, ServerFlags},
 };
 use crate::{
-    config::{Config, SECRETS, render::toml_value},
+    config::{Config, SECRETS, render::toml_value, sections::Secret},
     contract::problem::status_of,
     domain::{
         access::{Privilege, Reach, Role},
@@ -38,6 +38,7 @@ const SECTIONS: [&str; 15] = [
     include_str!("../config/sections/process.rs"),
     include_str!("../config/sections/routing.rs"),
     include_str!("../config/sections/runtime.rs"),
+    include_str!("../config/sections/secrets.rs"),
     include_str!("../config/sections/server.rs"),
     include_str!("../config/sections/session.rs"),
     include_str!("../config/sections/webhook.rs"),
@@ -127,8 +128,9 @@ fn configuration() -> String {
     let files: Vec<_> = SECRETS.iter().map(|it| code(&variable_of(it, "_FILE"))).collect();
     let _ = write!(
         out,
-        "\nA secret may be in a file instead, whose path is the value of {}. A line end at the end of the file is \
-         removed. It is an error if the file cannot be read, is empty, or if the variable without `_FILE` is set too.\n",
+        "\nA secret may be in a file instead, whose path is the value of {}, or in TOML of the same setting with `_file` at its \
+         end (`token_file`, `secret_file`, `url_file`, `value_file`). A line end at the end of the file is removed. It is an \
+         error if the file cannot be read, is empty, or if the setting or variable without `_file` is given too.\n",
         files.join(", ")
     );
     let structs: BTreeMap<_, _> = SECTIONS.into_iter().flat_map(described).collect();
@@ -137,9 +139,13 @@ fn configuration() -> String {
         if section == "agents" {
             continue;
         }
-        let Described { description, fields } = &structs[kind];
+        // Secrets have names of their own, and no defaults.
+        let is_named = section == "secrets";
+        let Described { description, fields } = &structs[if is_named { "Secret" } else { kind.as_str() }];
+        let section = if is_named { "secrets.<NAME>" } else { section.as_str() };
         let _ = write!(out, "\n## {section}\n\n{description}\n");
-        let defaults = defaults[section].as_object().unwrap();
+        let of_named = serde_json::to_value(Secret::default()).unwrap();
+        let defaults = if is_named { &of_named } else { &defaults[section] }.as_object().unwrap();
         let names: Vec<_> = fields.iter().map(|(name, _, _)| name).collect();
         assert!(defaults.keys().all(|name| names.contains(&name)), "{section}: {names:?}");
         let rows = fields.iter().map(|(name, _, description)| {

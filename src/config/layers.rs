@@ -1,6 +1,9 @@
 //! Merges the sources of settings and records the origin of each value.
 
-use std::{collections::BTreeMap, path::Path};
+use std::{
+    collections::BTreeMap,
+    path::{Path, PathBuf},
+};
 
 use figment::{
     Metadata, Profile, Provider,
@@ -9,7 +12,11 @@ use figment::{
 };
 use secrecy::{ExposeSecret, SecretString};
 
-use super::error::{ConfigError, Origin};
+use super::{
+    environment::absolute,
+    error::{BadSetting, ConfigError, Origin},
+    secret_file,
+};
 
 /// The values of one source.
 struct Layer {
@@ -35,7 +42,8 @@ pub(super) struct Layers {
 }
 
 impl Layers {
-    pub(crate) fn add_file(&mut self, path: &Path) -> Result<(), ConfigError> {
+    /// Adds a TOML file, and the secrets in the files that it names, relative to `current`; returns their paths.
+    pub(crate) fn add_file(&mut self, path: &Path, current: &Path) -> Result<Vec<PathBuf>, ConfigError> {
         let origin = Origin::File(path.to_owned());
         let text = std::fs::read_to_string(path)
             .map_err(|cause| ConfigError::new("", origin.clone(), format!("cannot be read: {cause}")))?;
@@ -45,9 +53,34 @@ impl Layers {
             ConfigError::new("", origin.clone(), format!("is not TOML: line {line}: {}", cause.message()))
         })?;
         let values = Value::serialize(&table).ok().and_then(Value::into_dict);
-        let values = values.ok_or_else(|| ConfigError::new("", origin.clone(), "is not a table of settings"))?;
-        self.add(origin, values);
-        Ok(())
+        let mut values = values.ok_or_else(|| ConfigError::new("", origin.clone(), "is not a table of settings"))?;
+        let files = take_files("", &mut values);
+        let given: Vec<_> = files.iter().filter(|(setting, _)| has(&values, setting)).cloned().collect();
+        self.add(origin.clone(), values);
+        let (mut paths, mut problems) = (Vec::new(), Vec::new());
+        for (setting, path) in files {
+            let path = absolute(Path::new(&path), current);
+            let read = match given.iter().any(|(both, _)| *both == setting) {
+                true => Err("is set too; set only one of both".to_owned()),
+                false => secret_file::read(&path),
+            };
+            match read {
+                Ok(secret) => self.add_secret(
+                    origin.clone(),
+                    &setting.split('.').map(str::to_owned).collect::<Vec<_>>(),
+                    &secret,
+                ),
+                Err(what) => {
+                    problems.push(BadSetting {
+                        setting: format!("{setting}{FILE_END}"),
+                        origin: origin.clone(),
+                        what,
+                    });
+                }
+            }
+            paths.push(path);
+        }
+        if problems.is_empty() { Ok(paths) } else { Err(ConfigError { problems }) }
     }
 
     /// Adds one value as text: lists and maps as JSON, anything else unchanged. The type of the setting decides whether
@@ -152,7 +185,44 @@ pub(crate) const SECRETS: [&str; 6] =
 
 /// True if the value of a setting is a secret.
 pub(super) fn is_secret(setting: &str) -> bool {
-    setting.ends_with(".token") || SECRETS.contains(&setting) || setting.split('.').any(|part| part == "env")
+    setting.ends_with(".token") || has_file_form(setting) || setting.split('.').any(|part| part == "env")
+}
+
+/// True if a secret setting can be given by the name of a file, with `_file` at the end of its own name.
+pub(super) fn has_file_form(setting: &str) -> bool {
+    let is_named = setting.strip_prefix("secrets.").and_then(|rest| rest.strip_suffix(".value"));
+    SECRETS.contains(&setting) || is_named.is_some_and(|name| !name.is_empty() && !name.contains('.'))
+}
+
+/// End of the name of a setting that names the file of a secret.
+const FILE_END: &str = "_file";
+
+/// Takes the settings that name files of secrets out of a table: the names of the secrets, and the paths.
+pub(super) fn take_files(above: &str, values: &mut Dict) -> Vec<(String, String)> {
+    let mut files = Vec::new();
+    let names: Vec<_> = values.keys().cloned().collect();
+    for name in names {
+        let setting = if above.is_empty() { name.clone() } else { format!("{above}.{name}") };
+        if let Some(Value::Dict(_, below)) = values.get_mut(&name) {
+            files.extend(take_files(&setting, below));
+        } else if let Some(secret) = setting.strip_suffix(FILE_END).filter(|secret| has_file_form(secret))
+            && let Some(Value::String(_, path)) = values.get(&name)
+        {
+            files.push((secret.to_owned(), path.clone()));
+            values.remove(&name);
+        }
+    }
+    files
+}
+
+/// True if a table has a value for a setting.
+fn has(values: &Dict, setting: &str) -> bool {
+    match setting.split_once('.') {
+        None => values.contains_key(setting),
+        Some((part, below)) => {
+            matches!(values.get(part), Some(Value::Dict(_, values)) if has(values, below))
+        }
+    }
 }
 
 fn shown(setting: &str, found: &Actual) -> String {

@@ -11,7 +11,7 @@ use super::{
     Config,
     environment::{Environment, absolute},
     error::{BadSetting, ConfigError, Origin},
-    layers::{Layers, SECRETS},
+    layers::{Layers, has_file_form},
     secret_file::{self, SUFFIX},
     sections::{Agent, DEFAULT_AGENT, sqlite_path},
     sources::Sources,
@@ -58,7 +58,9 @@ impl Loaded {
         let of_urls = urls.flat_map(|url| secrets_of_url(url.expose_secret()));
         let of_agents = self.agent_environments.values().flatten();
         let of_agents = of_agents.flat_map(|(name, value)| secrets_of(name, value.expose_secret()));
-        settings.chain(of_urls).chain(of_agents)
+        let named = self.config.secrets.values().filter_map(|secret| secret.value.as_ref());
+        let named = named.map(|value| value.expose_secret().to_owned());
+        settings.chain(of_urls).chain(of_agents).chain(named)
     }
 }
 
@@ -72,8 +74,9 @@ pub(crate) fn load(sources: &Sources) -> Result<Loaded, ConfigError> {
     for preference in &sources.preferences {
         layers.add_text(Origin::Default, &preference.path(), &preference.value);
     }
+    let mut secret_files = Vec::new();
     if let Some(path) = &sources.file {
-        layers.add_file(&absolute(path, &sources.current_folder))?;
+        secret_files = layers.add_file(&absolute(path, &sources.current_folder), &sources.current_folder)?;
     }
     add_environment(&mut layers, sources)?;
     if sources.environment.get(KILL_SWITCH_VARIABLE).is_some_and(|value| ["1", "true"].contains(&value)) {
@@ -92,7 +95,8 @@ pub(crate) fn load(sources: &Sources) -> Result<Loaded, ConfigError> {
     let agent_environments =
         agents.map(|(name, agent)| (name.to_owned(), sources.environment.of_agent(agent))).collect();
     let base_environment = sources.environment.of_agent(&Agent::default());
-    let own_files = own_files(&config, &data_dir, sources);
+    let mut own_files = own_files(&config, &data_dir, sources);
+    own_files.extend(secret_files);
     Ok(Loaded {
         config,
         data_dir,
@@ -108,7 +112,7 @@ pub(crate) fn load(sources: &Sources) -> Result<Loaded, ConfigError> {
 /// The variable that would have the value itself, and the setting, of a variable that names the file of a secret.
 fn secret_in_file<'a>(variable: &'a str, path: &[String]) -> Option<(&'a str, String)> {
     let setting = path.join(".").strip_suffix("_file")?.to_owned();
-    variable.strip_suffix(SUFFIX).filter(|_| SECRETS.contains(&setting.as_str())).zip(Some(setting))
+    variable.strip_suffix(SUFFIX).filter(|_| has_file_form(&setting)).zip(Some(setting))
 }
 
 /// Adds the settings of the environment. `LUMILINK_<SECTION>__<KEY>_FILE` names a file with the value of a secret.

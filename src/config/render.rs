@@ -21,9 +21,9 @@ pub(crate) fn render(loaded: &Loaded) -> String {
     if let Ok(Value::Object(sections)) = serde_json::to_value(&loaded.config) {
         for (name, section) in &sections {
             match (name.as_str(), section) {
-                ("agents", Value::Object(agents)) => {
-                    for (agent, settings) in agents {
-                        render_section(&mut out, loaded, &format!("agents.{agent}"), settings);
+                ("agents" | "secrets", Value::Object(named)) => {
+                    for (below, settings) in named {
+                        render_section(&mut out, loaded, &format!("{name}.{below}"), settings);
                     }
                 }
                 _ => render_section(&mut out, loaded, name, section),

@@ -144,6 +144,7 @@ pub(crate) fn status_of(code: ErrorCode) -> u16 {
         ErrorCode::IdempotencyMismatch
         | ErrorCode::NotSupportedByAgent
         | ErrorCode::UnknownAgent
+        | ErrorCode::UnknownSecret
         | ErrorCode::WorkspaceUnavailable
         | ErrorCode::AgentRejected => 422,
         ErrorCode::LimitReached => 429,

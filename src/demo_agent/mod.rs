@@ -46,13 +46,16 @@
 //! | `open-call MS` | leaves a tool call open as codex does, and completes it after MS milliseconds |
 //! | `leave SECONDS` | leaves a process that runs for that time |
 //! | `mcp` | says the MCP servers that it got, as JSON |
+//! | `mcp-start` | starts its first MCP server, calls `initialize` there, and says the answer |
 //! | `context` | says the number of blocks ahead of the prompt, and their text |
 //! | `count` | says the number of prompts in this process |
 //! | `usage IN OUT` | reports that number of tokens with the answer |
 //! | `env NAME`, `cwd`, `pid` | say that value |
+//! | `spell NAME` | says the value of that variable in chunks of one character |
 //! | `answer TEXT` | ends the turn with this text in place of an answer; `$ID` is the id of the prompt, for more see `odd.rs` |
 //! | `print TEXT` | prints this text, with the same placeholders |
 //! | `complain TEXT` | writes TEXT to stderr |
+//! | `complain-env NAME` | writes the value of that variable to stderr, in two parts |
 //! | `update-as-request TEXT` | says TEXT in an update that is sent as a request, then the result of the answer |
 //! | `ask-as METHOD ID` | sends a request whose id is this JSON, and says the id of the answer |
 //!

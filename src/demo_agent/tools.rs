@@ -1,6 +1,12 @@
 //! Commands of the demo agent that call its client: ask, write, read, run.
 
-use std::{collections::BTreeMap, io, ops::Range, path::Path};
+use std::{
+    collections::BTreeMap,
+    io::{self, BufRead, BufReader, Write},
+    ops::Range,
+    path::Path,
+    process::{Command as Process, Stdio},
+};
 
 use serde_json::{Value, json};
 
@@ -18,6 +24,30 @@ fn permission(turn: &Turn, tool: &str, title: &str, options: &Value) -> Value {
 }
 
 impl Agent {
+    /// Starts the first MCP server of the session over stdio, as agents do, calls `initialize` there and says the answer.
+    pub(super) fn start_mcp(&mut self, turn: &mut Turn) -> io::Result<()> {
+        let servers = self.conversations.get(&turn.session).map(|it| it.mcp_servers.clone()).unwrap_or_default();
+        let server = &servers[0];
+        let text = |value: &Value| value.as_str().unwrap_or_default().to_owned();
+        let variables = server["env"].as_array().into_iter().flatten();
+        let mut child = Process::new(text(&server["command"]))
+            .args(server["args"].as_array().into_iter().flatten().map(text))
+            .envs(variables.map(|pair| (text(&pair["name"]), text(&pair["value"]))))
+            .stdin(Stdio::piped())
+            .stdout(Stdio::piped())
+            .spawn()?;
+        let call = json!({"jsonrpc": "2.0", "id": 1, "method": "initialize", "params": {}});
+        if let Some(mut input) = child.stdin.take() {
+            writeln!(input, "{call}")?;
+        }
+        let mut answer = String::new();
+        if let Some(output) = child.stdout.take() {
+            BufReader::new(output).read_line(&mut answer)?;
+        }
+        child.wait()?;
+        self.say(turn, answer.trim())
+    }
+
     /// Asks for permission and says the chosen option. `ask KIND …` offers one option of each kind, with the kind as id.
     pub(super) fn ask(&mut self, command: &Command, turn: &mut Turn) -> io::Result<()> {
         let options = match command.rest.as_str() {

@@ -125,6 +125,10 @@ impl Agent {
     pub(super) fn perform(&mut self, command: &Command, turn: &mut Turn) -> io::Result<()> {
         match command.word.as_str() {
             "echo" => self.say_in_chunks(turn, &command.rest),
+            "spell" => {
+                let value = self.value(command, turn)?;
+                value.chars().try_for_each(|character| self.say(turn, &character.to_string()))
+            }
             "write" if self.settings(&turn.session).starts_with("mode=plan ") => self.say(turn, "may only plan"),
             "write" => self.write_file(command, turn),
             "settings" => {
@@ -173,6 +177,7 @@ impl Agent {
                 let size = usize::try_from(command.number(0, 1_000_000)).unwrap_or_default();
                 self.say(turn, &"x".repeat(size))
             }
+            "mcp-start" => self.start_mcp(turn),
             "context" | "mcp" | "count" | "env" | "cwd" | "pid" => {
                 let value = self.value(command, turn)?;
                 self.say(turn, &value)
@@ -190,7 +195,9 @@ impl Agent {
                 conversation.map(|it| it.mcp_servers.to_string()).unwrap_or_default()
             }
             "count" => self.prompts_seen.to_string(),
-            "env" => Environment::of_process().get(&command.rest).unwrap_or("unset").to_owned(),
+            "env" | "spell" | "complain-env" => {
+                Environment::of_process().get(&command.rest).unwrap_or("unset").to_owned()
+            }
             "cwd" => current_folder()?.display().to_string(),
             _ => std::process::id().to_string(),
         })
@@ -286,6 +293,13 @@ impl Agent {
             "print" => self.lines.write_raw(&filled(&command.rest, &turn.id))?,
             "ask-as" => self.ask_as(command, turn)?,
             "complain" => eprintln!("{}", command.rest),
+            "complain-env" => {
+                let value = self.value(command, turn)?;
+                // Two writes, which the reader may get as one or as two.
+                let (first, second) = value.split_at(value.len() / 2);
+                eprint!("{first}");
+                eprintln!("{second}");
+            }
             _ => self.say_in_chunks(turn, &command.whole())?,
         }
         Ok(())

@@ -44,9 +44,9 @@ codes! {
     OfAgent = NotSupportedByAgent AgentRejected AgentAuthRequired Authentication ModelProvider AgentCrashed ConnectionLost
         CancelUnconfirmed ProtocolViolation FrameTooLarge AgentError RuntimeUnavailable InactivityTimeout Draining;
     /// A workspace cannot be prepared, or an agent cannot be started in it.
-    OfStart = CeilingExceeded PathNotAllowed UnknownAgent WorkspaceUnavailable WorkspaceOwner FolderMissing
-        AgentStartFailed ProtocolVersion HandshakeFailed HandshakeTimeout CapacityExhausted FallbackUnavailable
-        Interrupted LimitReached Erasing;
+    OfStart = CeilingExceeded PathNotAllowed UnknownAgent UnknownSecret WorkspaceUnavailable WorkspaceOwner
+        FolderMissing AgentStartFailed ProtocolVersion HandshakeFailed HandshakeTimeout CapacityExhausted
+        FallbackUnavailable Interrupted LimitReached Erasing;
     /// A turn is refused, fails, or ends elsewhere.
     OfTurn = TurnRunning ModeUnavailable Interrupted Fenced FallbackUnavailable LimitReached WorkspaceFull;
     /// Too many calls to the agent are pending.

@@ -40,7 +40,7 @@ use self::{
     workspaces::{WorkspaceSettings, Workspaces, diff::DiffLimits, folders::AllowedFolders, git::Git},
 };
 pub(crate) use self::{
-    agents::{AgentSettings, requests::ServedRequests},
+    agents::{AgentSettings, NamedSecrets, requests::ServedRequests},
     conversations::conversation::Retention,
 };
 use crate::{
@@ -100,6 +100,8 @@ pub(crate) struct RuntimeOptions {
     pub inherited: Inherited,
     /// Environment of git and of the commands that agents run through `terminal/*`.
     pub environment: BTreeMap<String, SecretString>,
+    /// The secrets that MCP servers get by name.
+    pub secrets: NamedSecrets,
     /// Largest number of concurrent agent processes.
     pub max_agents: usize,
     /// Time between SIGTERM and SIGKILL.
@@ -336,7 +338,14 @@ fn build(
         true => Git::new(environment).confined_by(sandbox),
         false => Git::new(environment),
     };
-    let agents = Arc::new(Agents::new(options.agents, limits, folders.clone(), jail, options.metrics.clone())?);
+    let agents = Arc::new(Agents::new(
+        options.agents,
+        limits,
+        folders.clone(),
+        jail,
+        options.secrets,
+        options.metrics.clone(),
+    )?);
     agents.announce_jail();
     let retention = options.retention;
     let fallback = FallbackSettings {

@@ -4,9 +4,10 @@
 use std::{fmt, str::FromStr};
 
 use serde_json::Value;
-use tracing::{Event, Subscriber};
+use tracing::{Event, Level, Metadata, Subscriber};
 use tracing_subscriber::{
     EnvFilter, Registry,
+    filter::filter_fn,
     fmt::{
         FmtContext, FormatEvent, FormatFields,
         format::{Format, Json, Writer},
@@ -89,6 +90,17 @@ fn filter_of(level: &str) -> Result<EnvFilter, LoggingError> {
     Ok(filter)
 }
 
+/// True if the log takes a record: those of libraries only from info up, whatever the configured level is. At `trace` they
+/// log whole frames, with prompts and tokens.
+fn is_taken(metadata: &Metadata<'_>) -> bool {
+    let target = metadata.target();
+    let is_ours = target.strip_prefix(OURS).is_some_and(|rest| rest.is_empty() || rest.starts_with("::"));
+    is_ours || *metadata.level() <= Level::INFO
+}
+
+/// The target of this crate.
+const OURS: &str = env!("CARGO_CRATE_NAME");
+
 /// Sets up the log of this process. `level` is a level or a filter such as `info,lumilink=debug`, from the settings
 /// alone, never from `RUST_LOG`.
 ///
@@ -96,7 +108,7 @@ fn filter_of(level: &str) -> Result<EnvFilter, LoggingError> {
 /// The level is not a valid filter, or the log is set up already.
 pub(crate) fn init(form: LineForm, level: &str) -> Result<LogFilter, LoggingError> {
     let (filter, handle) = reload::Layer::new(filter_of(level)?);
-    let registry = tracing_subscriber::registry().with(filter).with(RequestIds);
+    let registry = tracing_subscriber::registry().with(filter).with(filter_fn(is_taken)).with(RequestIds);
     // Reporting a closed terminal on itself would panic.
     let layer = tracing_subscriber::fmt::layer().with_writer(std::io::stderr).log_internal_errors(false);
     match form {
@@ -343,6 +355,22 @@ mod tests {
         let line: Value = serde_json::from_str(&logged(true, record)).unwrap();
         assert_eq!((&line["message"], &line["log.target"]), (&Value::from("said"), &Value::from("crate::module")));
         assert_eq!(line["span"], serde_json::json!({"n": 1, "name": "outer"}));
+    }
+
+    #[test]
+    fn libraries_log_nothing_below_info_whatever_the_level_is() {
+        let sink = Sink::default();
+        let layer = tracing_subscriber::fmt::layer().with_writer(sink.clone()).with_ansi(false);
+        let registry = tracing_subscriber::registry().with(filter_of("trace").unwrap()).with(filter_fn(is_taken));
+        tracing::subscriber::with_default(registry.with(layer), || {
+            tracing::trace!("ours in detail");
+            tracing::trace!(target: "tungstenite::protocol", "a frame");
+            tracing::debug!(target: "lumilink_other", "another crate");
+            tracing::info!(target: "hyper", "a note");
+        });
+        let out = String::from_utf8(sink.0.lock().clone()).unwrap();
+        assert!(out.contains("ours in detail") && out.contains("a note"), "{out}");
+        assert!(!out.contains("a frame") && !out.contains("another crate"), "{out}");
     }
 
     #[test]

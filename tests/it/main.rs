@@ -13,6 +13,7 @@ mod background;
 mod backup;
 mod bounds;
 mod browser;
+mod canary;
 mod cancel;
 mod capacity;
 mod cli;

@@ -2,13 +2,15 @@
 
 use std::{fs, path::Path};
 
-use crate::harness::{Program, Session, Value, json};
+use sha2::{Digest, Sha256};
+
+use crate::harness::{Program, Session, Value, json, program::Builder};
 
 const SECRET: &str = "open-sesame-for-tests";
 
 fn servers() -> Value {
     json!([
-        {"name": "tracker", "command": "true", "args": ["--token", SECRET], "env": [{"name": "KEY", "value": SECRET}]},
+        {"name": "tracker", "command": "true", "args": ["--stdio"], "env": [{"name": "KEY", "value": SECRET}]},
         {"name": "files", "command": "true", "args": ["--root", "/srv"], "env": []},
     ])
 }
@@ -28,13 +30,17 @@ fn diagnostic_code(result: &Value) -> Option<&str> {
 
 /// Fails the test if a file below the folder contains the secret.
 fn assert_not_in_files(folder: &Path) {
+    assert_absent_in_files(folder, SECRET);
+}
+
+fn assert_absent_in_files(folder: &Path, secret: &str) {
     for entry in fs::read_dir(folder).expect("a folder").map(|entry| entry.expect("an entry").path()) {
         if entry.is_dir() {
-            assert_not_in_files(&entry);
+            assert_absent_in_files(&entry, secret);
             continue;
         }
         let bytes = fs::read(&entry).unwrap_or_default();
-        let found = bytes.windows(SECRET.len()).any(|window| window == SECRET.as_bytes());
+        let found = bytes.windows(secret.len()).any(|window| window == secret.as_bytes());
         assert!(!found, "{} has the secret", entry.display());
     }
 }
@@ -64,7 +70,7 @@ fn removed_mcp_secrets_are_marked_where_a_session_is_shown() {
     let loaded = session.post("load", json!({})).expect(200);
     for shown in [&session.opened, &session.state(), &loaded] {
         let removed = &shown["mcpServers"][0]["_meta"]["lumilink"]["secretsRemoved"];
-        assert_eq!(removed, &json!(["env.KEY", "args[1]"]), "{shown}");
+        assert_eq!(removed, &json!(["env.KEY"]), "{shown}");
         assert_eq!(shown["mcpServers"][1], servers()[1]);
         assert!(shown.get("mcpSecretsLost").is_none() && !shown.to_string().contains(SECRET), "{shown}");
     }
@@ -124,4 +130,101 @@ fn load_replaces_the_mcp_servers_of_a_session() {
     let remote = json!([{"type": "http", "name": "r", "url": "https://mcp.example.com", "headers": []}]);
     session.post("load", json!({"mcpServers": remote})).problem(422, "not_supported_by_agent");
     assert_eq!(servers_of_agent(&session), others("second"));
+}
+
+/// The value of the named secret of these tests.
+const NAMED: &str = "quiet-harbour-of-no-known-shape";
+/// A real MCP server, as far as `initialize`: its answer has a hash of the variable KEY.
+const SERVER: &str = r#"read -r call; printf '{"jsonrpc":"2.0","id":1,"result":{"key":"%s"}}\n' "$(printf %s "$KEY" | sha256sum | cut -c1-64)""#;
+
+fn with_named_secret(builder: Builder) -> Builder {
+    builder
+        .runtime_env("LUMILINK_SECRETS__TRACKER__VALUE", NAMED)
+        .runtime_env("LUMILINK_SECRETS__TRACKER__TENANTS", r#"["tenant-1"]"#)
+        .runtime_env("LUMILINK_SECRETS__TRACKER__MCP_COMMAND", &json!(["/bin/sh", "-c", SERVER]).to_string())
+}
+
+fn named_server(name: &str, command: &str) -> Value {
+    let env = json!([{"name": "KEY", "value": {"secret": name}}]);
+    json!([{"name": "tracker", "command": command, "args": ["-c", SERVER], "env": env}])
+}
+
+/// The answer of the MCP server that got the secret.
+fn answer_with_secret() -> String {
+    let hash: String = Sha256::digest(NAMED).iter().map(|byte| format!("{byte:02x}")).collect();
+    json!({"jsonrpc": "2.0", "id": 1, "result": {"key": hash}}).to_string()
+}
+
+fn is_in_a_command_line(text: &str) -> bool {
+    let processes = fs::read_dir("/proc").expect("/proc").flatten();
+    let lines = processes.filter_map(|process| fs::read(process.path().join("cmdline")).ok());
+    lines.into_iter().any(|line| String::from_utf8_lossy(&line).contains(text))
+}
+
+#[test]
+fn named_secret_reaches_its_mcp_server_and_nothing_else_and_survives_everything() {
+    let settings = Program::builder().set("session.idle_timeout_s", 1).set("recovery.cooldown_s", 1800);
+    let mut program = with_named_secret(settings.separate_runtime("runtime-token-0123456789")).start();
+    let session = opened_with(&program, &named_server("tracker", "/bin/sh"));
+    let starts = |session: &Session| {
+        let result = session.completes("mcp-start");
+        assert_eq!(diagnostic_code(&result), None, "{result}");
+        let said = result["meta"]["message"].as_str().unwrap().parse::<Value>().unwrap();
+        assert_eq!(said, answer_with_secret().parse::<Value>().unwrap());
+    };
+    starts(&session);
+    assert!(
+        session.says("mcp").contains("[redacted]"),
+        "the agent has the value, and what it says of it is redacted"
+    );
+    assert!(!is_in_a_command_line(NAMED));
+    session.becomes("hibernated");
+    starts(&session);
+    let why = json!({"actor": "test", "reason": "test"});
+    program.api.post("/acp/workspaces/ws/rollback", why.clone()).expect(200);
+    starts(&session);
+    program.api.post("/acp/workspaces/ws/restore", why).expect(200);
+    program.kill_supervisor();
+    program.start_supervisor_again();
+    starts(&session);
+    assert_eq!(session.state()["mcpServers"], named_server("tracker", "/bin/sh"), "the row has the name");
+    assert!(session.state().get("mcpSecretsLost").is_none());
+    let seen = format!("{:?} {} {}", session.transcript(), program.log(), program.runtime().log());
+    assert!(!seen.contains(NAMED), "{seen}");
+    assert_absent_in_files(&program.folder.path().join("data"), NAMED);
+    assert_absent_in_files(&session.path(), NAMED);
+}
+
+#[test]
+fn named_secret_is_refused_for_other_tenants_and_servers_as_an_unknown_one_is() {
+    let program = with_named_secret(Program::builder()).start();
+    let refused = |tenant: &str, servers: Value| {
+        let body = json!({"workspaceId": "ws", "installationId": tenant, "mcpServers": servers});
+        program.api.post("/acp/session/new", body).problem(422, "unknown_secret")["detail"]
+            .as_str()
+            .unwrap()
+            .to_owned()
+    };
+    let unknown = refused("tenant-1", named_server("unknown", "/bin/sh"));
+    for detail in [
+        refused("tenant-2", named_server("tracker", "/bin/sh")),
+        refused("tenant-1", named_server("tracker", "/bin/bash")),
+    ] {
+        assert_eq!(detail.replace("tracker", "unknown"), unknown);
+    }
+}
+
+#[test]
+fn credential_in_arguments_or_url_of_an_mcp_server_is_refused_with_advice() {
+    let program = Program::start();
+    for server in [
+        json!({"name": "a", "command": "true", "args": ["--token", SECRET], "env": []}),
+        json!({"type": "http", "name": "a", "url": format!("https://u:{SECRET}@mcp.example.com/"), "headers": []}),
+        json!({"type": "http", "name": "a", "url": format!("https://mcp.example.com/?token={SECRET}"), "headers": []}),
+    ] {
+        let body = json!({"workspaceId": "ws", "installationId": "tenant-1", "mcpServers": [server]});
+        let problem = program.api.post("/acp/session/new", body).problem(400, "invalid_request");
+        let detail = problem["detail"].as_str().unwrap();
+        assert!(detail.contains("named secret") && !detail.contains(SECRET), "{detail}");
+    }
 }

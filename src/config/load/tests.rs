@@ -128,6 +128,35 @@ fn secret_is_read_from_the_file_that_its_variable_names() {
 }
 
 #[test]
+fn secret_is_read_from_the_file_that_its_toml_setting_names() {
+    let folder = tempfile::tempdir().unwrap();
+    let write = |name: &str, text: &str| std::fs::write(folder.path().join(name), text).unwrap();
+    write("token", "a-token-of-a-file-0123456789\n");
+    write("value", "value-of-a-named-secret");
+    let named = "[secrets.TOOL]\nvalue_file = \"value\"\ntenants = [\"acme\"]\nmcp_command = [\"mcp-tool\"]\n";
+    write("ok.toml", &format!("[server]\ntoken_file = \"token\"\n{named}"));
+    write("both.toml", "[server]\ntoken = \"a-token-0123456789\"\ntoken_file = \"token\"\n");
+    write("missing.toml", "[server]\ntoken_file = \"none\"\n");
+    write("unbound.toml", "[secrets.TOOL1]\nvalue = \"value\"\nmcp_origin = \"https://a.example/x\"\n");
+    let load = |name: &str| {
+        let current_folder = folder.path().to_owned();
+        load(&Sources { file: Some(name.into()), current_folder, ..Sources::default() })
+    };
+    let loaded = load("ok.toml").unwrap();
+    assert_eq!(loaded.config.server.token.as_ref().unwrap().expose_secret(), "a-token-of-a-file-0123456789");
+    assert!(loaded.own_files.contains(&folder.path().join("token")), "the file is hidden from agents");
+    assert!(loaded.secrets().any(|secret| secret == "value-of-a-named-secret"));
+    let printed = crate::config::render::render(&loaded);
+    assert!(printed.contains("[secrets.TOOL]") && !printed.contains("value-of-a-named"), "{printed}");
+    let error = |name: &str| load(name).unwrap_err().to_string();
+    assert!(error("both.toml").contains("server.token_file") && error("both.toml").contains("only one of both"));
+    assert!(error("missing.toml").contains("cannot be read"), "{}", error("missing.toml"));
+    for part in ["digits", "tenants", "mcp_origin"] {
+        assert!(error("unbound.toml").contains(part), "{part}: {}", error("unbound.toml"));
+    }
+}
+
+#[test]
 fn unreadable_file_of_a_secret_is_reported_with_variable_and_path() {
     let folder = tempfile::tempdir().unwrap();
     let path = |name: &str| folder.path().join(name).to_str().unwrap().to_owned();

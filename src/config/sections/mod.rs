@@ -14,6 +14,7 @@ mod notifications;
 mod process;
 mod routing;
 mod runtime;
+mod secrets;
 mod server;
 mod session;
 mod webhook;
@@ -35,6 +36,7 @@ pub(crate) use self::{
     process::{Drain, Log, LogFormat},
     routing::{Migration, Recovery, Window},
     runtime::Runtime,
+    secrets::Secret,
     server::{ClientToken, Server},
     session::{Permission, Session, Supervision, Turn},
     webhook::Webhook,
@@ -52,6 +54,7 @@ pub(crate) struct Config {
     pub runtime: Runtime,
     pub agent: Agent,
     pub agents: BTreeMap<String, Agent>,
+    pub secrets: BTreeMap<String, Secret>,
     pub session: Session,
     pub turn: Turn,
     pub supervision: Supervision,
@@ -88,6 +91,7 @@ impl Config {
         self.runtime.validate(&mut check, listeners);
         self.agent.validate(&mut check, "agent");
         agent::validate_named(&self.agents, &mut check);
+        secrets::validate(&self.secrets, &mut check);
         self.session.validate(&mut check);
         self.turn.validate(&mut check);
         self.supervision.validate(&mut check);

@@ -55,7 +55,7 @@ fn sample_of_failure(code: ErrorCode) -> Option<Sample> {
         | AmbiguousWorkspace | RouteChanged | MigrationState | Unauthorized | Forbidden | ForbiddenOrigin | TurnRunning
         | SessionClosed | SessionFailed | SessionNotLoaded | IdempotencyMismatch | PermissionNotPending
         | LimitReached | WorkspaceFull | Erasing | TooManyTokens | CeilingExceeded | ModeUnavailable
-        | NotSupportedByAgent | UnknownAgent | AgentRejected => None,
+        | NotSupportedByAgent | UnknownAgent | UnknownSecret | AgentRejected => None,
         // The same on every route: folder and git, credentials, the model's provider.
         PathNotAllowed | FolderMissing | WorkspaceUnavailable | WorkspaceOwner | AgentAuthRequired
         | Authentication | ModelProvider => None,

@@ -47,6 +47,7 @@ impl Remedy {
             ErrorCode::FolderMissing
             | ErrorCode::PathNotAllowed
             | ErrorCode::UnknownAgent
+            | ErrorCode::UnknownSecret
             | ErrorCode::NotSupportedByAgent => Self::GiveUp,
             _ => Self::Restart,
         }

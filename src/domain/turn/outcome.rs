@@ -152,6 +152,9 @@ error_codes! {
     /// The named agent is not configured.
     UnknownAgent = "unknown_agent", Application, false, "Use a name from `GET /acp/agents`."
         | "Use the name of a configured agent: `lumilink config` prints `[agents.<name>]`.";
+    /// The named secret does not exist, or the tenant may not use it for this MCP server.
+    UnknownSecret = "unknown_secret", Application, false,
+        "Name a secret of `[secrets]` that is bound to your tenant and to the command or URL of this MCP server.";
     /// The folder of the workspace was deleted or moved.
     FolderMissing = "folder_missing", Application, false,
         "Restore the folder, or load the session with `POST /acp/session/load`: a folder that was not given by `path` is created again."

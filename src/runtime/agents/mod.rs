@@ -15,6 +15,7 @@ use std::{
 };
 
 use secrecy::{ExposeSecret, SecretString};
+use serde_json::value::RawValue;
 use tokio::sync::{Mutex as AsyncMutex, OwnedSemaphorePermit, Semaphore};
 
 use self::{
@@ -23,10 +24,12 @@ use self::{
 };
 use super::workspaces::folders::{AllowedFolders, Folder, SessionFolders};
 use crate::{
+    config::{Reloadable, sections::Secret},
     contract::runtime::{AgentStatus, InitializeMeta, JailStatus},
     domain::{
         ids::InstallationId,
         jail::{self, JailMode, Right, limits::ControlGroupState},
+        session::mcp::named,
         turn::outcome::{ErrorCode, Failure},
     },
     process::{
@@ -86,8 +89,12 @@ pub(crate) struct Agents {
     tenant_users: Arc<TenantUsers>,
     /// Held while a workspace is handed over, so that of two users one gets it as a whole.
     handing_over: AsyncMutex<()>,
+    secrets: NamedSecrets,
     metrics: Metrics,
 }
+
+/// The secrets that MCP servers get by name.
+pub(crate) type NamedSecrets = Reloadable<BTreeMap<String, Secret>>;
 
 /// An agent as configured, with what was found for it at the start.
 struct Configured {
@@ -125,6 +132,8 @@ pub(crate) struct Workplace {
     pub folders: SessionFolders,
     /// Folder that the client named in `initialize`. If set, every session folder must be inside it.
     pub home: Option<Folder>,
+    /// Tenant of the sessions; empty if the client named none.
+    pub tenant: String,
 }
 
 /// Reservation for one agent process, with its folder. Everything that can be refused is checked when it is made, so
@@ -174,6 +183,7 @@ impl Agents {
         limits: AgentLimits,
         folders: AllowedFolders,
         (sandbox, control_groups): (Sandbox, ControlGroupState),
+        secrets: NamedSecrets,
         metrics: Metrics,
     ) -> Result<Self, RunAsError> {
         let configured = |settings: AgentSettings| {
@@ -186,7 +196,18 @@ impl Agents {
         let seats = Arc::new(Semaphore::new(limits.max_agents));
         let tenant_users = Arc::new(TenantUsers::new(folders.root()));
         let handing_over = AsyncMutex::default();
-        Ok(Self { agents, sandbox, seats, control_groups, limits, folders, tenant_users, handing_over, metrics })
+        Ok(Self {
+            agents,
+            sandbox,
+            seats,
+            control_groups,
+            limits,
+            folders,
+            tenant_users,
+            handing_over,
+            secrets,
+            metrics,
+        })
     }
 
     /// State of the jail. Blocks for microseconds, while sockets are looked for.
@@ -268,6 +289,15 @@ impl Agents {
             }
         });
         details.collect()
+    }
+
+    /// Puts the values of named secrets into the MCP servers of a tenant; `None` if no secret is named.
+    ///
+    /// # Errors
+    /// `unknown_secret`.
+    pub(crate) fn with_secrets(&self, servers: &RawValue, tenant: &str) -> Result<Option<Box<RawValue>>, Failure> {
+        let secrets = self.secrets.get();
+        named::resolve(servers, tenant, |name| secrets.get(name)?.rule())
     }
 
     /// Number of agent processes, including those that are exiting.
@@ -413,7 +443,7 @@ impl Agents {
     /// # Cancel safety
     /// A dropped future leaves no process behind.
     pub(crate) async fn start_in(&self, place: Place<'_>) -> Result<StartedAgent, Failure> {
-        let (agent, user, home) = (place.agent, place.user, place.home.clone());
+        let (agent, user, home, tenant) = (place.agent, place.user, place.home.clone(), place.tenant.clone());
         let folders = SessionFolders::default();
         if let Some(home) = &home {
             folders.add(home.clone())?;
@@ -423,7 +453,7 @@ impl Agents {
         let settings = self.client_request_settings(serves, user, jail);
         let interceptor = requests::open(settings, folders.clone(), self.limits.stdio.pipe);
         let pipe = stdio::connect(process, self.limits.stdio, Some(interceptor));
-        Ok(StartedAgent { pipe, serves, workplace: Workplace { folders, home }, members })
+        Ok(StartedAgent { pipe, serves, workplace: Workplace { folders, home, tenant }, members })
     }
 
     /// Starts the agent's headless command, with the same user, folder and environment as the agent itself.

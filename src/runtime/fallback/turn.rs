@@ -141,6 +141,9 @@ impl Run {
         }
         let request = &self.request;
         let limit = HandshakeLimit::start(Duration::from_millis(request.handshake_timeout_ms));
+        let tenant = request.installation_id.as_ref().map_or("", |tenant| tenant.as_str());
+        let servers = agents.with_secrets(&request.mcp_servers, tenant)?;
+        let servers = servers.unwrap_or_else(|| request.mcp_servers.clone());
         let handshake = async {
             let started = limit.keep(agents.start_in(place)).await?;
             let opening = OpenRequest {
@@ -149,7 +152,7 @@ impl Run {
                 is_ephemeral: request.workspace.is_ephemeral,
                 agent: None,
                 cwd: request.workspace.path.clone(),
-                mcp_servers: McpServers::given(request.mcp_servers.clone()),
+                mcp_servers: McpServers::given(servers),
                 previous: None,
                 cookies: None,
                 choices: request.choices.clone().unwrap_or_default(),

@@ -123,6 +123,26 @@ pub(crate) fn cwd_of(params: &RawValue) -> Result<String, RpcError> {
     Ok(params.cwd)
 }
 
+/// Replaces `mcpServers` in a request for a session by what `change` makes of them; `None` keeps the text.
+///
+/// # Errors
+/// Those of `change`.
+pub(crate) fn with_servers(
+    text: String,
+    change: impl FnOnce(&RawValue) -> Result<Option<Box<RawValue>>, Failure>,
+) -> Result<String, Failure> {
+    const SERVERS: &str = "mcpServers";
+    let Ok(mut message) = serde_json::from_str::<Fields>(&text) else { return Ok(text) };
+    let params = message.get("params").and_then(|params| serde_json::from_str::<Fields>(params.get()).ok());
+    let Some(mut params) = params else { return Ok(text) };
+    let Some(changed) = params.get(SERVERS).map(|servers| change(servers)).transpose()?.flatten() else {
+        return Ok(text);
+    };
+    params.insert(SERVERS.to_owned(), changed);
+    message.insert("params".to_owned(), raw(&params));
+    Ok(raw(&message).get().to_owned())
+}
+
 /// Returns the error for a malformed message.
 pub(crate) fn unreadable(cause: &FrameError) -> RpcError {
     let code = match cause {
@@ -156,6 +176,7 @@ pub(crate) fn prompt_of(message: &Message<'_>) -> Option<(PromptId, u64)> {
 pub(crate) fn refusal(failure: &Failure) -> RpcError {
     let code = match failure.code {
         ErrorCode::UnknownAgent
+        | ErrorCode::UnknownSecret
         | ErrorCode::PathNotAllowed
         | ErrorCode::FolderMissing
         | ErrorCode::InvalidRequest => jsonrpc::INVALID_PARAMS,

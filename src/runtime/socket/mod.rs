@@ -382,6 +382,10 @@ impl AcpSocket {
             Err(error) => return self.refuse(seq, &id, &error, ctx),
         };
         let (agents, workplace) = (self.settings.agents.clone(), connected.workplace.clone());
+        let text = match handshake::with_servers(text, |servers| agents.with_secrets(servers, &workplace.tenant)) {
+            Ok(text) => text,
+            Err(failure) => return self.refuse(seq, &id, &handshake::refusal(&failure), ctx),
+        };
         let check = async move { agents.admit(cwd, workplace).await };
         // `wait` stops the reading, so that messages keep their order.
         ctx.wait(check.into_actor(self).map(move |checked: Result<(), Failure>, socket, ctx| {

@@ -98,6 +98,7 @@ pub(crate) fn options(base: &Path, script: &str) -> RuntimeOptions {
         frame_bytes: 1024 * 1024,
         acp: true,
         pipe: PipeLimits { frames: 64, bytes: 1024 * 1024 },
+        secrets: crate::config::Reloadable::new(BTreeMap::new()),
         diff: DiffLimits { patch_bytes: 10_000, file_bytes: 100_000 },
         terminals: 2,
         retention: Retention { grace: Duration::from_secs(60), frames: 64, bytes: 256 * 1024 },

@@ -30,12 +30,26 @@ words! {
     }
 }
 
-/// Refusal that quotes the address, unless a part of it may be a credential: user information other than `git@`, a query
-/// or a fragment. The text reaches the caller and the log.
+/// Refusal that names scheme and host of the address: other parts may be credentials, and the text reaches the caller and the
+/// log.
 fn bad(text: &str, why: &str) -> Failure {
-    let after_git_user = text.strip_prefix("git@").or_else(|| text.strip_prefix("ssh://git@")).unwrap_or(text);
-    let quotable = !after_git_user.contains(['@', '?', '#']);
-    Failure::new(ErrorCode::InvalidRequest, format!("repository `{}`: {why}", if quotable { text } else { "…" }))
+    Failure::new(ErrorCode::InvalidRequest, format!("repository `{}`: {why}", shown(text)))
+}
+
+fn shown(text: &str) -> String {
+    if text.contains("://") {
+        let parsed = Url::parse(text).ok();
+        let origin = parsed.as_ref().and_then(|url| Some((url.scheme(), url.host_str()?, url.port())));
+        return match origin {
+            Some((scheme, host, Some(port))) => format!("{scheme}://{host}:{port}/…"),
+            Some((scheme, host, None)) => format!("{scheme}://{host}/…"),
+            None => "…".to_owned(),
+        };
+    }
+    match text.strip_prefix("git@").unwrap_or(text).contains(['@', '?', '#']) {
+        true => "…".to_owned(),
+        false => text.to_owned(),
+    }
 }
 
 impl Repository {

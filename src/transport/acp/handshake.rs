@@ -528,6 +528,10 @@ fn refusal_code(error: &RpcError) -> Option<ErrorCode> {
 }
 
 fn handshake_failure(error: &RpcError) -> Failure {
+    // The runtime refuses it in place of the agent.
+    if refusal_code(error) == Some(ErrorCode::UnknownSecret) {
+        return Failure::new(ErrorCode::UnknownSecret, error.message.clone());
+    }
     match classify_agent_error(error) {
         // An agent without `session/new` does not speak ACP.
         Failure {

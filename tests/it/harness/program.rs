@@ -27,6 +27,7 @@ pub(crate) struct Builder {
     postgres: Option<PostgresDatabase>,
     separate_runtime: Option<String>,
     runtime_env: Vec<(String, String)>,
+    is_token_in_env: bool,
     behind_proxy: bool,
     disk: Option<Disk>,
     arguments: Vec<String>,
@@ -119,6 +120,19 @@ impl Builder {
         self
     }
 
+    /// [`Self::separate_runtime`] with the token in the environment of both processes instead of their arguments.
+    pub(crate) fn separate_runtime_by_env(self, token: &str) -> Self {
+        let mut builder = self.env("LUMILINK_RUNTIME__TOKEN", token).separate_runtime(token);
+        builder.is_token_in_env = true;
+        builder
+    }
+
+    /// [`Self::token`] in the environment instead of the arguments.
+    pub(crate) fn token_by_env(mut self, token: &str) -> Self {
+        self.token = Some(token.to_owned());
+        self.env("LUMILINK_SERVER__TOKEN", token)
+    }
+
     /// Adds a variable to the environment of the process with the runtime: the separate one if there is one.
     pub(crate) fn runtime_env(mut self, name: &str, value: &str) -> Self {
         self.runtime_env.push((name.to_owned(), value.to_owned()));
@@ -149,7 +163,10 @@ impl Builder {
                 listen = proxy.insert(Proxy::start(listen)).address();
             }
             runtime_url = Some(format!("ws://{listen}/acp"));
-            self = self.set("runtime.url", format!("ws://{listen}/acp")).set("runtime.token", token);
+            self = self.set("runtime.url", format!("ws://{listen}/acp"));
+            if !self.is_token_in_env {
+                self = self.set("runtime.token", token);
+            }
         }
         let (process, address) = self.start_supervisor();
         Program {
@@ -224,11 +241,12 @@ impl Builder {
         let root = self.folder.path().join("runtime-workspaces");
         fs::create_dir_all(&root).expect("a folder");
         let mut arguments = vec!["runtime".to_owned()];
-        for (key, value) in [
-            ("runtime.listen", listen.to_string()),
-            ("runtime.token", token.to_owned()),
-            ("workspaces.root", root.display().to_string()),
-        ] {
+        let mut settings =
+            vec![("runtime.listen", listen.to_string()), ("workspaces.root", root.display().to_string())];
+        if !self.is_token_in_env {
+            settings.push(("runtime.token", token.to_owned()));
+        }
+        for (key, value) in settings {
             arguments.extend(["--set".to_owned(), format!("{key}={value}")]);
         }
         arguments.extend(self.setting_arguments());
@@ -281,6 +299,7 @@ impl Program {
             postgres: None,
             separate_runtime: None,
             runtime_env: Vec::new(),
+            is_token_in_env: false,
             behind_proxy: false,
             disk: None,
             arguments: Vec::new(),

@@ -1,5 +1,6 @@
 //! MCP servers of a session: passed to the agent verbatim, persisted without their secrets.
 
+pub(crate) mod named;
 mod secrets;
 
 use std::{fmt, sync::Arc};
@@ -20,7 +21,8 @@ pub(crate) fn none() -> Box<RawValue> {
     RawValue::from_string("[]".to_owned()).unwrap_or_else(|_| RawValue::NULL.to_owned())
 }
 
-/// Checks that `mcpServers` is an array of at most [`MAX_SERVERS`] objects with a name; the agent validates the rest.
+/// Checks that `mcpServers` is an array of at most [`MAX_SERVERS`] objects with a name, and that no credential is in their
+/// arguments and URLs; the agent validates the rest.
 ///
 /// # Errors
 /// `invalid_request`.
@@ -34,10 +36,17 @@ pub(crate) fn check(servers: &RawValue) -> Result<(), Failure> {
     if let Some(index) = servers.iter().position(|server| !server["name"].is_string()) {
         return Err(bad(format!("mcpServers[{index}]: must be an object with a `name`")));
     }
-    match servers.iter().position(secrets::removed_from) {
-        Some(index) => Err(bad(format!(
+    if let Some(index) = servers.iter().position(secrets::removed_from) {
+        return Err(bad(format!(
             "mcpServers[{index}]: its secrets were removed (`_meta.lumilink.secretsRemoved`); give it with their values and \
              without that mark"
+        )));
+    }
+    let exposed = servers.iter().enumerate().find_map(|(index, server)| Some((index, secrets::exposed_in(server)?)));
+    match exposed {
+        Some((index, place)) => Err(bad(format!(
+            "mcpServers[{index}].{place}: has a credential, which other users of the machine and logs could see; put it into \
+             `env` or `headers`, best as a named secret: {{\"secret\": \"NAME\"}} with `[secrets.NAME]` in the settings"
         ))),
         None => Ok(()),
     }
@@ -201,6 +210,16 @@ mod tests {
     }
 
     #[test]
+    fn named_secret_is_kept_by_name_and_is_never_lost() {
+        let given = servers(
+            r#"[{"name":"a","command":"x","args":[],"env":[{"name":"KEY","value":{"secret":"GITHUB_TOKEN"}}]}]"#,
+        );
+        assert!(check(given.expose()).is_ok() && !given.has_secrets());
+        let again = McpServers::of_row(given.without_secrets().as_str());
+        assert!(again.lost().is_empty() && again.is_same_as(&given));
+    }
+
+    #[test]
     fn servers_cannot_be_printed() {
         let given = servers(r#"[{"name":"a","command":"x","env":[{"name":"KEY","value":"s3cret"}]}]"#);
         assert!(!format!("{given:?}").contains("s3cret"));
@@ -220,7 +239,7 @@ mod tests {
 
     #[test]
     fn malformed_list_of_servers_is_refused() {
-        for json in ["{}", "[1]", "[{}]"] {
+        for json in ["{}", "[1]", "[{}]", r#"[{"name":"a","command":"x","args":["--token","s3cret"]}]"#] {
             assert!(check(&RawValue::from_string(json.to_owned()).unwrap()).is_err(), "{json}");
         }
         assert!(check(&none()).is_ok());

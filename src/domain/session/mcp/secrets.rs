@@ -5,6 +5,7 @@
 
 use serde_json::{Map, Value, json};
 
+use super::named;
 use crate::domain::redaction::{REDACTED, Redacted, RedactedJson};
 
 /// The members of the mark of a server under `_meta`: `lumilink.secretsRemoved`.
@@ -49,6 +50,11 @@ pub(super) fn remove(server: &mut Value) -> Vec<String> {
     if let Some(Value::Array(args)) = server.get_mut("args") {
         remove_arguments(args, &mut removed);
     }
+    if let Some(meta) = server.get_mut("_meta")
+        && remove_random(meta)
+    {
+        removed.push("_meta".to_owned());
+    }
     for (member, value) in server.as_object_mut().into_iter().flatten() {
         let redacted = RedactedJson::of(&Map::from_iter([(member.clone(), value.clone())]));
         let known = serde_json::from_str::<Value>(redacted.as_str()).ok();
@@ -68,10 +74,77 @@ pub(super) fn remove(server: &mut Value) -> Vec<String> {
     removed
 }
 
+/// The place of a credential in `args` or `url` of a server, such as `args[1]`: one with the name of a credential, of a
+/// known shape, or before the host of a URL. Texts that only look random are no reason to refuse a server.
+pub(super) fn exposed_in(server: &Value) -> Option<String> {
+    if server["url"].as_str().is_some_and(has_named_credential) {
+        return Some("url".to_owned());
+    }
+    let mut expected = Expected::Anything;
+    for (index, argument) in server["args"].as_array().into_iter().flatten().enumerate() {
+        let Some(text) = argument.as_str() else { continue };
+        let is_pair = matches!(expected, Expected::Pair);
+        let is_named = match text.find(['=', ':']).map(|at| text.split_at(at + 1)) {
+            Some((name, value)) if is_name(name) => {
+                let value = value.trim_start();
+                let is_value = !value.is_empty() && !is_reference(value) && !value.starts_with("//");
+                is_value && names_credential(&name[..name.len() - 1])
+            }
+            _ => false,
+        };
+        let is_option_value = matches!(expected, Expected::Credential) && !text.starts_with("--") && !text.is_empty();
+        let is_secret = (is_option_value && !is_reference(text))
+            || is_named
+            || (!is_pair && text.contains("://") && has_named_credential(text))
+            || Redacted::new(text).as_str() != text;
+        if is_secret {
+            return Some(format!("args[{index}]"));
+        }
+        expected = Expected::after(text);
+    }
+    None
+}
+
+/// True if the first URL in a text has a password, a user that looks like a token, or a parameter with the name of a
+/// credential.
+fn has_named_credential(text: &str) -> bool {
+    let rest = text.find("://").map_or(text, |at| &text[at + 3..]);
+    let (authority, rest) = rest.split_at(rest.find(['/', '?', '#']).unwrap_or(rest.len()));
+    let user = authority.rsplit_once('@').map(|(user, _)| user).filter(|user| !is_reference(user));
+    let parameters = rest.split_once(['?', '#']).map_or("", |(_, parameters)| parameters);
+    let is_secret = |parameter: &str| {
+        parameter
+            .split_once('=')
+            .is_some_and(|(name, value)| !value.is_empty() && !is_reference(value) && names_credential(name))
+    };
+    user.is_some_and(|user| user.contains(':') || user.len() >= RANDOM_IN_QUERY)
+        || parameters.split(['&', ';', '#', '?']).any(is_secret)
+        || Redacted::new(text).as_str() != text
+}
+
 /// True if [`remove`] removed a secret of the server.
 pub(super) fn removed_from(server: &Value) -> bool {
     let [service, member] = MARK;
     server["_meta"][service][member].as_array().is_some_and(|places| !places.is_empty())
+}
+
+/// Removes the texts that have the name of a credential or look random; true if there was one.
+fn remove_random(value: &mut Value) -> bool {
+    match value {
+        Value::Array(items) => items.iter_mut().fold(false, |removed, item| remove_random(item) | removed),
+        Value::Object(members) => members.iter_mut().fold(false, |removed, (name, member)| {
+            let is_named = names_credential(name) && member.as_str().is_some_and(|text| !text.is_empty());
+            if is_named {
+                *member = REDACTED.into();
+            }
+            remove_random(member) | removed | is_named
+        }),
+        Value::String(text) if text.len() >= RANDOM_IN_QUERY && has_letter_and_digit(text) && !text.contains(' ') => {
+            *text = REDACTED.to_owned();
+            true
+        }
+        _ => false,
+    }
 }
 
 fn mark(server: &mut Value, removed: &[String]) {
@@ -105,7 +178,7 @@ fn remove_values(place: &str, pairs: &mut Value, removed: &mut Vec<String>) {
     }
     for pair in pairs.as_array_mut().into_iter().flatten() {
         let (name, value) = (pair["name"].as_str().unwrap_or_default().to_owned(), &pair["value"]);
-        if value != "" && !value.is_null() {
+        if value != "" && !value.is_null() && named::name_in(value).is_none() {
             // Other members may repeat the value.
             *pair = json!({"name": name, "value": REDACTED});
             removed.push(format!("{place}.{name}"));
@@ -295,6 +368,41 @@ mod tests {
             assert!(!server.to_string().contains(secret), "{server}");
             assert_eq!(removed.len(), 1, "{removed:?}");
             assert!(removed[0].starts_with("args["), "{removed:?}");
+        }
+    }
+
+    #[test]
+    fn credential_in_arguments_or_url_is_exposed_and_other_texts_are_not() {
+        let local = |args: &[&str]| json!({"name": "a", "command": "npx", "args": args});
+        for args in [
+            &["--token", "abc"] as &[&str],
+            &["--api-key=abc"],
+            &["-e", "API_KEY=abc"],
+            &["--header", "Authorization: Bearer abc"],
+            &["https://u:p@example.com/sse"],
+            &["--url=https://example.com/?key=abc"],
+            &["ghp_abcdefghijklmnopqrstuvwxyz0123456789"],
+        ] {
+            assert!(exposed_in(&local(args)).is_some_and(|place| place.starts_with("args[")), "{args:?}");
+        }
+        for args in [
+            &["-y", "@modelcontextprotocol/server-github@2025.4.8"] as &[&str],
+            &["--token-file", "/run/secrets/token"],
+            &["--header", "Authorization: Bearer ${TOKEN}"],
+            &["-e", "GITHUB_TOKEN"],
+            &["--commit", "0123456789abcdef0123456789abcdef01234567"],
+            &["-e", "MODE=fast"],
+        ] {
+            assert_eq!(exposed_in(&local(args)), None, "{args:?}");
+        }
+        for (url, is_exposed) in [
+            ("https://user:pass@mcp.example.com/sse", true),
+            ("https://0123456789abcdef@mcp.example.com/sse", true),
+            ("https://mcp.example.com/sse?access_token=abc", true),
+            ("https://mcp.example.com/sse?region=eu", false),
+            ("https://mcp.example.com/sse?key=${KEY}", false),
+        ] {
+            assert_eq!(exposed_in(&json!({"name": "a", "url": url})).is_some(), is_exposed, "{url}");
         }
     }
 
