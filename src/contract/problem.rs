@@ -111,8 +111,8 @@ impl Problem {
             request_id: request_id.into(),
             prompt_id: None,
             result: None,
-            capacity: failure.seats.as_deref().map(ProblemCapacity::of),
-            limit: failure.limit.as_deref().map(ProblemLimit::of),
+            capacity: failure.seats().map(ProblemCapacity::of),
+            limit: failure.limit().map(ProblemLimit::of),
         }
     }
 }

@@ -56,7 +56,7 @@ enum Unrouted {
     /// The route does not support the method.
     Method {
         /// The methods that it supports, as in the header `Allow`.
-        allow: String,
+        allow: Box<str>,
     },
 }
 
@@ -92,7 +92,10 @@ impl ApiError {
 
     /// A method that a path does not support; `allow` has those that it supports.
     pub(crate) fn no_method(detail: String, allow: String) -> Self {
-        Self { unrouted: Some(Unrouted::Method { allow }), ..Self::new(ErrorCode::MethodNotAllowed, detail) }
+        Self {
+            unrouted: Some(Unrouted::Method { allow: allow.into() }),
+            ..Self::new(ErrorCode::MethodNotAllowed, detail)
+        }
     }
 
     /// Marks the answer as the repetition of an earlier one.
@@ -164,7 +167,7 @@ impl ResponseError for ApiError {
     fn error_response(&self) -> HttpResponse {
         let mut answer = HttpResponse::build(self.status_code());
         answer.content_type(PROBLEM_JSON);
-        let of_limit = self.failure.limit.as_ref().and_then(|limit| limit.retry_after_s);
+        let of_limit = self.failure.limit().and_then(|limit| limit.retry_after_s);
         if let Some(seconds) = of_limit.or(retry_after_s(self.failure.code)) {
             answer.insert_header(("Retry-After", seconds.to_string()));
         }
@@ -175,7 +178,7 @@ impl ResponseError for ApiError {
             answer.insert_header((request_id::X_REQUEST_ID, &*self.request_id));
         }
         if let Some(Unrouted::Method { allow }) = &self.unrouted {
-            answer.insert_header((ALLOW, allow.as_str()));
+            answer.insert_header((ALLOW, &**allow));
         }
         if self.is_replay {
             answer.insert_header(REPLAYED);

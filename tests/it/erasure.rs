@@ -109,7 +109,7 @@ fn erased_workspace_leaves_no_file_and_a_new_one_of_its_name_is_empty() {
     assert_eq!(api.get("/acp/tenants/acme").expect(200)["liveSessions"], 0);
     let again = open(api, "acme", "ws");
     assert_eq!(again.get("/diff").expect(200)["files"], json!([]));
-    assert_eq!(again.transcript(), [json!(0); 0]);
+    assert!(again.transcript().is_empty());
     again.completes("echo a");
 }
 

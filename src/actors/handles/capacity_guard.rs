@@ -17,7 +17,7 @@ use crate::{
     domain::{
         capacity::{CapacityRules, Refused, SeatBound, SeatFigures, Seats, SeatsSeen},
         ids::InstallationId,
-        turn::outcome::{ErrorCode, Failure},
+        turn::outcome::{ErrorCode, Failure, Figures},
     },
     store::OpenCapacityAlert,
     telemetry::Metrics,
@@ -153,8 +153,8 @@ impl CapacityGuard {
             SeatBound::Service => format!("{taken} of {limit} sessions are live"),
             SeatBound::Tenant => format!("the tenant has {tenant_taken} live sessions, its share is {tenant_limit}"),
         };
-        let seats = Some(Box::new(refused.figures));
-        Failure { seats, ..Failure::new(ErrorCode::CapacityExhausted, detail) }
+        let figures = Some(Box::new(Figures::Seats(refused.figures)));
+        Failure { figures, ..Failure::new(ErrorCode::CapacityExhausted, detail) }
     }
 }
 
@@ -188,7 +188,7 @@ pub(crate) mod tests {
         let refused = guard.admit(&tenant("other")).unwrap_err();
         assert_eq!(refused.code, ErrorCode::CapacityExhausted);
         let figures = SeatFigures { taken: 1, limit: 1, tenant_taken: 0, tenant_limit: 1 };
-        assert_eq!(refused.seats.as_deref(), Some(&figures));
+        assert_eq!(refused.seats(), Some(&figures));
         let returning = guard.admit_returning(&acme);
         assert_eq!(guard.taken(), 2);
         drop(returning);

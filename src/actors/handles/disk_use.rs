@@ -60,7 +60,7 @@ mod tests {
         measured.record(&key, 11);
         let refused = measured.check(&key, 10).unwrap_err();
         assert_eq!(refused.code, ErrorCode::WorkspaceFull);
-        assert_eq!(refused.limit.map(|it| (it.used, it.limit)), Some((11, 10)));
+        assert_eq!(refused.limit().map(|it| (it.used, it.limit)), Some((11, 10)));
         assert!(measured.check(&key, 0).is_ok() && measured.check(&key, 11).is_ok());
         assert_eq!((measured.figures(10), measured.figures(0)), ((11, 1), (11, 0)));
         measured.record(&key, 9);

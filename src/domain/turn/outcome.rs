@@ -251,15 +251,36 @@ pub(crate) struct Failure {
     pub code: ErrorCode,
     /// One sentence about this case; it may quote the agent, so it is redacted before it is kept.
     pub detail: String,
-    /// Taken and available seats, if a seat was refused.
-    pub seats: Option<Box<SeatFigures>>,
-    /// The limit that was reached, if one refused the request.
-    pub limit: Option<Box<LimitFigures>>,
+    /// The figures of a refusal.
+    pub figures: Option<Box<Figures>>,
+}
+
+/// The figures of a refusal for lack of a seat, or by a limit.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Figures {
+    Seats(SeatFigures),
+    Limit(LimitFigures),
 }
 
 impl Failure {
     pub(crate) fn new(code: ErrorCode, detail: impl Into<String>) -> Self {
-        Self { code, detail: detail.into(), seats: None, limit: None }
+        Self { code, detail: detail.into(), figures: None }
+    }
+
+    /// Taken and available seats, if a seat was refused.
+    pub(crate) fn seats(&self) -> Option<&SeatFigures> {
+        match self.figures.as_deref() {
+            Some(Figures::Seats(seats)) => Some(seats),
+            _ => None,
+        }
+    }
+
+    /// The limit that was reached, if one refused the request.
+    pub(crate) fn limit(&self) -> Option<&LimitFigures> {
+        match self.figures.as_deref() {
+            Some(Figures::Limit(limit)) => Some(limit),
+            _ => None,
+        }
     }
 
     /// The refusal by a limit of `of`, such as `the tenant`.
@@ -275,7 +296,7 @@ impl Failure {
             LimitKind::WorkspaceBytes => ErrorCode::WorkspaceFull,
             LimitKind::Sessions | LimitKind::Turns | LimitKind::PromptsPerMinute => ErrorCode::LimitReached,
         };
-        Self { limit: Some(Box::new(figures)), ..Self::new(code, detail) }
+        Self { figures: Some(Box::new(Figures::Limit(figures))), ..Self::new(code, detail) }
     }
 
     /// The refusal of an `Idempotency-Key` that was used before with another body.

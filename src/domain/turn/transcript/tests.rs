@@ -360,7 +360,7 @@ fn limit_within_a_character_ends_the_transcript_before_it() {
         let entries = finish(&mut builder);
         let bytes: usize =
             entries.iter().filter(|it| it.event_type == "agent_message").map(|it| it.size_bytes()).sum();
-        assert!(bytes as u64 <= limit && bytes % 4 == 0, "{bytes} of {limit}");
+        assert!(bytes as u64 <= limit && bytes.is_multiple_of(4), "{bytes} of {limit}");
         assert!(entries.last().unwrap().text.as_str().contains("is cut here"));
     }
 }
