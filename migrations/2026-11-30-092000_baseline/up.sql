@@ -547,6 +547,8 @@ CREATE TABLE client_tokens (
     user_id TEXT,
     subject TEXT NOT NULL,
     role TEXT NOT NULL,
+    -- Limits of its use, as JSON.
+    limits TEXT NOT NULL,
     -- The subject of the token with which it was made.
     created_by TEXT NOT NULL,
     created_us BIGINT NOT NULL,

@@ -23,6 +23,8 @@ use super::handles::{
     session_progress::TelemetryFeed,
     tenants::{Tenants, UseGuard},
 };
+use uuid::Uuid;
+
 use crate::{
     cluster::membership::Membership,
     config::{Config, Reloadable, sections::Github},
@@ -80,6 +82,8 @@ pub(crate) struct Services {
     pub tenants: Tenants,
     /// Live sessions and turns by tenant.
     pub tenant_use: UseGuard<InstallationId>,
+    /// Live sessions and turns by token, of tokens with limits.
+    pub token_use: UseGuard<Uuid>,
     /// Bytes on disk of the workspaces in use.
     pub disk: DiskUse,
 }
@@ -158,6 +162,7 @@ impl Services {
             settings,
             tenants: Tenants::default(),
             tenant_use: UseGuard::default(),
+            token_use: UseGuard::default(),
             disk: DiskUse::default(),
         }
     }

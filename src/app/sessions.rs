@@ -104,6 +104,7 @@ pub(super) async fn start_sessions(
         settings: SessionSettings::new(config),
         tenants,
         tenant_use: UseGuard::default(),
+        token_use: UseGuard::default(),
         disk: DiskUse::default(),
     };
     let services = Arc::new(services);

@@ -26,7 +26,7 @@ const UPDATE_VARIABLE: &str = "LUMILINK_UPDATE_PAGES";
 const HANDBOOK: &str = concat!(env!("CARGO_MANIFEST_DIR"), "/deploy/handbook");
 
 /// The sources whose doc comments describe the settings.
-const SECTIONS: [&str; 15] = [
+const SECTIONS: [&str; 16] = [
     include_str!("../config/sections/mod.rs"),
     include_str!("../config/sections/agent.rs"),
     include_str!("../config/sections/capacity.rs"),

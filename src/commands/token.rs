@@ -58,6 +58,15 @@ struct CreateArgs {
     /// When the token expires: a time (RFC 3339), or a duration such as 12h or 90d; never if not given.
     #[arg(long, value_name = "WHEN", value_parser = expiry)]
     expires: Option<Timestamp>,
+    /// Live sessions that it may open at the same time.
+    #[arg(long, value_name = "N")]
+    sessions: Option<u32>,
+    /// Turns that it may run at the same time.
+    #[arg(long, value_name = "N")]
+    turns: Option<u32>,
+    /// Prompts that are accepted within a minute.
+    #[arg(long, value_name = "N")]
+    prompts_per_minute: Option<u32>,
 }
 
 /// A time, or a duration from now in hours or days.
@@ -84,6 +93,9 @@ impl CreateArgs {
             "subject": self.subject,
             "role": self.role,
             "expiresAt": self.expires.map(|at| at.to_string()),
+            "limits": {
+                "sessions": self.sessions, "turns": self.turns, "promptsPerMinute": self.prompts_per_minute,
+            },
         })
     }
 }

@@ -6,6 +6,7 @@ use serde::{Deserialize, Serialize};
 use utoipa::{IntoParams, ToSchema};
 use uuid::Uuid;
 
+use super::tenants::TenantLimits;
 use crate::domain::{
     access::Role,
     clock::Timestamp,
@@ -29,6 +30,8 @@ pub(crate) struct TokenBody {
     pub role: Role,
     /// Time from which the token is refused, RFC 3339 in UTC; without it the token does not expire.
     pub expires_at: Option<Timestamp>,
+    /// Limits of its use, beside those of the tenant; without them it has none.
+    pub limits: Option<TenantLimits>,
 }
 
 /// A token, without its text.
@@ -48,6 +51,8 @@ pub(crate) struct TokenItem {
     /// Name of the person or program that has the token.
     pub subject: String,
     pub role: Role,
+    /// Limits of its use; null is unlimited.
+    pub limits: TenantLimits,
     /// Subject of the token with which it was made.
     pub created_by: String,
     /// Time of creation, RFC 3339 in UTC.

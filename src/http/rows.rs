@@ -131,6 +131,17 @@ pub(crate) fn find_live(state: &HttpState, caller: &Caller, id: SessionId) -> Op
     state.workspaces.live(id).filter(spec)
 }
 
+/// The live session of a row that the caller reaches.
+pub(crate) fn live_of(state: &HttpState, row: &SessionRow) -> Option<Arc<LiveSession>> {
+    state.workspaces.live(row.session_id)
+}
+
+/// True while a turn, of a row that the caller reaches, is the running one of its session.
+pub(crate) fn is_running(state: &HttpState, row: &PromptRow) -> bool {
+    let live = state.workspaces.live(row.session_id);
+    live.is_some_and(|live| live.shared.view().running == Some(row.prompt_id))
+}
+
 /// The row of a turn.
 pub(crate) async fn find_prompt(state: &HttpState, caller: &Caller, id: PromptId) -> Result<PromptRow, ApiError> {
     let row = store(state).prompt(id).await?.filter(|row| caller.reaches_workspace(&row.key));

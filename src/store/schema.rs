@@ -68,6 +68,7 @@ diesel::table! {
         user_id -> Nullable<Text>,
         subject -> Text,
         role -> Text,
+        limits -> Text,
         created_by -> Text,
         created_us -> BigInt,
         expires_us -> Nullable<BigInt>,

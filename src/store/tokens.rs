@@ -17,10 +17,13 @@ use crate::domain::{
     access::{Caller, Grant, Role, Scope},
     clock::Timestamp,
     ids::InstallationId,
+    limits::UseLimits,
 };
 
 /// The most tokens that can be used at once: each takes some hundred bytes of memory.
 pub(crate) const MAX_TOKENS: usize = 10_000;
+
+const LIMITS: &str = "client_tokens.limits";
 
 /// A token, as it is stored.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -31,6 +34,7 @@ pub(crate) struct TokenRow {
     pub scope: Scope,
     pub subject: String,
     pub role: Role,
+    pub limits: UseLimits,
     /// The subject of the token with which it was made.
     pub created_by: String,
     pub created: Timestamp,
@@ -60,6 +64,7 @@ impl TokenRow {
             token_id: Some(self.token_id),
             scope: self.scope.clone(),
             role: self.role,
+            limits: self.limits,
             subject: self.subject.clone(),
             expires: self.expires,
         })
@@ -81,6 +86,7 @@ struct Record {
     user_id: Option<String>,
     subject: String,
     role: String,
+    limits: String,
     created_by: String,
     created_us: i64,
     expires_us: Option<i64>,
@@ -90,10 +96,10 @@ struct Record {
 }
 
 impl Record {
-    fn new(row: TokenRow) -> Self {
+    fn new(row: TokenRow) -> Result<Self, StoreError> {
         let Scope { tenant, workspace, user } = row.scope;
         let (revoked_us, revoked_by) = row.revoked.map(|it| (it.at.0, clean(it.by))).unzip();
-        Self {
+        Ok(Self {
             token_id: row.token_id.to_string(),
             token_hash: row.hash,
             installation_id: tenant.map(|it| it.to_string()),
@@ -101,13 +107,14 @@ impl Record {
             user_id: user.map(|it| it.to_string()),
             subject: clean(row.subject),
             role: row.role.as_str().to_owned(),
+            limits: columns::json_text(&row.limits, LIMITS)?,
             created_by: clean(row.created_by),
             created_us: row.created.0,
             expires_us: row.expires.map(|at| at.0),
             revoked_us,
             revoked_by,
             last_used_us: row.last_used.map(|at| at.0),
-        }
+        })
     }
 
     fn read(self) -> Result<TokenRow, StoreError> {
@@ -123,6 +130,7 @@ impl Record {
             scope,
             subject: self.subject,
             role: columns::named(Role::from_name, &self.role, "client_tokens.role")?,
+            limits: columns::json(&self.limits, LIMITS)?,
             created_by: self.created_by,
             created: Timestamp(self.created_us),
             expires: self.expires_us.map(Timestamp),
@@ -141,7 +149,7 @@ impl Store {
     /// # Cancel safety
     /// A dropped future may have written.
     pub(crate) async fn add_token(&self, row: TokenRow) -> Result<(), StoreError> {
-        let now = row.created;
+        let (now, record) = (row.created, Record::new(row)?);
         self.write(move |tx| {
             let not_expired = client_tokens::expires_us.is_null().or(client_tokens::expires_us.gt(now.0));
             let usable = client_tokens::table.filter(client_tokens::revoked_us.is_null()).filter(not_expired);
@@ -149,7 +157,6 @@ impl Store {
             if usize::try_from(usable).is_ok_and(|usable| usable >= MAX_TOKENS) {
                 return Err(StoreError::Conflict(format!("there are {MAX_TOKENS} tokens: revoke some")));
             }
-            let record = Record::new(row.clone());
             let insert = diesel::insert_into(client_tokens::table).values(&record).on_conflict_do_nothing();
             tx.rows += execute!(tx.connection, insert)?;
             Ok(())

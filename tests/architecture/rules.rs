@@ -232,7 +232,12 @@ pub(crate) fn is_sql(literal: &str) -> bool {
     (VERBS.iter().any(|verb| literal.contains(verb)) || literal.contains("create table")) && SQL.is_match(literal)
 }
 
-/// Things that have one place: reads of the environment, statuses of errors, SQL.
+/// Lookups by id in `http/`, which take the caller: otherwise a handler would reach rows of another tenant.
+static LOOKUPS: LazyLock<Regex> = LazyLock::new(|| {
+    Regex::new(r"store\)?\s*\.(session|prompt|token|migration_run)\(|workspaces\s*\.live\(").unwrap()
+});
+
+/// Things that have one place: reads of the environment, statuses of errors, SQL, lookups of a caller.
 fn places(tree: &Tree, found: &mut Vec<String>) {
     const READS: [&str; 8] = ["var", "var_os", "vars", "vars_os", "set_var", "remove_var", "temp_dir", "home_dir"];
     for file in &tree.files {
@@ -246,6 +251,11 @@ fn places(tree: &Tree, found: &mut Vec<String>) {
             let chooses = matches!(owner, "StatusCode" | "HttpResponse") && STATUSES.is_match(last);
             if chooses && file.path != "contract/problem.rs" {
                 report(path.line, format!("`{text}`: the status of an error is chosen only in contract/problem.rs"));
+            }
+        }
+        if file.unit() == "http" && file.path != "http/rows.rs" {
+            for hit in LOOKUPS.find_iter(&file.code) {
+                report(file.line_of(hit.start()), format!("`{}`: rows are looked up in http/rows.rs", hit.as_str()));
             }
         }
         for literal in file.literals.iter().filter(|literal| !literal.in_test) {

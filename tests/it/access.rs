@@ -399,3 +399,106 @@ fn commands_make_list_and_revoke_tokens() {
     let refused = Api::new(&program.api.base(), Some(text.to_owned())).get("/acp/sessions");
     refused.problem(401, "unauthorized");
 }
+
+#[test]
+fn ceilings_refuse_what_exceeds_them_and_replace_a_lax_policy() {
+    let program = Program::start();
+    let set = |ceilings: Value| {
+        let body = json!({"ceilings": ceilings, "reason": "contract"});
+        program.api.call("PUT", "/acp/tenants/acme").json(&body).send().expect(200);
+    };
+    let user = client(&program, "acme", "user");
+    let with = |more: Value| {
+        let mut body = json!({"workspaceId": "ws"});
+        body.as_object_mut().unwrap().extend(more.as_object().unwrap().clone());
+        user.post("/acp/session/new", body)
+    };
+    let server = json!([{"name": "shell", "command": "sh", "args": ["-c", "true"], "env": []}]);
+    set(json!({"permissionPolicies": ["reject", "ask"], "agents": ["default"], "repositories": ["acme/*"],
+        "mcpServers": "none"}));
+    for (body, member) in [
+        (json!({"permissionPolicy": "allow-always"}), "permissionPolicy"),
+        (json!({"agent": "other"}), "agent"),
+        (json!({"repository": "evil/repository"}), "repository"),
+        (json!({"mcpServers": server}), "mcpServers[0]"),
+    ] {
+        let problem = with(body).problem(403, "ceiling_exceeded");
+        assert!(problem["detail"].as_str().unwrap().starts_with(member), "{problem}");
+    }
+    // The caller cannot raise its own ceiling.
+    let body = json!({"ceilings": {}, "reason": "please"});
+    for role in ["user", "operator", "admin"] {
+        let refused = client(&program, "acme", role).call("PUT", "/acp/tenants/acme").json(&body).send();
+        refused.problem(403, "forbidden");
+    }
+    // The configured policy allows; the ceiling rejects.
+    let session = user.open_with(json!({"workspaceId": "ws"}));
+    let message = session.says("ask");
+    assert!(message.contains("rejected"), "{message}");
+    set(json!({"mcpServers": "any"}));
+    user.post("/acp/session/load", json!({"sessionId": session.id, "mcpServers": server})).expect(200);
+    set(json!({"mcpServers": "none"}));
+    let load = json!({"sessionId": session.id, "mcpServers": server});
+    user.post("/acp/session/load", load).problem(403, "ceiling_exceeded");
+}
+
+#[test]
+fn tenant_tokens_end_the_common_home_and_unlisted_mcp_servers() {
+    let listed = json!(["sh -c true"]);
+    let program = Program::builder().set("ceilings.listed_mcp_servers", listed).start();
+    let server = |script: &str| json!([{"name": "shell", "command": "sh", "args": ["-c", script], "env": []}]);
+    let open = |api: &Api, script: &str| {
+        api.post("/acp/session/new", json!({"installationId": "acme", "workspaceId": "ws", "mcpServers": server(script)}))
+    };
+    let before = program.api.open_with(json!({"installationId": "acme", "workspaceId": "ws"}));
+    let shared = before.says("env HOME");
+    open(&program.api, "echo anything").expect(201);
+    let user = client(&program, "acme", "user");
+    open(&user, "echo anything").problem(403, "ceiling_exceeded");
+    open(&program.api, "echo anything").problem(403, "ceiling_exceeded");
+    open(&user, "true").expect(201);
+    let private = user.open_with(json!({"workspaceId": "ws"})).says("env HOME");
+    assert!(private != shared && private.contains(".homes"), "{shared} {private}");
+}
+
+#[test]
+fn token_at_its_limits_is_refused_with_figures_and_others_are_not() {
+    let program = Program::start();
+    let limits = json!({"sessions": 1, "promptsPerMinute": 2});
+    let limited = json!({"installationId": "acme", "subject": "ann", "role": "user", "limits": limits});
+    let ann = client_of(&program, limited);
+    let session = ann.open_with(json!({"workspaceId": "ws"}));
+    let refused = ann.post("/acp/session/new", json!({"workspaceId": "ws"})).problem(429, "limit_reached");
+    assert_eq!((&refused["limit"]["name"], &refused["limit"]["limit"]), (&json!("sessions"), &json!(1)), "{refused}");
+    session.completes("echo a");
+    session.completes("echo b");
+    let refused = session.call("echo c").send();
+    assert!(!refused.header("retry-after").is_empty(), "{}", refused.text);
+    let refused = refused.problem(429, "limit_reached");
+    assert!(refused["detail"].as_str().unwrap().starts_with("the token sent 2 prompts"), "{refused}");
+    let bob = client(&program, "acme", "user");
+    bob.post("/acp/session/prompt", json!({"sessionId": session.id, "prompt": "echo d"})).expect(200);
+    bob.open_with(json!({"workspaceId": "ws"}));
+}
+
+#[test]
+fn operator_sees_no_contents_of_a_session() {
+    let program = Program::builder().set("permission.policy", "ask").start();
+    let user = client(&program, "acme", "user");
+    let session = user.open_with(json!({"workspaceId": "ws"}));
+    session.completes("echo a-secret-of-acme");
+    let mut stream = session.streams("ask");
+    stream.until("the request", |event| event.name == "permission_request");
+    let operator = client(&program, "acme", "operator");
+    let of = |api: &Api, path: &str| api.get(&format!("/acp/session/{}{path}", session.id));
+    assert!(of(&user, "/explain").text.contains("a-secret-of-acme"));
+    assert_eq!(of(&user, "").expect(200)["permissionRequests"].as_array().map(Vec::len), Some(1));
+    for path in ["", "/explain"] {
+        let seen = of(&operator, path);
+        assert!(!seen.text.contains("a-secret-of-acme"), "{path}: {}", seen.text);
+    }
+    assert_eq!(of(&operator, "").expect(200)["permissionRequests"], Value::Null);
+    for path in ["/transcript", "/diff", "/events", "/prompts"] {
+        of(&operator, path).problem(403, "forbidden");
+    }
+}

@@ -13,6 +13,8 @@ use parking_lot::{Mutex, MutexGuard};
 use tokio::sync::Notify;
 
 use super::tenants::UsePermit;
+use uuid::Uuid;
+
 use crate::{
     domain::{
         capacity::{CapacityRules, Refused, SeatBound, SeatFigures, Seats, SeatsSeen},
@@ -45,6 +47,8 @@ pub(crate) struct Permit {
     tenant: InstallationId,
     /// Count of the session against the limits of its tenant.
     used: Option<UsePermit<InstallationId>>,
+    /// Count of the session against the limits of the token that opened it.
+    used_by_token: Option<UsePermit<Uuid>>,
 }
 
 impl Permit {
@@ -54,6 +58,12 @@ impl Permit {
         let mut this = self;
         this.used = Some(used);
         this
+    }
+
+    /// Counts the session against the limits of a token as long as it has its seat.
+    pub(crate) fn counted_for(mut self, used_by_token: Option<UsePermit<Uuid>>) -> Self {
+        self.used_by_token = used_by_token;
+        self
     }
 }
 
@@ -77,13 +87,13 @@ impl CapacityGuard {
     /// `capacity_exhausted` with the figures if the service or the tenant's share has no free seat.
     pub(crate) fn admit(&self, tenant: &InstallationId) -> Result<Permit, Failure> {
         self.change(|seats| seats.admit(tenant)).map_err(|refused| self.refusal(refused))?;
-        Ok(Permit { guard: self.clone(), tenant: tenant.clone(), used: None })
+        Ok(Permit { guard: self.clone(), tenant: tenant.clone(), used: None, used_by_token: None })
     }
 
     /// Takes a seat for a returning session. Never refused, so it may exceed the limits. Does not wait.
     pub(crate) fn admit_returning(&self, tenant: &InstallationId) -> Permit {
         self.change(|seats| seats.admit_returning(tenant));
-        Permit { guard: self.clone(), tenant: tenant.clone(), used: None }
+        Permit { guard: self.clone(), tenant: tenant.clone(), used: None, used_by_token: None }
     }
 
     pub(crate) fn taken(&self) -> usize {

@@ -17,6 +17,7 @@ use super::{
 };
 use crate::{
     domain::{
+        access::LimitedUse,
         automation::skip::WantedMode,
         ids::{PromptId, SessionId},
         notify::notification::{Scope, Stream},
@@ -45,6 +46,8 @@ pub(crate) struct RunPrompt {
     pub again: bool,
     /// The request's span; the turn's span is its child.
     pub span: tracing::Span,
+    /// Token of the caller, if it has limits.
+    pub limited: Option<LimitedUse>,
     /// Closed when the caller has disconnected: a prompt that waits for the end of a cancelled turn is then dropped.
     pub caller: watch::Receiver<()>,
 }

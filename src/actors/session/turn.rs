@@ -5,6 +5,7 @@ use std::{sync::Arc, time::Duration};
 use actix::{ActorFutureExt, AsyncContext, Context, Handler, ResponseActFuture, SpawnHandle, WrapFuture};
 use serde_json::value::RawValue;
 use tokio::sync::watch;
+use uuid::Uuid;
 
 use super::{
     Call, Session,
@@ -19,6 +20,7 @@ use crate::{
         tenants::UsePermit,
     },
     domain::{
+        access::LimitedUse,
         automation::skip::{Automation, WantedMode},
         clock::Timestamp,
         ids::{InstallationId, PromptId},
@@ -49,6 +51,9 @@ type Ended = watch::Receiver<Option<Arc<TurnEnded>>>;
 /// answers only after the agent has ended.
 const CARRIER_MARGIN: Duration = Duration::from_secs(10);
 
+/// The count of a turn against the limits of its tenant, and of its token.
+type TurnUse = (UsePermit<InstallationId>, Option<UsePermit<Uuid>>);
+
 /// The turn that is being accepted, waits for its agent, or runs.
 pub(super) struct Turn {
     handle: TurnHandle,
@@ -78,7 +83,7 @@ pub(super) struct Turn {
     /// Limits the wait for an unavailable runtime.
     runtime_timer: Option<SpawnHandle>,
     /// Count of the turn against the limits of its tenant.
-    _used: UsePermit<InstallationId>,
+    _used: TurnUse,
 }
 
 impl Turn {
@@ -87,7 +92,7 @@ impl Turn {
         idempotency: Option<Idempotency>,
         when_dropped: WhenDropped,
         start: TurnStart,
-        used: UsePermit<InstallationId>,
+        used: TurnUse,
         now: Timestamp,
     ) -> Self {
         Self {
@@ -225,16 +230,18 @@ impl Session {
         }
     }
 
-    /// Admits a turn within the limits of workspace and tenant, and reserves the place for its end: a turn that is accepted
+    /// Admits a turn within the limits of workspace, tenant and token, and reserves the place for its end: a turn that is accepted
     /// can then always record its outcome, however full the queue has become.
-    fn admit_turn(&self, now: Timestamp) -> Result<(UsePermit<InstallationId>, EndSlot), Failure> {
+    fn admit_turn(&self, limited: Option<LimitedUse>, now: Timestamp) -> Result<(TurnUse, EndSlot), Failure> {
         let (services, key) = (&self.services, &self.shared.spec.workspace);
         services.disk.check(key, services.settings.workspace_bytes)?;
         let limits = services.tenant_settings(&key.installation_id).limits;
         let used = services.tenant_use.begin_turn(&key.installation_id, &limits, now);
-        let used = used.map_err(|figures| Failure::limit_reached("the tenant", figures))?;
+        let of_tenant = used.map_err(|figures| Failure::limit_reached("the tenant", figures))?;
+        let of_token = limited.map(|LimitedUse { token_id, limits }| services.token_use.begin_turn(&token_id, &limits, now));
+        let of_token = of_token.transpose().map_err(|figures| Failure::limit_reached("the token", figures))?;
         let slot = services.store.reserve_end().map_err(|cause| store::failure(&cause))?;
-        Ok((used, slot))
+        Ok(((of_tenant, of_token), slot))
     }
 
     fn begin(&mut self, message: RunPrompt, waited: bool, ctx: &mut Context<Self>) -> Begin {
@@ -252,14 +259,14 @@ impl Session {
             let handle = self.turn_handle(closing.prompt_id, closing.ended);
             return self.meet(message, waited, (handle, closing.idempotency.as_ref(), is_cancelled));
         }
-        let RunPrompt { prompt_id, prompt, wanted, idempotency, again, span, .. } = message;
+        let RunPrompt { prompt_id, prompt, wanted, idempotency, again, span, limited, .. } = message;
         if let Some(facts) = &self.facts
             && let Err(failure) = prompt.check_taken_by(facts.takes)
         {
             return Begin::Answer(Err(failure.into()));
         }
         let now = self.services.clock.now();
-        let (used, slot) = match self.admit_turn(now) {
+        let (used, slot) = match self.admit_turn(limited, now) {
             Ok(admitted) => admitted,
             Err(failure) => return Begin::Answer(Err(failure.into())),
         };
@@ -330,7 +337,7 @@ impl Session {
         ticket.sent(now, false, self.remembered.clone());
         ticket.resume(output, kept);
         let handle = self.turn_handle(prompt_id, ended);
-        let used = self.services.tenant_use.resume_turn(&self.shared.spec.workspace.installation_id, now);
+        let used = (self.services.tenant_use.resume_turn(&self.shared.spec.workspace.installation_id, now), None);
         let turn = Turn::new(handle, row.idempotency.clone(), ticket.when_dropped(), start, used, now);
         self.turn = Some(Turn { ticket: Some(ticket), ..turn });
         self.shared.move_to(SessionState::Running, &self.services.metrics).running = Some(prompt_id);

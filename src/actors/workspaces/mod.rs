@@ -38,6 +38,7 @@ use crate::{
     config::DEFAULT_AGENT,
     contract::runtime::{DiffWorkspace, PreparedWorkspace, WorkspaceDiff},
     domain::{
+        access::LimitedUse,
         ceilings::Choices,
         ids::{InstallationId, SessionId, WorkspaceKey},
         migration::FleetHealth,
@@ -155,13 +156,16 @@ impl Workspaces {
         self.0.services.membership.admission()
     }
 
-    /// Takes a seat for a new session, within the limits of its tenant.
-    fn admit(&self, tenant: &InstallationId) -> Result<Permit, Failure> {
+    /// Takes a seat for a new session, within the limits of its tenant and of the token that opens it.
+    fn admit(&self, tenant: &InstallationId, limited: Option<LimitedUse>) -> Result<Permit, Failure> {
         let services = &self.0.services;
         let limits = services.tenant_settings(tenant).limits;
         let used = services.tenant_use.admit_session(tenant, &limits, services.clock.now());
         let used = used.map_err(|figures| Failure::limit_reached("the tenant", figures))?;
-        Ok(self.0.capacity.admit(tenant)?.counted(used))
+        let now = services.clock.now();
+        let of_token = limited.map(|it| services.token_use.admit_session(&it.token_id, &it.limits, now));
+        let of_token = of_token.transpose().map_err(|figures| Failure::limit_reached("the token", figures))?;
+        Ok(self.0.capacity.admit(tenant)?.counted(used).counted_for(of_token))
     }
 
     /// Takes a seat for a session that was admitted before. Never refused.
@@ -193,7 +197,7 @@ impl Workspaces {
         };
         self.services().check_choices(&request.workspace.installation_id, &choices)?;
         // Before anything is created: a full service must refuse without side effects.
-        let seat = self.admit(&request.workspace.installation_id)?;
+        let seat = self.admit(&request.workspace.installation_id, request.limited)?;
         let services = &self.0.services;
         let _folder = services.folders.open(&request.workspace).await?;
         // After the folder is held: an erasure that begins now waits for it.

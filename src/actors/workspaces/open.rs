@@ -9,6 +9,7 @@ use crate::{
     config::DEFAULT_AGENT,
     contract::runtime::{Checkout, PrepareWorkspace, PreparedWorkspace, WorkspaceRef},
     domain::{
+        access::LimitedUse,
         ids::{FolderId, SessionId, UserId, WorkspaceKey},
         session::{lifecycle::SessionMode, mcp::McpServers, permission::PermissionPolicy},
         turn::outcome::{ErrorCode, Failure},
@@ -37,6 +38,8 @@ pub(crate) struct OpenSession {
     /// New permission policy of the workspace; unchanged if absent.
     pub permission_policy: Option<PermissionPolicy>,
     pub mcp_servers: McpServers,
+    /// Token of the caller, if it has limits.
+    pub limited: Option<LimitedUse>,
 }
 
 /// Prepares a workspace and persists it. Preparation comes first, so that a failure leaves no row; if two callers

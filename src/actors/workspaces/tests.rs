@@ -193,6 +193,7 @@ fn run_prompt(caller: watch::Receiver<()>) -> RunPrompt {
         idempotency: None,
         again: false,
         span: tracing::Span::none(),
+        limited: None,
         caller,
     }
 }

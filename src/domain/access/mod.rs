@@ -11,6 +11,7 @@ use uuid::Uuid;
 use super::{
     clock::Timestamp,
     ids::{InstallationId, UserId, WorkspaceId, WorkspaceKey},
+    limits::UseLimits,
     words::words,
 };
 
@@ -79,10 +80,19 @@ pub(crate) struct Grant {
     pub token_id: Option<Uuid>,
     pub scope: Scope,
     pub role: Role,
+    /// Limits of its use.
+    pub limits: UseLimits,
     /// The person or program that holds the token: the actor of its changes in the audit.
     pub subject: String,
     /// When the token expires.
     pub expires: Option<Timestamp>,
+}
+
+/// The use of a token that has limits.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) struct LimitedUse {
+    pub token_id: Uuid,
+    pub limits: UseLimits,
 }
 
 /// The caller of an operation, as its token identifies it. Cheap to clone.
@@ -106,7 +116,8 @@ impl Caller {
 
     fn of_everything(subject: &str) -> Self {
         let (scope, role) = (Scope::default(), Role::Admin);
-        Self::new(Grant { token_id: None, scope, role, subject: subject.to_owned(), expires: None })
+        let limits = UseLimits::default();
+        Self::new(Grant { token_id: None, scope, role, limits, subject: subject.to_owned(), expires: None })
     }
 
     pub(crate) fn grant(&self) -> &Grant {
@@ -123,6 +134,12 @@ impl Caller {
 
     pub(crate) fn scope(&self) -> &Scope {
         &self.0.scope
+    }
+
+    /// The token with its limits; `None` if it has none.
+    pub(crate) fn limited_use(&self) -> Option<LimitedUse> {
+        let Grant { token_id, limits, .. } = *self.0;
+        token_id.filter(|_| limits != UseLimits::default()).map(|token_id| LimitedUse { token_id, limits })
     }
 
     /// True if role and scope allow an operation.
@@ -185,7 +202,8 @@ mod tests {
             workspace: workspace.map(|it| it.parse().unwrap()),
             user: user.map(|it| it.parse().unwrap()),
         };
-        Caller::new(Grant { token_id: None, scope, role, subject: "ann".into(), expires: None })
+        let limits = UseLimits::default();
+        Caller::new(Grant { token_id: None, scope, role, limits, subject: "ann".into(), expires: None })
     }
 
     fn key(tenant: &str, workspace: &str) -> WorkspaceKey {

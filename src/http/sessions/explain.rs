@@ -11,7 +11,7 @@ use crate::{
         explain::{Explanation, MAX_TIMELINE, TimelineEntry},
     },
     domain::{
-        access::Caller,
+        access::{Caller, Privilege},
         clock::Timestamp,
         explain::{CurrentState, EntryKind, answer, timeline},
         ids::SessionId,
@@ -54,7 +54,10 @@ pub(crate) async fn explain_session(
     });
     let (session_state, carrier) = session_state.unwrap_or_else(|| (state_of(&state, &row), row.protocol));
     let view = state.workspaces.routing(&row.key).await?.view().await?;
-    let records = Records::read(&state.workspaces.services().store, &row, session_state).await?;
+    let mut records = Records::read(&state.workspaces.services().store, &row, session_state).await?;
+    if !caller.may(Privilege::ReadContents) {
+        records.remove_contents();
+    }
     let failed = records.connections.first().and_then(|newest| newest.error_detail.clone());
     let answer = answer(&CurrentState {
         state: session_state,
@@ -107,6 +110,12 @@ impl Records {
             runs: store.automation_runs(session, page()).await?,
             notifications: store.notifications(workspace, page()).await?,
         })
+    }
+
+    /// Removes parts of the conversation: beginnings of prompts, and notes.
+    fn remove_contents(&mut self) {
+        self.notes.clear();
+        self.turns.iter_mut().for_each(|turn| turn.preview.clear());
     }
 
     fn entries(self, row: &SessionRow) -> Vec<TimelineEntry> {

@@ -124,6 +124,7 @@ fn open_request(caller: &Caller, body: NewSessionBody) -> Result<OpenSession, Ap
         is_ephemeral: body.ephemeral,
         permission_policy: body.permission_policy,
         mcp_servers: McpServers::given(mcp_servers),
+        limited: caller.limited_use(),
     })
 }
 

@@ -32,7 +32,7 @@ use crate::{
         problem::{ApiError, REPLAYED},
         refusals::{OfAgent, OfBody, OfKey, OfSession, OfStart, OfTurn, Problems},
         request::{Body, Query, idempotency, page, parse_body, path_id, run_to_completion},
-        rows::{find_live, find_prompt, find_session},
+        rows::{find_live, find_prompt, find_session, is_running},
         tokens,
     },
     store::{Idempotency, PromptRow},
@@ -125,7 +125,7 @@ fn replayed(answered: Result<HttpResponse, ApiError>) -> Result<HttpResponse, Ap
 /// Starts a turn; loads a hibernated session first.
 async fn begin(
     state: &HttpState,
-    caller: &Caller,
+    asking: &Caller,
     session_id: SessionId,
     (prompt, wanted): (Prompt, WantedMode),
     idempotency: Option<Idempotency>,
@@ -138,7 +138,7 @@ async fn begin(
     let (_present, presence) = watch::channel(());
     // Twice: a session can hibernate between the lookup and the request.
     for _ in 0..2 {
-        if let Some(live) = find_live(state, caller, session_id) {
+        if let Some(live) = find_live(state, asking, session_id) {
             let make = |again| RunPrompt {
                 prompt_id,
                 prompt: prompt.clone(),
@@ -146,6 +146,7 @@ async fn begin(
                 idempotency: idempotency.clone(),
                 again,
                 span: span.clone(),
+                limited: asking.limited_use(),
                 caller: presence.clone(),
             };
             if let Some(begun) = workspaces.ask(&live, |it| it.run_prompt.clone(), make).await {
@@ -159,7 +160,7 @@ async fn begin(
                 };
             }
         }
-        let row = find_session(state, caller, session_id).await?;
+        let row = find_session(state, asking, session_id).await?;
         if let Some(before) = stored(state, session_id, idempotency.as_ref()).await? {
             return Ok(before);
         }
@@ -314,7 +315,7 @@ pub(crate) async fn list_prompts(
 
 fn info(state: &HttpState, row: PromptRow) -> PromptInfo {
     let id = row.prompt_id;
-    let running = state.workspaces.live(row.session_id).is_some_and(|live| live.shared.view().running == Some(id));
+    let running = is_running(state, &row);
     PromptInfo {
         prompt_id: id,
         session_id: row.session_id,

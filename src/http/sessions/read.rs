@@ -81,7 +81,7 @@ fn waiting_permission(request: &WaitingRequest) -> WaitingPermission {
 
 /// A session from its row, updated from the live session.
 fn info(state: &HttpState, row: SessionRow, whole: bool) -> SessionInfo {
-    let live = state.workspaces.live(row.session_id);
+    let live = rows::live_of(state, &row);
     let view = live.as_ref().map(|live| live.shared.view().clone());
     let current = view.as_ref().map_or_else(|| state_of(state, &row), |view| view.state);
     let agent_facts = row.agent_facts.as_deref().filter(|_| whole);

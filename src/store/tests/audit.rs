@@ -355,9 +355,9 @@ both_databases! {
         let token = |n: i32| {
             let at = at(i64::from(n) * 1_000_000).0;
             let (expires, revoked) = if n % 2 == 0 { (at.to_string(), "NULL, NULL".to_owned()) } else { ("NULL".to_owned(), format!("{at}, 'a'")) };
-            format!("INSERT INTO client_tokens VALUES ('{n}', 'h{n}', 'acme', NULL, NULL, 'a', 'user', 'a', 0, {expires}, {revoked}, NULL);")
+            format!("INSERT INTO client_tokens VALUES ('{n}', 'h{n}', 'acme', NULL, NULL, 'a', 'user', '{{}}', 'a', 0, {expires}, {revoked}, NULL);")
         };
-        let lasting_token = "INSERT INTO client_tokens VALUES ('9', 'h9', 'acme', NULL, NULL, 'a', 'user', 'a', 0, NULL, NULL, NULL, NULL);";
+        let lasting_token = "INSERT INTO client_tokens VALUES ('9', 'h9', 'acme', NULL, NULL, 'a', 'user', '{}', 'a', 0, NULL, NULL, NULL, NULL);";
         let rows = rows.chain((0..4).map(removal)).chain((0..4).map(token)).chain([lasting_token.to_owned()]);
         let session = new_session(0).session_id.to_string();
         let rows: String = rows.collect::<String>().replace("'s'", &format!("'{session}'"));
