@@ -263,6 +263,22 @@ fn server_without_a_token_is_refused_beyond_loopback() {
 }
 
 #[test]
+fn pool_of_users_is_refused_if_it_is_malformed_or_shares_a_home() {
+    for (flags, named) in [
+        (&["agent.run_as=pool:0-10"][..], "agent.run_as"),
+        (&["agents.x.run_as=pool:70000"], "agents.x.run_as"),
+        (&["agent.run_as=pool:70000-70999", "agent.home=shared"], "agent.home"),
+        (&["agent.max_memory_bytes=1000"], "agent.max_memory_bytes"),
+        (&["agent.max_processes=1000001"], "agent.max_processes"),
+    ] {
+        let message = refused(&[], flags);
+        assert!(message.contains(named), "{named}: {message}");
+    }
+    let loaded = load(&sources(&[], &["agent.run_as=pool:70000-70999", "agent.max_processes=0"])).unwrap();
+    assert_eq!(loaded.config.agent.max_processes, 0);
+}
+
+#[test]
 fn errors_and_rendered_configuration_contain_no_secret() {
     let folder = tempfile::tempdir().unwrap();
     let file = folder.path().join("lumilink.toml");
