@@ -9,7 +9,10 @@ use futures_util::{StreamExt, stream};
 use tokio::time::{Instant, MissedTickBehavior, interval, sleep, timeout};
 use uuid::Uuid;
 
-use super::{handles::index::LiveSession, session::adoption, workspaces::Workspaces};
+use super::{
+    handles::index::LiveSession, session::adoption, upkeep::retention::drop_servers_of_removed,
+    workspaces::Workspaces,
+};
 use crate::{
     config::DEFAULT_AGENT,
     contract::{
@@ -108,6 +111,7 @@ async fn carry_out(workspaces: &Workspaces, claim: EraseClaim) -> Result<Erasure
     let histories = delete_histories(workspaces, target).await?;
     services.store.count_erased(id, histories).await.map_err(failed)?;
     erase_rows(workspaces, &erasure).await?;
+    drop_servers_of_removed(services).await;
     if target.session().is_none() {
         erase_workspaces(workspaces, &erasure).await?;
     }

@@ -124,7 +124,7 @@ async fn remove_old(store: &Store, ages: &Ages, now: Timestamp) -> Result<usize,
 
 /// Drops the kept MCP servers of sessions whose rows were removed. If the database refuses the read, they stay until the
 /// next sweep.
-async fn drop_servers_of_removed(services: &Services) {
+pub(crate) async fn drop_servers_of_removed(services: &Services) {
     let kept = services.given_servers.sessions();
     if let Ok(removed) = services.store.removed_sessions(kept).await {
         removed.into_iter().for_each(|id| services.given_servers.drop_of(id));

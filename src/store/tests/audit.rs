@@ -75,7 +75,7 @@ async fn flips(store: &Store, key: &WorkspaceKey, first: i64, count: i64) {
     }
 }
 
-fn handshake(key: WorkspaceKey, us: i64) -> NewConnection {
+pub(super) fn handshake(key: WorkspaceKey, us: i64) -> NewConnection {
     NewConnection {
         connection_row_id: Uuid::now_v7(),
         key,
@@ -94,7 +94,7 @@ fn handshake(key: WorkspaceKey, us: i64) -> NewConnection {
     }
 }
 
-fn event(of: &NewConnection, status: ConnectionStatus, us: i64) -> NewConnectionEvent {
+pub(super) fn event(of: &NewConnection, status: ConnectionStatus, us: i64) -> NewConnectionEvent {
     NewConnectionEvent {
         event_id: Uuid::now_v7(),
         connection_row_id: of.connection_row_id,

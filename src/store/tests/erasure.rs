@@ -8,14 +8,18 @@ use std::{
 use diesel::{Connection, PgConnection, RunQueryDsl, SqliteConnection, sql_types::Text};
 use uuid::Uuid;
 
-use super::fixture::*;
+use super::{
+    audit::{event, handshake},
+    fixture::*,
+};
 use crate::{
     domain::{
         erasure::{EraseCounts, EraseTarget},
         ids::{SessionId, WorkspaceKey},
+        session::connection::ConnectionStatus,
     },
     store::{
-        DatabaseUrl, OpenErasure, Store,
+        AuditFilter, DatabaseUrl, NewConnection, OpenErasure, Page, Store,
         erasure::{KEPT, REMOVED_OTHERWISE, tied_tables},
     },
 };
@@ -197,6 +201,29 @@ both_databases! {
         assert_eq!(left(&database, "canary"), of_workspace);
         assert!(rows_with(&database, "kept") == before);
         assert!(rows_with(&database, &web.session.to_string()).into_keys().all(|table| KEPT.contains(&table.as_str())));
+    }
+
+    async fn late_writes_about_an_erased_session_are_dropped(database: TestDatabase) {
+        let store = database.open();
+        let (ours, others) = (key("acme", "web"), key("acme", "api"));
+        let session = SessionId(Uuid::now_v7());
+        let target = EraseTarget::Session(ours.clone(), session);
+        let claim = store.erasures().begin(OpenErasure { erasure_id: Uuid::now_v7(), target }).unwrap();
+        let late = NewConnection { session_id: Some(session), ..handshake(ours.clone(), 1) };
+        let other = NewConnection { session_id: Some(SessionId(Uuid::now_v7())), ..handshake(others.clone(), 1) };
+        let count = async || store.connections(AuditFilter::default(), Page { limit: 9, after: None }).await.unwrap().len();
+        for attempt in [1, 2] {
+            store.record_handshake(NewConnection { connection_row_id: Uuid::now_v7(), ..late.clone() }, None).await.unwrap();
+            store.record_connection_event(event(&late, ConnectionStatus::Error, 2)).await.unwrap();
+            store.record_handshake(NewConnection { connection_row_id: Uuid::now_v7(), ..other.clone() }, None).await.unwrap();
+            assert_eq!(count().await, attempt, "those of others are written");
+        }
+        claim.ended();
+        store.record_handshake(late, None).await.unwrap();
+        assert_eq!(count().await, 2);
+        assert_eq!(rows_with(&database, &session.to_string()), BTreeMap::new());
+        store.record_handshake(handshake(ours, 3), None).await.unwrap();
+        assert_eq!(count().await, 3, "the workspace is not erased");
     }
 
     async fn open_erasure_hides_its_target_and_survives_a_restart(database: TestDatabase) {
