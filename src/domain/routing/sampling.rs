@@ -110,6 +110,7 @@ mod tests {
         ErrorCode::ModeUnavailable,
         ErrorCode::NotSupportedByAgent,
         ErrorCode::UnknownAgent,
+        ErrorCode::UnknownSecret,
         ErrorCode::WorkspaceUnavailable,
         ErrorCode::AgentAuthRequired,
         ErrorCode::Authentication,
