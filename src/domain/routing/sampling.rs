@@ -88,7 +88,7 @@ mod tests {
         ErrorCode::FallbackUnavailable,
     ];
 
-    const NOT_COUNTED: [ErrorCode; 34] = [
+    const NOT_COUNTED: [ErrorCode; 35] = [
         ErrorCode::InvalidRequest,
         ErrorCode::PayloadTooLarge,
         ErrorCode::UnsupportedMediaType,
