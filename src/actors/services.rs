@@ -188,7 +188,7 @@ pub(crate) struct SessionSettings {
     pub permission_timeout: Duration,
     /// Permission policy of workspaces that did not choose one.
     pub default_policy: PermissionPolicy,
-    /// What callers may choose at most.
+    /// Limits of what callers may choose.
     pub ceilings: CeilingRules,
     /// Time without taking a message from its mailbox after which a session's actor is replaced.
     pub stuck_after: Duration,

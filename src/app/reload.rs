@@ -1,4 +1,4 @@
-//! Reload on SIGHUP: log filter, tokens, webhook secrets and blocked repositories.
+//! Reload on SIGHUP: log filter, tokens, webhook secrets, named secrets and blocked repositories.
 
 use std::sync::Arc;
 

@@ -40,7 +40,7 @@ pub(crate) struct CommonFlags {
     /// password into `LUMILINK_DATABASE__URL`.
     #[arg(long, value_name = "URL")]
     pub database_url: Option<String>,
-    /// Any setting, lists as JSON: `turn.cancel_grace_s=9`, agent.command=["goose","acp"]. May be repeated.
+    /// Any setting except secrets, lists as JSON: `turn.cancel_grace_s=9`, agent.command=["goose","acp"]. May be repeated.
     #[arg(long = "set", value_name = "SECTION.KEY=VALUE", value_parser = Flag::parse_set)]
     pub settings: Vec<Flag>,
     /// Values that the command prefers to the defaults; every other source overrides them.
@@ -61,12 +61,15 @@ impl CommonFlags {
     /// The sources of [`Self::load`].
     ///
     /// # Errors
-    /// The current folder does not exist.
+    /// The current folder does not exist, or `--set` has a secret.
     pub(crate) fn sources(&self, listeners: &[Listener]) -> Result<Sources, CommandError> {
         let listen = match listeners.first() {
             Some(Listener::Runtime) => "runtime.listen",
             _ => "server.listen",
         };
+        for flag in &self.settings {
+            flag.check_exposure()?;
+        }
         let mut flags = self.settings.clone();
         flags.extend(self.listen.iter().map(|value| Flag::new("--listen", listen, value)));
         flags.extend(self.database_url.iter().map(|value| Flag::new("--database-url", "database.url", value)));

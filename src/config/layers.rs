@@ -12,6 +12,8 @@ use figment::{
 };
 use secrecy::{ExposeSecret, SecretString};
 
+use crate::domain::redaction::variables::{secrets_of, secrets_of_url};
+
 use super::{
     environment::absolute,
     error::{BadSetting, ConfigError, Origin},
@@ -192,6 +194,23 @@ pub(super) fn is_secret(setting: &str) -> bool {
 pub(super) fn has_file_form(setting: &str) -> bool {
     let is_named = setting.strip_prefix("secrets.").and_then(|rest| rest.strip_suffix(".value"));
     SECRETS.contains(&setting) || is_named.is_some_and(|name| !name.is_empty() && !name.contains('.'))
+}
+
+/// True if a value from the command line would show a secret to other users of the machine, who can read arguments. `none`
+/// and URLs without credentials are no secrets.
+pub(crate) fn exposes_secret(setting: &str, value: &str) -> bool {
+    if !is_secret(setting) || value.is_empty() {
+        return false;
+    }
+    match setting.split_once(".env.") {
+        Some((_, variable)) => !secrets_of(variable, value).is_empty(),
+        None if setting.ends_with(".env") => {
+            let variables: BTreeMap<String, String> = serde_json::from_str(value).unwrap_or_default();
+            variables.iter().any(|(variable, value)| !secrets_of(variable, value).is_empty())
+        }
+        None if setting.ends_with(".url") => !secrets_of_url(value).is_empty(),
+        None => value != "none",
+    }
 }
 
 /// End of the name of a setting that names the file of a secret.

@@ -2,7 +2,12 @@
 
 use std::path::PathBuf;
 
-use super::{environment::Environment, sections::Listener};
+use super::{
+    environment::Environment,
+    error::{ConfigError, Origin},
+    layers::exposes_secret,
+    sections::Listener,
+};
 
 /// One setting from the command line.
 #[derive(Debug, Clone)]
@@ -29,6 +34,22 @@ impl Flag {
         let parts = argument.split_once('=').filter(|(setting, _)| setting.contains('.'));
         let (setting, value) = parts.ok_or("must be section.key=value, such as turn.inactivity_timeout_s=60")?;
         Ok(Self::new("--set", setting.trim(), value))
+    }
+
+    /// Refuses a secret among the arguments, which other users of the machine can read.
+    ///
+    /// # Errors
+    /// Names the setting, and other ways to give it.
+    pub(crate) fn check_exposure(&self) -> Result<(), ConfigError> {
+        if !exposes_secret(&self.setting, &self.value) {
+            return Ok(());
+        }
+        let variable = format!("LUMILINK_{}", self.setting.to_uppercase().replace('.', "__"));
+        let what = format!(
+            "is a secret, and other users of the machine can read arguments; set it in {variable}, in the configuration file, \
+             or in a file that {variable}_FILE names"
+        );
+        Err(ConfigError::new(&self.setting, Origin::Flag(self.name.clone()), what))
     }
 
     /// The setting in parts. A part below `env` is the name of a variable, which may contain dots.

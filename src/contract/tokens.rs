@@ -26,7 +26,7 @@ pub(crate) struct TokenBody {
     pub user_id: Option<UserId>,
     /// Name of the person or program that gets the token: the `actor` of its changes in the audit.
     pub subject: Subject,
-    /// What the token may do.
+    /// Role of the token: a set of operations.
     pub role: Role,
     /// Time from which the token is refused, RFC 3339 in UTC; without it the token does not expire.
     pub expires_at: Option<Timestamp>,

@@ -301,6 +301,15 @@ impl RunningRuntime {
     }
 }
 
+/// git for baselines and diffs, confined unless an agent is not.
+fn git(agents: &[AgentSettings], environment: BTreeMap<String, OsString>, sandbox: Sandbox) -> Git {
+    let git = Git::new(environment);
+    match agents.iter().all(|agent| agent.jail.mode != JailMode::Off) {
+        true => git.confined_by(sandbox),
+        false => git,
+    }
+}
+
 fn build(
     options: RuntimeOptions,
     control_groups: ControlGroupState,
@@ -333,11 +342,7 @@ fn build(
         stopping.clone(),
     ));
     let jail = (sandbox.clone(), control_groups);
-    let confines_git = options.agents.iter().all(|agent| agent.jail.mode != JailMode::Off);
-    let git = match confines_git {
-        true => Git::new(environment).confined_by(sandbox),
-        false => Git::new(environment),
-    };
+    let git = git(&options.agents, environment, sandbox);
     let agents = Arc::new(Agents::new(
         options.agents,
         limits,

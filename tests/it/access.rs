@@ -434,7 +434,7 @@ fn ceilings_refuse_what_exceeds_them_and_replace_a_lax_policy() {
     // The configured policy allows; the ceiling rejects.
     let session = user.open_with(json!({"workspaceId": "ws"}));
     let message = session.says("ask");
-    assert!(message.contains("rejected"), "{message}");
+    assert_eq!(message, "reject");
     set(json!({"mcpServers": "any"}));
     user.post("/acp/session/load", json!({"sessionId": session.id, "mcpServers": server})).expect(200);
     set(json!({"mcpServers": "none"}));
@@ -488,7 +488,7 @@ fn operator_sees_no_contents_of_a_session() {
     let session = user.open_with(json!({"workspaceId": "ws"}));
     session.completes("echo a-secret-of-acme");
     let mut stream = session.streams("ask");
-    stream.until("the request", |event| event.name == "permission_request");
+    let seen = stream.until("the request", |event| event.name == "permission_request");
     let operator = client(&program, "acme", "operator");
     let of = |api: &Api, path: &str| api.get(&format!("/acp/session/{}{path}", session.id));
     assert!(of(&user, "/explain").text.contains("a-secret-of-acme"));
@@ -501,4 +501,7 @@ fn operator_sees_no_contents_of_a_session() {
     for path in ["/transcript", "/diff", "/events", "/prompts"] {
         of(&operator, path).problem(403, "forbidden");
     }
+    let request_id = &seen.last().unwrap().data["update"]["requestId"];
+    session.post("permission", json!({"requestId": request_id, "cancelled": true})).expect(200);
+    stream.rest();
 }

@@ -6,6 +6,7 @@ use crate::harness::{
     Program, Value, free_port, json,
     process::{Folder, Process},
     processes,
+    sse::message_of,
 };
 
 /// The secrets by place. None has a known shape.
@@ -73,10 +74,10 @@ impl Search {
 fn start() -> Program {
     let hook = format!("http://127.0.0.1:{}/{}", free_port(), canary("webhook.url"));
     Program::builder()
-        .separate_runtime_by_env(canary("runtime.token"))
+        .separate_runtime(canary("runtime.token"))
         .set("log.level", "trace")
         .set("recovery.cooldown_s", 1800)
-        .token_by_env(canary("server.token"))
+        .token(canary("server.token"))
         .env("LUMILINK_WEBHOOK__SECRET", canary("webhook.secret"))
         .env("LUMILINK_WEBHOOK__PREVIOUS_SECRET", canary("webhook.previous_secret"))
         .env("LUMILINK_WEBHOOK__URL", &hook)
@@ -128,7 +129,10 @@ fn none_of_17_canary_secrets_leaves_the_place_where_it_was_put() {
     let session = program.api.open_with(body("ws", json!({"mcpServers": [server(meta)]})));
     search.text("an answer", &session.opened.to_string());
     let script = "env SERVICE_KEY ; spell PLAIN ; spell INHERITED ; complain-env PLAIN ; plan ; write a.txt content";
-    search.text("the stream", &format!("{:?}", session.streams(script).rest()));
+    let events = session.streams(script).rest();
+    let said = message_of(&events);
+    assert_eq!(said.matches("[redacted]").count(), 3, "the agent has the values: {said}");
+    search.text("the stream", &format!("{events:?}"));
     for agent in program.agents() {
         search.process(agent, "environ", &["agent.env of a key", "agent.env", "inherit_env"]);
     }

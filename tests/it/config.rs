@@ -55,10 +55,33 @@ fn fr_008_secrets_are_hidden() {
     let env = [
         ("LUMILINK_SERVER__TOKEN", "secret-token-value"),
         ("LUMILINK_DATABASE__URL", "postgres://u:secret-password@localhost/x"),
+        ("LUMILINK_RUNTIME__TOKEN", "secret-runtime-token"),
     ];
-    let printed = printed(&folder, &env, &["--set", "runtime.token=secret-runtime-token"]);
+    let printed = printed(&folder, &env, &[]);
     assert!(!printed.contains("secret-"), "{printed}");
     assert!(printed.contains("hidden"), "{printed}");
+}
+
+#[test]
+fn secret_among_the_arguments_is_refused_with_advice() {
+    let folder = Folder::new();
+    for setting in [
+        "runtime.token=secret-runtime-token",
+        "webhook.secret=secret-webhook",
+        "webhook.url=https://hooks.example.com/secret-0123456789abcdef",
+        "agent.env.SOME_KEY=secret-of-agent",
+        r#"agent.env={"PLAIN":"secret-of-agent"}"#,
+        "secrets.TOOL.value=secret-of-tool",
+    ] {
+        let output = run(&folder, &[], &["config", "--set", setting]);
+        let stderr = String::from_utf8_lossy(&output.stderr).into_owned();
+        assert_eq!(output.status.code(), Some(78), "{setting}: {stderr}");
+        assert!(stderr.contains("read arguments") && !stderr.contains("secret-"), "{setting}: {stderr}");
+    }
+    for setting in ["server.token=none", "webhook.url=http://127.0.0.1:1/hook", "agent.env.MODE=fast"] {
+        let output = run(&folder, &[("LUMILINK_WEBHOOK__SECRET", &"s".repeat(32))], &["config", "--set", setting]);
+        assert!(output.status.success(), "{setting}: {}", String::from_utf8_lossy(&output.stderr));
+    }
 }
 
 #[test]

@@ -4,7 +4,7 @@ use std::{fs, path::Path};
 
 use sha2::{Digest, Sha256};
 
-use crate::harness::{Program, Session, Value, json, program::Builder};
+use crate::harness::{Program, Session, Value, eventually, json, process::Folder, program::Builder};
 
 const SECRET: &str = "open-sesame-for-tests";
 
@@ -150,9 +150,9 @@ fn named_server(name: &str, command: &str) -> Value {
 }
 
 /// The answer of the MCP server that got the secret.
-fn answer_with_secret() -> String {
-    let hash: String = Sha256::digest(NAMED).iter().map(|byte| format!("{byte:02x}")).collect();
-    json!({"jsonrpc": "2.0", "id": 1, "result": {"key": hash}}).to_string()
+fn answer_with_secret(secret: &str) -> Value {
+    let hash: String = Sha256::digest(secret).iter().map(|byte| format!("{byte:02x}")).collect();
+    json!({"jsonrpc": "2.0", "id": 1, "result": {"key": hash}})
 }
 
 fn is_in_a_command_line(text: &str) -> bool {
@@ -170,7 +170,7 @@ fn named_secret_reaches_its_mcp_server_and_nothing_else_and_survives_everything(
         let result = session.completes("mcp-start");
         assert_eq!(diagnostic_code(&result), None, "{result}");
         let said = result["meta"]["message"].as_str().unwrap().parse::<Value>().unwrap();
-        assert_eq!(said, answer_with_secret().parse::<Value>().unwrap());
+        assert_eq!(said, answer_with_secret(NAMED));
     };
     starts(&session);
     assert!(
@@ -193,6 +193,28 @@ fn named_secret_reaches_its_mcp_server_and_nothing_else_and_survives_everything(
     assert!(!seen.contains(NAMED), "{seen}");
     assert_absent_in_files(&program.folder.path().join("data"), NAMED);
     assert_absent_in_files(&session.path(), NAMED);
+}
+
+#[test]
+fn named_secret_in_a_file_is_read_again_on_sighup() {
+    let folder = Folder::new();
+    let file = folder.path().join("secret");
+    fs::write(&file, "first-value-of-a-secret").unwrap();
+    let program = Program::builder()
+        .folder(&folder)
+        .env("LUMILINK_SECRETS__TRACKER__VALUE_FILE", &file.display().to_string())
+        .env("LUMILINK_SECRETS__TRACKER__TENANTS", r#"["tenant-1"]"#)
+        .env("LUMILINK_SECRETS__TRACKER__MCP_COMMAND", r#"["/bin/sh"]"#)
+        .start();
+    let session = opened_with(&program, &named_server("tracker", "/bin/sh"));
+    assert_eq!(session.says("mcp-start").parse::<Value>().unwrap(), answer_with_secret("first-value-of-a-secret"));
+    fs::write(&file, "second-value-of-a-secret").unwrap();
+    program.signal(libc::SIGHUP);
+    eventually("the secret is reloaded", || program.log().contains("secrets.tracker.value"));
+    session.prompt("crash").problem(502, "agent_crashed");
+    session.becomes("idle");
+    assert_eq!(session.says("mcp-start").parse::<Value>().unwrap(), answer_with_secret("second-value-of-a-secret"));
+    assert!(!session.says("mcp").contains("second-value"), "the new value is redacted");
 }
 
 #[test]

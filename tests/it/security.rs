@@ -164,14 +164,16 @@ fn every_route_but_the_probes_requires_the_configured_token() {
 
 #[test]
 fn neither_process_listens_beyond_loopback_without_a_token() {
-    for arguments in [
-        ["serve", "--listen", "0.0.0.0:0", "--set", "server.token=none"].as_slice(),
-        &["serve", "--set", "server.listen=[::]:0", "--set", "server.token=of-23-characters-------"],
-        &["runtime", "--set", "runtime.listen=0.0.0.0:0"],
+    let short = ("LUMILINK_SERVER__TOKEN", "of-23-characters-------");
+    for (arguments, env) in [
+        (["serve", "--listen", "0.0.0.0:0", "--set", "server.token=none"].as_slice(), None),
+        (&["serve", "--set", "server.listen=[::]:0"], Some(short)),
+        (&["runtime", "--set", "runtime.listen=0.0.0.0:0"], None),
     ] {
         let folder = Folder::new();
         let arguments: Vec<_> = arguments.iter().map(|it| (*it).to_owned()).collect();
-        let mut process = Process::start("refused", &folder, &arguments, &[]);
+        let env: Vec<_> = env.iter().map(|(name, value)| ((*name).to_owned(), (*value).to_owned())).collect();
+        let mut process = Process::start("refused", &folder, &arguments, &env);
         let status = process.wait(Duration::from_secs(20));
         assert_eq!(status.code(), Some(78), "{arguments:?}: {}", process.log());
         assert!(process.log().contains("token"), "the error names the token: {}", process.log());

@@ -39,7 +39,6 @@ use crate::{
     contract::runtime::{DiffWorkspace, PreparedWorkspace, WorkspaceDiff},
     domain::{
         access::LimitedUse,
-        ceilings::Choices,
         ids::{InstallationId, SessionId, WorkspaceKey},
         migration::FleetHealth,
         redaction::RedactedJson,
@@ -189,13 +188,7 @@ impl Workspaces {
     ) -> Result<(ReadySession, Option<RedactedJson>), Failure> {
         self.admission()?;
         request.agent = request.agent.filter(|name| name != DEFAULT_AGENT);
-        let choices = Choices {
-            policy: request.permission_policy,
-            agent: request.agent.as_deref().unwrap_or(DEFAULT_AGENT),
-            repository: request.checkout.as_ref().map(|it| it.repository.as_str()),
-            mcp_servers: request.mcp_servers.expose().get(),
-        };
-        self.services().check_choices(&request.workspace.installation_id, &choices)?;
+        self.services().check_choices(&request.workspace.installation_id, &request.choices())?;
         // Before anything is created: a full service must refuse without side effects.
         let seat = self.admit(&request.workspace.installation_id, request.limited)?;
         let services = &self.0.services;
@@ -285,13 +278,7 @@ impl Workspaces {
             .map_err(|code| Failure::new(code, format!("the session is {}", row.state.as_str())))?;
         let servers = given.clone().unwrap_or_else(|| self.servers_of(row));
         // Also those of before: a ceiling applies from the next start of an agent on.
-        let choices = Choices {
-            policy: None,
-            agent: &row.agent,
-            repository: None,
-            mcp_servers: servers.expose().get(),
-        };
-        self.services().check_choices(&row.key.installation_id, &choices)?;
+        self.services().check_choices(&row.key.installation_id, &open::choices_of(row, &servers))?;
         if let Some(live) = self.live(row.session_id)
             && let Some(ready) = self.load_live(&live, row, given.as_ref()).await?
         {

@@ -10,6 +10,7 @@ use crate::{
     contract::runtime::{Checkout, PrepareWorkspace, PreparedWorkspace, WorkspaceRef},
     domain::{
         access::LimitedUse,
+        ceilings::Choices,
         ids::{FolderId, SessionId, UserId, WorkspaceKey},
         session::{lifecycle::SessionMode, mcp::McpServers, permission::PermissionPolicy},
         turn::outcome::{ErrorCode, Failure},
@@ -40,6 +41,23 @@ pub(crate) struct OpenSession {
     pub mcp_servers: McpServers,
     /// Token of the caller, if it has limits.
     pub limited: Option<LimitedUse>,
+}
+
+impl OpenSession {
+    /// What the caller chose, for the ceilings.
+    pub(crate) fn choices(&self) -> Choices<'_> {
+        Choices {
+            policy: self.permission_policy,
+            agent: self.agent.as_deref().unwrap_or(DEFAULT_AGENT),
+            repository: self.checkout.as_ref().map(|it| it.repository.as_str()),
+            mcp_servers: self.mcp_servers.expose().get(),
+        }
+    }
+}
+
+/// The choices of a session that is loaded with these servers.
+pub(crate) fn choices_of<'a>(row: &'a SessionRow, servers: &'a McpServers) -> Choices<'a> {
+    Choices { policy: None, agent: &row.agent, repository: None, mcp_servers: servers.expose().get() }
 }
 
 /// Prepares a workspace and persists it. Preparation comes first, so that a failure leaves no row; if two callers

@@ -1,4 +1,4 @@
-//! `[ceilings]`: what callers may choose for a session at most.
+//! `[ceilings]`: limits of what callers may choose for a session.
 
 use serde::{Deserialize, Serialize};
 
@@ -9,7 +9,7 @@ use crate::domain::{
     tenant::{self, McpCeiling, TenantSettings},
 };
 
-/// What callers may choose at most. A tenant may have ceilings of its own, which replace these: `PUT
+/// Limits of what callers may choose for a session. A tenant may have ceilings of its own, which replace these: `PUT
 /// /acp/tenants/{installationId}`.
 #[derive(Debug, Clone, Default, Serialize, Deserialize)]
 #[serde(default, deny_unknown_fields)]

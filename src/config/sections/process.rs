@@ -31,7 +31,8 @@ impl Drain {
 pub(crate) struct Log {
     /// `json` (one object per line) or `text`, for people.
     pub format: LogFormat,
-    /// `off`, `error`, `warn`, `info`, `debug`, `trace`, or a filter such as `info,lumilink=debug`.
+    /// `off`, `error`, `warn`, `info`, `debug`, `trace`, or a filter such as `info,lumilink=debug`. Libraries log from `info` up
+    /// only.
     pub level: String,
 }
 

@@ -73,7 +73,7 @@ impl Scope {
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) struct OutOfScope;
 
-/// What a token grants, without the token.
+/// The rights that a token grants.
 #[derive(Debug, PartialEq, Eq)]
 pub(crate) struct Grant {
     /// Id of the token; absent for `server.token` and without one.

@@ -39,7 +39,7 @@ words! {
     }
 }
 
-/// How much of the service an operation concerns, in ascending order.
+/// The part of the service that an operation concerns, in ascending order.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
 pub(crate) enum Reach {
     /// A workspace or the sessions of one user.

@@ -4,8 +4,8 @@ use std::ops::Range;
 
 use super::{REDACTED, known};
 
-/// Redacts known values in the parts of one text. What may be the beginning of a value is held back until the next part, or
-/// until it is flushed; it has at most the length of the longest value. Nothing is lost or reordered.
+/// Redacts known values in the parts of one text. An end that may begin a value is held back until the next part, or until it
+/// is flushed; it has at most the length of the longest value. Nothing is lost or reordered.
 #[derive(Debug, Default)]
 pub(crate) struct StreamRedaction {
     /// The newest bytes, with which a value may begin: first those that were flushed, then those that are held back.

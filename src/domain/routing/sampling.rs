@@ -117,6 +117,7 @@ mod tests {
         ErrorCode::ModeUnavailable,
         ErrorCode::NotSupportedByAgent,
         ErrorCode::UnknownAgent,
+        ErrorCode::UnknownSecret,
         ErrorCode::WorkspaceUnavailable,
         ErrorCode::WorkspaceOwner,
         ErrorCode::AgentAuthRequired,

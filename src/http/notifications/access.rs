@@ -32,7 +32,7 @@ use crate::{
 
 pub(crate) const SOCKET_PATH: &str = "/ws/notifications";
 
-/// What a ticket allows.
+/// The rights that a ticket gives.
 #[derive(Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "camelCase")]
 struct Allowed {

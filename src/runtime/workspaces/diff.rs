@@ -419,7 +419,7 @@ pub(crate) fn read_files(raw: &[u8], numstat: &[u8]) -> (Vec<ChangedFile>, bool)
 }
 
 /// Adds the changed large files to those that git compared, in the order of their paths. A file that was large `then` and is
-/// small now counts as modified, and one that is gone as deleted.
+/// small now counts as modified, and a missing one as deleted.
 fn with_large_files(
     mut files: Vec<ChangedFile>,
     changed: Vec<ChangedFile>,

@@ -30,7 +30,7 @@ impl LargeFiles {
     pub(super) fn among(paths: &[u8], workspace: &Path, limit: u64) -> io::Result<Self> {
         let mut found = BTreeMap::new();
         for path in paths.split(|byte| *byte == 0).filter(|path| !path.is_empty()) {
-            // A file that is gone by now is small.
+            // A file may be deleted meanwhile.
             let Ok(metadata) = fs::symlink_metadata(workspace.join(OsStr::from_bytes(path))) else { continue };
             if metadata.is_file() && metadata.len() > limit {
                 let changed = i128::from(metadata.mtime()) * 1_000_000_000 + i128::from(metadata.mtime_nsec());

@@ -113,11 +113,7 @@ impl All {
                 &["class", "code"],
             )?,
             connections: Connections::new(&make)?,
-            restarts: make.counters(
-                "lumilink_restarts_total",
-                "Restarts of a session's agent and, with cause panic, of a part of the service.",
-                &["cause"],
-            )?,
+            restarts: restarts(&make)?,
             agent_processes: make.gauge(
                 "lumilink_agent_processes",
                 "Agent processes that this process runs; those of a separate runtime are at the runtime's own /metrics.",
@@ -162,6 +158,11 @@ impl All {
             registry,
         })
     }
+}
+
+fn restarts(make: &Maker<'_>) -> prometheus::Result<Family<RestartCause>> {
+    let help = "Restarts of a session's agent and, with cause panic, of a part of the service.";
+    make.counters("lumilink_restarts_total", help, &["cause"])
 }
 
 impl Metrics {

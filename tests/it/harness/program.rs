@@ -27,7 +27,6 @@ pub(crate) struct Builder {
     postgres: Option<PostgresDatabase>,
     separate_runtime: Option<String>,
     runtime_env: Vec<(String, String)>,
-    is_token_in_env: bool,
     behind_proxy: bool,
     disk: Option<Disk>,
     arguments: Vec<String>,
@@ -36,8 +35,20 @@ pub(crate) struct Builder {
 }
 
 impl Builder {
-    /// Adds `--set key=value`.
+    /// Adds `--set key=value`; a secret, which is refused there, as a variable.
     pub(crate) fn set(mut self, key: &str, value: impl ToString) -> Self {
+        const SECRETS: [&str; 6] = [
+            "server.token",
+            "runtime.token",
+            "database.url",
+            "webhook.url",
+            "webhook.secret",
+            "webhook.previous_secret",
+        ];
+        if SECRETS.contains(&key) {
+            let variable = format!("LUMILINK_{}", key.to_uppercase().replace('.', "__"));
+            return self.env(&variable, &value.to_string());
+        }
         self.settings.push((key.to_owned(), value.to_string()));
         self
     }
@@ -120,19 +131,6 @@ impl Builder {
         self
     }
 
-    /// [`Self::separate_runtime`] with the token in the environment of both processes instead of their arguments.
-    pub(crate) fn separate_runtime_by_env(self, token: &str) -> Self {
-        let mut builder = self.env("LUMILINK_RUNTIME__TOKEN", token).separate_runtime(token);
-        builder.is_token_in_env = true;
-        builder
-    }
-
-    /// [`Self::token`] in the environment instead of the arguments.
-    pub(crate) fn token_by_env(mut self, token: &str) -> Self {
-        self.token = Some(token.to_owned());
-        self.env("LUMILINK_SERVER__TOKEN", token)
-    }
-
     /// Adds a variable to the environment of the process with the runtime: the separate one if there is one.
     pub(crate) fn runtime_env(mut self, name: &str, value: &str) -> Self {
         self.runtime_env.push((name.to_owned(), value.to_owned()));
@@ -163,10 +161,7 @@ impl Builder {
                 listen = proxy.insert(Proxy::start(listen)).address();
             }
             runtime_url = Some(format!("ws://{listen}/acp"));
-            self = self.set("runtime.url", format!("ws://{listen}/acp"));
-            if !self.is_token_in_env {
-                self = self.set("runtime.token", token);
-            }
+            self = self.set("runtime.url", format!("ws://{listen}/acp")).set("runtime.token", token);
         }
         let (process, address) = self.start_supervisor();
         Program {
@@ -241,16 +236,13 @@ impl Builder {
         let root = self.folder.path().join("runtime-workspaces");
         fs::create_dir_all(&root).expect("a folder");
         let mut arguments = vec!["runtime".to_owned()];
-        let mut settings =
-            vec![("runtime.listen", listen.to_string()), ("workspaces.root", root.display().to_string())];
-        if !self.is_token_in_env {
-            settings.push(("runtime.token", token.to_owned()));
-        }
+        let settings = [("runtime.listen", listen.to_string()), ("workspaces.root", root.display().to_string())];
         for (key, value) in settings {
             arguments.extend(["--set".to_owned(), format!("{key}={value}")]);
         }
         arguments.extend(self.setting_arguments());
-        let env: Vec<_> = self.env.iter().chain(&self.runtime_env).cloned().collect();
+        let mut env: Vec<_> = self.env.iter().chain(&self.runtime_env).cloned().collect();
+        env.push(("LUMILINK_RUNTIME__TOKEN".to_owned(), token.to_owned()));
         let mut process = Process::start("runtime", &self.folder, &arguments, &env);
         wait_for(DEADLINE, "the runtime listens", || {
             process.assert_running();
@@ -299,7 +291,6 @@ impl Program {
             postgres: None,
             separate_runtime: None,
             runtime_env: Vec::new(),
-            is_token_in_env: false,
             behind_proxy: false,
             disk: None,
             arguments: Vec::new(),
