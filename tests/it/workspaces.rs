@@ -79,16 +79,16 @@ fn fr_008_an_agent_starts_with_a_cleared_environment() {
         .env("AWS_SECRET_ACCESS_KEY", "not-for-agents")
         .env("SOME_TOKEN", "not-for-agents")
         .env("LANG", "C.UTF-8")
-        .config("[agent]\nenv = { GIVEN = \"for-the-agent\" }\n")
+        .config("[agent]\nenv = { GIVEN = \"for-agents\" }\n")
         .start();
     let session = program.api.open("ws");
     for name in ["AWS_SECRET_ACCESS_KEY", "SOME_TOKEN"] {
         assert!(!session.says(&format!("env {name}")).contains("not-for-agents"), "{name}");
     }
-    assert!(session.says("env GIVEN").contains("for-the-agent"));
+    assert!(session.says("env GIVEN").contains("for-agents"));
     assert!(session.says("env LANG").contains("C.UTF-8"));
     assert!(session.says("env PATH").contains('/'));
-    assert!(!program.log().contains("for-the-agent"), "values of agent.env are secrets");
+    assert!(!program.log().contains("for-agents"), "values of agent.env are secrets");
 }
 
 #[test]
