@@ -160,7 +160,7 @@ impl All {
     }
 }
 
-fn restarts(make: &Maker<'_>) -> prometheus::Result<Family<RestartCause>> {
+fn restarts(make: &Maker<'_>) -> prometheus::Result<Family<RestartCause, IntCounter>> {
     let help = "Restarts of a session's agent and, with cause panic, of a part of the service.";
     make.counters("lumilink_restarts_total", help, &["cause"])
 }
