@@ -94,12 +94,19 @@
 //! | a peer is pinged and counts as dead | `domain/heartbeat.rs` |
 //! | a second supervisor waits for the database | `app/membership.rs` claims, `cluster/membership.rs` renews, `domain/membership.rs` decides |
 //! | SIGHUP reloads a setting | `app/reload.rs` |
+//! | a request gets its caller, and is refused without the privilege of its route | rules `domain/access`, applied in `http/guard.rs`; `http/openapi.rs` reads the privilege that a route declares |
+//! | a caller reaches a row | `http/rows.rs`, and nowhere else in `http/` |
+//! | a token is made, found and revoked | `http/tokens.rs`, `actors/handles/client_tokens.rs`, `store/tokens.rs`; its last use is written in `actors/upkeep/token_use.rs` |
+//! | a choice of a caller exceeds a ceiling | `domain/ceilings.rs`, asked by `actors/workspaces/mod.rs` |
 //! | the API gets its token | `app/access.rs`; the command line finds it in `process/local_server.rs` |
 //! | a row of a newer version is read | `domain/newer.rs`; schema steps `store/engine/upgrade.rs` |
 //!
 //! # Glossary: one concept, one word
 //!
 //! - **agent, client, session, prompt turn, update, stop reason**: as in ACP. A **turn** is one prompt with its end.
+//! - **caller**: the holder of a token, as the token identifies it: its **subject**, its **role** (a set of **privileges**, one
+//!   of which each operation needs) and its **scope**: the tenant, workspace and user that it reaches. **Ceiling**: the most
+//!   that callers of a tenant may choose; **limit**: the most that they may use.
 //! - **tenant** (`installationId`), **workspace**: a tenant's folder that sessions share.
 //! - **runtime**: the container side. **Transport**: code that reaches an agent over one protocol. **Route**: what a
 //!   workspace's turns use, `acp` or `http`; some members, labels and flags call it `protocol`. **Carrier**: the route

@@ -129,7 +129,13 @@ pub(crate) async fn runtime(loaded: Loaded, options: ServeOptions) -> Result<(),
     let terminal = Terminal::at_start();
     let metrics = Metrics::of_runtime(env!("CARGO_PKG_VERSION"), option_env!("LUMILINK_COMMIT"))?;
     let settings = &loaded.config.runtime;
-    let place = runtime::Place { listen: settings.listen, serves_on: settings.listen, is_separate: true, has_tenants: None, inherited };
+    let place = runtime::Place {
+        listen: settings.listen,
+        serves_on: settings.listen,
+        is_separate: true,
+        has_tenants: None,
+        inherited,
+    };
     let parts = runtime::runtime_options(&loaded, place, settings.token.clone(), &metrics)?;
     let secrets = Some(parts.secrets.clone());
     let running = container::start(parts, Some(start::watchdog(metrics)?)).await?;

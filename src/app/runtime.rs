@@ -73,7 +73,13 @@ pub(super) async fn start_runtime(
     }
     let token = SecretString::from(format!("{}{}", Uuid::new_v4().simple(), Uuid::new_v4().simple()));
     let listen = SocketAddr::from(([127, 0, 0, 1], 0));
-    let place = Place { listen, serves_on: config.server.listen, is_separate: false, has_tenants: Some(has_tenants), inherited };
+    let place = Place {
+        listen,
+        serves_on: config.server.listen,
+        is_separate: false,
+        has_tenants: Some(has_tenants),
+        inherited,
+    };
     let options = runtime_options(loaded, place, Some(token.clone()), metrics)?;
     let secrets = Some(options.secrets.clone());
     let (running, embedded) = runtime::beside(options).await?;

@@ -13,8 +13,8 @@ use crate::{
     actors::{
         handles::{
             agent_handshakes::AgentHandshakes,
-            client_tokens::ClientTokens,
             capacity_guard::CapacityGuard,
+            client_tokens::ClientTokens,
             closing::ClosingTurns,
             disk_use::DiskUse,
             folder_use::FolderUse,

@@ -50,10 +50,12 @@ impl Service {
         let client_tokens = ClientTokens::of(&store.store.usable_tokens(store.store.time().await?).await?);
         let membership = join(config, &listener, &store.url, store.held.is_some()).await?;
         let watchdog = watchdog(metrics.clone())?;
-        let (runtime, embedded, endpoint) = start_runtime(loaded, inherited, client_tokens.trust_boundary(), &metrics).await?;
+        let (runtime, embedded, endpoint) =
+            start_runtime(loaded, inherited, client_tokens.trust_boundary(), &metrics).await?;
         let can_resume = !runtime.is_embedded();
         let member = membership.membership.clone();
-        let sessions = start_sessions(config, store.store.clone(), member, metrics, endpoint, (client_tokens, can_resume));
+        let sessions =
+            start_sessions(config, store.store.clone(), member, metrics, endpoint, (client_tokens, can_resume));
         let sessions = sessions.await?;
         let SessionsStart { handle: sessions, progress, capacity } = sessions;
         let workspaces = &sessions.workspaces;

@@ -196,7 +196,9 @@ pub(crate) fn row_text(records: &str, row: &Value) -> String {
             "actorNote",
             "reason",
         ],
-        "rollback-events" => &["createdAt", "workspaceId", "kind", "epoch", "trigger", "actor", "actorNote", "reason"],
+        "rollback-events" => {
+            &["createdAt", "workspaceId", "kind", "epoch", "trigger", "actor", "actorNote", "reason"]
+        }
         "connections" => {
             &["createdAt", "workspaceId", "sessionId", "outcome", "status", "handshakeMs", "agentName", "errorCode"]
         }

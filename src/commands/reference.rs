@@ -216,7 +216,9 @@ fn roles() -> String {
     let what = "Every operation of the API with the roles that may call it. What roles and scopes are: \
                 [access](access.md).";
     let mut out = page("Roles", what, "the routes and `src/domain/access/privilege.rs`");
-    out.push_str("\nThe last column is the least scope of the token: a part of a tenant, a tenant, or the service.\n");
+    out.push_str(
+        "\nThe last column is the least scope of the token: a part of a tenant, a tenant, or the service.\n",
+    );
     let document = serde_json::to_value(document()).unwrap();
     let paths = document["paths"].as_object().unwrap().iter();
     let rows = paths.flat_map(|(path, item)| {

@@ -80,7 +80,9 @@ fn expiry(text: &str) -> Result<Timestamp, String> {
     };
     match seconds {
         Some(seconds) => Ok(now.plus(std::time::Duration::from_secs(seconds))),
-        None => Timestamp::parse(text).ok_or_else(|| "give a time such as 2027-06-01T00:00:00Z, or 12h or 90d".to_owned()),
+        None => {
+            Timestamp::parse(text).ok_or_else(|| "give a time such as 2027-06-01T00:00:00Z, or 12h or 90d".to_owned())
+        }
     }
 }
 
@@ -169,7 +171,9 @@ mod tests {
     fn token_expires_at_a_time_or_after_a_duration() {
         assert_eq!(expiry("2027-06-01T00:00:00Z"), Ok(Timestamp::parse("2027-06-01T00:00:00Z").unwrap()));
         let (now, day) = (SystemClock.now(), std::time::Duration::from_secs(24 * 3600));
-        assert!(expiry("1d").is_ok_and(|at| at >= now.plus(day)) && expiry("24h").is_ok_and(|at| at >= now.plus(day)));
+        assert!(
+            expiry("1d").is_ok_and(|at| at >= now.plus(day)) && expiry("24h").is_ok_and(|at| at >= now.plus(day))
+        );
         assert!(expiry("soon").is_err() && expiry("d").is_err() && expiry("99999999999999999999d").is_err());
     }
 }

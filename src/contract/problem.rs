@@ -122,7 +122,10 @@ pub(crate) fn status_of(code: ErrorCode) -> u16 {
     match code {
         ErrorCode::InvalidRequest => 400,
         ErrorCode::Unauthorized => 401,
-        ErrorCode::Forbidden | ErrorCode::CeilingExceeded | ErrorCode::ForbiddenOrigin | ErrorCode::PathNotAllowed => 403,
+        ErrorCode::Forbidden
+        | ErrorCode::CeilingExceeded
+        | ErrorCode::ForbiddenOrigin
+        | ErrorCode::PathNotAllowed => 403,
         ErrorCode::NotFound => 404,
         ErrorCode::MethodNotAllowed => 405,
         ErrorCode::AmbiguousWorkspace

@@ -42,7 +42,10 @@ impl CeilingRules {
         let usual = if has_tenants { McpCeiling::Listed } else { McpCeiling::Any };
         let mcp = own.mcp_servers.or(self.defaults.mcp_servers).unwrap_or(usual);
         let ceilings = Ceilings {
-            permission_policies: own.permission_policies.clone().or_else(|| self.defaults.permission_policies.clone()),
+            permission_policies: own
+                .permission_policies
+                .clone()
+                .or_else(|| self.defaults.permission_policies.clone()),
             agents: own.agents.clone().or_else(|| self.defaults.agents.clone()),
             repositories: own.repositories.clone().or_else(|| self.defaults.repositories.clone()),
             mcp_servers: Some(mcp),
@@ -68,7 +71,9 @@ impl CeilingRules {
         }
         let servers: Vec<Value> = serde_json::from_str(choices.mcp_servers).unwrap_or_default();
         match servers.iter().position(|server| !self.admits_server(mcp, server)) {
-            Some(index) => exceeds(format!("mcpServers[{index}]: it is not admitted, the ceiling is {}", mcp.as_str())),
+            Some(index) => {
+                exceeds(format!("mcpServers[{index}]: it is not admitted, the ceiling is {}", mcp.as_str()))
+            }
             None => Ok(()),
         }
     }
@@ -106,7 +111,9 @@ fn is_below(entry: &str, url: &str) -> bool {
     let (Ok(entry), Ok(url)) = (Url::parse(entry), Url::parse(url)) else { return false };
     let folder = entry.path().trim_end_matches('/');
     let rest = url.path().strip_prefix(folder);
-    entry.origin().is_tuple() && entry.origin() == url.origin() && rest.is_some_and(|it| it.is_empty() || it.starts_with('/'))
+    entry.origin().is_tuple()
+        && entry.origin() == url.origin()
+        && rest.is_some_and(|it| it.is_empty() || it.starts_with('/'))
 }
 
 #[cfg(test)]

@@ -2,7 +2,7 @@
 
 use super::{
     clock::Timestamp,
-    routing::{FlipTrigger, Initiator, Pin, initiator::named, Rollback, Route, Routing, Stage},
+    routing::{FlipTrigger, Initiator, Pin, Rollback, Route, Routing, Stage, initiator::named},
     session::lifecycle::SessionState,
     words::words,
 };

@@ -157,12 +157,7 @@ impl Guard {
     }
 
     /// The caller that the token of a request names.
-    fn caller(
-        &self,
-        headers: &HeaderMap,
-        is_socket: bool,
-        now: impl Fn() -> Timestamp,
-    ) -> Result<Caller, ApiError> {
+    fn caller(&self, headers: &HeaderMap, is_socket: bool, now: impl Fn() -> Timestamp) -> Result<Caller, ApiError> {
         if headers.get_all(header::AUTHORIZATION).count() > 1 {
             // A proxy may have looked at the other one.
             return Err(ApiError::new(ErrorCode::InvalidRequest, "several Authorization headers"));

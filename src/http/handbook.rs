@@ -22,6 +22,7 @@ macro_rules! pages {
 
 pages![
     "README.md",
+    "access.md",
     "agents.md",
     "api.md",
     "automation.md",
@@ -34,6 +35,7 @@ pages![
     "metrics.md",
     "notifications.md",
     "operations.md",
+    "roles.md",
     "security.md",
     "tenants.md",
 ];

@@ -75,7 +75,9 @@ pub(super) fn complete(mut document: utoipa::openapi::OpenApi) -> utoipa::openap
     let token = SecurityScheme::Http(
         HttpBuilder::new()
             .scheme(HttpAuthScheme::Bearer)
-            .description(Some("`server.token`, or a token of `POST /acp/tokens`; the scopes of an operation are roles"))
+            .description(Some(
+                "`server.token`, or a token of `POST /acp/tokens`; the scopes of an operation are roles",
+            ))
             .build(),
     );
     let components = base.components.get_or_insert_default();

@@ -7,10 +7,7 @@ use std::{collections::BTreeMap, marker::PhantomData};
 
 use utoipa::{
     IntoResponses, PartialSchema,
-    openapi::{
-        ContentBuilder, HeaderBuilder, Ref, RefOr, Response, ResponseBuilder,
-        path::Operation,
-    },
+    openapi::{ContentBuilder, HeaderBuilder, Ref, RefOr, Response, ResponseBuilder, path::Operation},
 };
 
 use crate::{

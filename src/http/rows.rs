@@ -176,7 +176,11 @@ pub(crate) async fn find_workspace(
 }
 
 /// The row of a migration.
-pub(crate) async fn find_migration(state: &HttpState, caller: &Caller, id: Uuid) -> Result<MigrationRunRow, ApiError> {
+pub(crate) async fn find_migration(
+    state: &HttpState,
+    caller: &Caller,
+    id: Uuid,
+) -> Result<MigrationRunRow, ApiError> {
     let row = store(state).migration_run(id).await?;
     let row = row.filter(|row| caller.tenant(Some(row.run.installation_id().clone())).is_ok());
     row.ok_or_else(|| unknown("migration"))

@@ -283,7 +283,14 @@ fn start(
         None
     };
     let cwd = CString::new(command.cwd.into_os_string().into_vec())?;
-    let before = BeforeExec { parent: std::process::id(), entrance, user: command.run_as, cwd, limits: command.limits, jail: command.jail };
+    let before = BeforeExec {
+        parent: std::process::id(),
+        entrance,
+        user: command.run_as,
+        cwd,
+        limits: command.limits,
+        jail: command.jail,
+    };
     // SAFETY: between fork and exec only async-signal-safe calls are made and nothing is allocated.
     unsafe { process.pre_exec(move || before.apply()) };
     let mut child = process.spawn()?;

@@ -119,7 +119,10 @@ impl Record {
 
     fn read(self) -> Result<TokenRow, StoreError> {
         let scope = Scope {
-            tenant: self.installation_id.map(|it| columns::parse(&it, "client_tokens.installation_id")).transpose()?,
+            tenant: self
+                .installation_id
+                .map(|it| columns::parse(&it, "client_tokens.installation_id"))
+                .transpose()?,
             workspace: self.workspace_id.map(|it| columns::parse(&it, "client_tokens.workspace_id")).transpose()?,
             user: self.user_id.map(|it| columns::parse(&it, "client_tokens.user_id")).transpose()?,
         };
@@ -189,8 +192,7 @@ impl Store {
         self.write(move |tx| {
             for (id, at) in &used {
                 let row = client_tokens::table.find(id.to_string());
-                tx.rows +=
-                    diesel::update(row).set(client_tokens::last_used_us.eq(at.0)).execute(tx.connection)?;
+                tx.rows += diesel::update(row).set(client_tokens::last_used_us.eq(at.0)).execute(tx.connection)?;
             }
             Ok(())
         })

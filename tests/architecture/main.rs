@@ -145,7 +145,11 @@ fn each_planted_violation_is_found_and_named() {
         ("app/a.rs", "use std::env;", "the environment is read only in config/"),
         ("http/a.rs", "fn f() { HttpResponse::NotFound(); }", "chosen only in contract/problem.rs"),
         ("http/a.rs", "const S: StatusCode = StatusCode::BAD_GATEWAY;", "chosen only in contract/problem.rs"),
-        ("http/a.rs", "fn f() { services.store.session(id) }", "http/a.rs:1: `store.session(`: rows are looked up in"),
+        (
+            "http/a.rs",
+            "fn f() { services.store.session(id) }",
+            "http/a.rs:1: `store.session(`: rows are looked up in",
+        ),
         ("http/a.rs", "fn f() { state.workspaces.live(id) }", "rows are looked up in http/rows.rs"),
         ("http/rows.rs", "fn f() { store(state).session(id) }", ""),
         ("actors/a.rs", "\nfn f() { q(\"DELETE FROM sessions\") }", "actors/a.rs:2: SQL belongs in store/"),

@@ -121,8 +121,7 @@ fn body_of_a(api: &Api, method: &str, template: &str, rows: &Rows) -> Option<Val
 }
 
 /// Operations about no tenant: a token of one gets them for itself, or not at all.
-const OF_NO_TENANT: [&str; 6] =
-    ["/acp/health", "/acp/agents", "/metrics", "/acp/webhooks/", "/livez", "/readyz"];
+const OF_NO_TENANT: [&str; 6] = ["/acp/health", "/acp/agents", "/metrics", "/acp/webhooks/", "/livez", "/readyz"];
 
 #[test]
 fn no_operation_reaches_a_row_of_another_tenant() {
@@ -218,11 +217,10 @@ fn token_of_a_tenant_needs_no_installation_id() {
 fn limited_token_reaches_only_its_user_and_workspace() {
     let program = Program::start();
     let tenant = client(&program, "acme", "user");
-    let of = |workspace: &str, user: &str| {
-        tenant.open_with(json!({"workspaceId": workspace, "userId": user}))
-    };
+    let of = |workspace: &str, user: &str| tenant.open_with(json!({"workspaceId": workspace, "userId": user}));
     let (anns, bobs, elsewhere) = (of("web", "ann"), of("web", "bob"), of("api", "ann"));
-    let limited = json!({"installationId": "acme", "workspaceId": "web", "userId": "ann", "subject": "ann", "role": "user"});
+    let limited =
+        json!({"installationId": "acme", "workspaceId": "web", "userId": "ann", "subject": "ann", "role": "user"});
     let ann = client_of(&program, limited);
     ann.get(&format!("/acp/session/{}", anns.id)).expect(200);
     for foreign in [&bobs, &elsewhere] {
@@ -251,7 +249,10 @@ fn token_is_shown_once_and_revoked_at_once() {
     let listed = program.api.get("/acp/tokens?installationId=acme");
     assert!(!listed.text.contains(&text), "{}", listed.text);
     let item = &listed.expect(200)["items"][0];
-    assert_eq!((&item["subject"], &item["role"], &item["createdBy"]), (&json!("ann"), &json!("user"), &json!("server")));
+    assert_eq!(
+        (&item["subject"], &item["role"], &item["createdBy"]),
+        (&json!("ann"), &json!("user"), &json!("server"))
+    );
     let folder = program.folder.path().to_owned();
     assert!(!program.log().contains(&text) && !contains(&folder, &text), "the token is stored or logged");
     // A restart reads it from its hash.
@@ -315,7 +316,10 @@ fn admin_of_a_tenant_makes_tokens_only_within_its_scope() {
     assert!(of_service["items"].as_array().unwrap().len() >= listed["items"].as_array().unwrap().len());
     // Neither the service's tokens nor those of another tenant can be revoked.
     let foreign = token(&program, json!({"subject": "ops", "role": "operator"}));
-    admin.call("DELETE", &format!("/acp/tokens/{}", foreign["tokenId"].as_str().unwrap())).send().problem(404, "not_found");
+    admin
+        .call("DELETE", &format!("/acp/tokens/{}", foreign["tokenId"].as_str().unwrap()))
+        .send()
+        .problem(404, "not_found");
     // An operator of one tenant does not operate the service.
     let operator = client(&program, "acme", "operator");
     for path in ["/metrics", "/acp/webhooks/deliveries", "/acp/notifications?stream=operators"] {
@@ -336,10 +340,15 @@ fn audit_names_the_subject_of_the_token_and_keeps_the_given_name_as_a_note() {
     user.post("/acp/workspaces/ws/rollback", why).expect(200);
     let auditor = client(&program, "acme", "auditor");
     let records = auditor.get("/acp/audit/rollback-events").expect(200);
-    let actors: Vec<_> = records["items"].as_array().unwrap().iter().map(|it| (&it["actor"], &it["trigger"])).collect();
+    let actors: Vec<_> =
+        records["items"].as_array().unwrap().iter().map(|it| (&it["actor"], &it["trigger"])).collect();
     let (of_user, of_operator) = (json!("user-of-acme"), json!("operator-of-acme"));
     let (by_user, by_operator) = (json!("manualUser"), json!("manualOperator"));
-    assert_eq!(actors, [(&of_user, &by_user), (&of_operator, &by_operator), (&of_operator, &by_operator)], "{records}");
+    assert_eq!(
+        actors,
+        [(&of_user, &by_user), (&of_operator, &by_operator), (&of_operator, &by_operator)],
+        "{records}"
+    );
     assert!(records["items"].as_array().unwrap().iter().all(|it| it["actorNote"] == "the boss"), "{records}");
     // The auditor reads no contents.
     for path in ["/acp/sessions", "/acp/workspaces", "/acp/notifications"] {
@@ -387,7 +396,8 @@ fn commands_make_list_and_revoke_tokens() {
         assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
         String::from_utf8(output.stdout).expect("UTF-8")
     };
-    let made = run(&["token", "create", "--tenant", "acme", "--subject", "ann", "--role", "user", "--expires", "90d"]);
+    let made =
+        run(&["token", "create", "--tenant", "acme", "--subject", "ann", "--role", "user", "--expires", "90d"]);
     let text = made.trim();
     assert!(text.starts_with("lumilink_"), "{made}");
     Api::new(&program.api.base(), Some(text.to_owned())).get("/acp/sessions").expect(200);
@@ -448,7 +458,10 @@ fn tenant_tokens_end_the_common_home_and_unlisted_mcp_servers() {
     let program = Program::builder().set("ceilings.listed_mcp_servers", listed).start();
     let server = |script: &str| json!([{"name": "shell", "command": "sh", "args": ["-c", script], "env": []}]);
     let open = |api: &Api, script: &str| {
-        api.post("/acp/session/new", json!({"installationId": "acme", "workspaceId": "ws", "mcpServers": server(script)}))
+        api.post(
+            "/acp/session/new",
+            json!({"installationId": "acme", "workspaceId": "ws", "mcpServers": server(script)}),
+        )
     };
     let before = program.api.open_with(json!({"installationId": "acme", "workspaceId": "ws"}));
     let shared = before.says("env HOME");

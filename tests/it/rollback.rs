@@ -139,7 +139,11 @@ fn fr_007_workspace_can_be_rolled_back_pinned_and_restored_manually() {
     let why = json!({"actor": "alice", "reason": "drill", "initiatedBy": "user"});
     let rolled = flip("rollback", why.clone()).expect(200);
     assert_eq!((&rolled["route"], &rolled["epoch"]), (&json!("http"), &json!(1)), "{rolled}");
-    assert_eq!((&rolled["pin"]["actor"], &rolled["pin"]["actorNote"]), (&json!("server"), &json!("alice")), "{rolled}");
+    assert_eq!(
+        (&rolled["pin"]["actor"], &rolled["pin"]["actorNote"]),
+        (&json!("server"), &json!("alice")),
+        "{rolled}"
+    );
     assert_eq!(rolled["rollback"]["trigger"], "manualUser", "{rolled}");
     assert_eq!(flip("rollback", why.clone()).expect(200)["epoch"], 1, "a second rollback changes nothing");
     assert_eq!(session.completes("echo a")["meta"]["protocol"], "http");

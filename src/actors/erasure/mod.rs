@@ -66,9 +66,9 @@ pub(crate) async fn erase(workspaces: &Workspaces, target: EraseTarget, actor: &
         Ok(true) => {
             services.tokens.revoke_within(&target);
             carry_out(workspaces, claim).await.map_err(|cause| {
-            let detail = format!("the erasure has begun and is continued later: {}", cause.detail);
-            Failure::new(cause.code, detail)
-        })
+                let detail = format!("the erasure has begun and is continued later: {}", cause.detail);
+                Failure::new(cause.code, detail)
+            })
         }
         Ok(false) => {
             claim.abandon();

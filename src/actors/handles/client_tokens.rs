@@ -77,7 +77,8 @@ impl ClientTokens {
         let is_within = |scope: &Scope| match target {
             EraseTarget::Session(..) => false,
             EraseTarget::Workspace(key) => {
-                scope.tenant.as_ref() == Some(&key.installation_id) && scope.workspace.as_ref() == Some(&key.workspace_id)
+                scope.tenant.as_ref() == Some(&key.installation_id)
+                    && scope.workspace.as_ref() == Some(&key.workspace_id)
             }
             EraseTarget::Tenant(tenant) => scope.tenant.as_ref() == Some(tenant),
         };

@@ -238,7 +238,8 @@ impl Session {
         let limits = services.tenant_settings(&key.installation_id).limits;
         let used = services.tenant_use.begin_turn(&key.installation_id, &limits, now);
         let of_tenant = used.map_err(|figures| Failure::limit_reached("the tenant", figures))?;
-        let of_token = limited.map(|LimitedUse { token_id, limits }| services.token_use.begin_turn(&token_id, &limits, now));
+        let of_token =
+            limited.map(|LimitedUse { token_id, limits }| services.token_use.begin_turn(&token_id, &limits, now));
         let of_token = of_token.transpose().map_err(|figures| Failure::limit_reached("the token", figures))?;
         let slot = services.store.reserve_end().map_err(|cause| store::failure(&cause))?;
         Ok(((of_tenant, of_token), slot))

@@ -207,8 +207,12 @@ impl Life {
 
     fn take(&mut self, step: &Step, fraction: f64) -> Result<(), TestCaseError> {
         let before = self.routing.clone();
-        let attribution =
-            Attribution { initiator: Initiator::Operator, actor: "ann".into(), actor_note: None, reason: "a test".into() };
+        let attribution = Attribution {
+            initiator: Initiator::Operator,
+            actor: "ann".into(),
+            actor_note: None,
+            reason: "a test".into(),
+        };
         let (rules, model) = (&self.rules.clone(), &mut self.model);
         let mut is_automatic = true;
         let flip = match step {

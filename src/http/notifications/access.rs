@@ -122,12 +122,15 @@ pub(crate) async fn redeem(
     let (services, hash) = (state.workspaces.services(), hash_of(ticket));
     let (arrived, store, hash_to_find) = (services.clock.now(), services.store.clone(), hash.clone());
     // This is reachable without a token: an invalid ticket costs one read, never a seat or a write.
-    if !secret::is_well_formed(ticket) || !state.notifications.look(async move { store.has_ticket(hash_to_find).await }).await? {
+    if !secret::is_well_formed(ticket)
+        || !state.notifications.look(async move { store.has_ticket(hash_to_find).await }).await?
+    {
         return Err(refused());
     }
     let seat = state.notifications.seat()?;
     let kept = services.store.take_ticket(hash, arrived).await?.ok_or_else(refused)?;
-    let Allowed { subscription, installation_id: _, token_id } = serde_json::from_str(&kept).map_err(|_| refused())?;
+    let Allowed { subscription, installation_id: _, token_id } =
+        serde_json::from_str(&kept).map_err(|_| refused())?;
     let caller = match token_id {
         Some(id) => services.tokens.by_id(id, arrived).ok_or_else(refused)?,
         None => Caller::of_server(),

@@ -44,8 +44,12 @@ async fn flips(store: &Store, key: &WorkspaceKey, first: i64, count: i64) {
     for n in first..first + count {
         let now = at(n * 1_000_000);
         let expected_epoch = routing.epoch();
-        let attribution =
-            Attribution { initiator: Initiator::Operator, actor: "ada".into(), actor_note: None, reason: format!("for {n}") };
+        let attribution = Attribution {
+            initiator: Initiator::Operator,
+            actor: "ada".into(),
+            actor_note: None,
+            reason: format!("for {n}"),
+        };
         let flip = match routing.route() {
             Route::Acp => routing.roll_back(attribution, now),
             Route::Http => routing.restore(attribution, now),
