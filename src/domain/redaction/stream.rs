@@ -4,6 +4,9 @@ use std::ops::Range;
 
 use super::{REDACTED, known};
 
+/// Bytes of the shortest end of a part that is held back. Shorter ones end every tenth text, and show nothing of a value.
+const HELD_FROM: usize = 3;
+
 /// Redacts known values in the parts of one text. An end that may begin a value is held back until the next part, or until it
 /// is flushed; it has at most the length of the longest value. Nothing is lost or reordered.
 #[derive(Debug, Default)]
@@ -41,13 +44,12 @@ impl StreamRedaction {
         // The rest of a value that ends here may begin another one.
         let begun = known.begun_in(&text);
         let last = places.last().map_or(0, |place| place.end);
-        let out = replaced(&text, shown, begun.max(shown), &places);
-        if begun < last {
-            // The bytes up to `last` are redacted already.
-            self.shown = last - begun;
-        } else {
-            self.shown = shown.saturating_sub(begun);
-        }
+        let is_short = text.len() - begun < HELD_FROM;
+        let to = if is_short { text.len() } else { begun.max(shown) };
+        let out = replaced(&text, shown, to, &places);
+        // The bytes up to `last` are redacted already.
+        let shown_to = to.max(if begun < last { last } else { shown });
+        self.shown = shown_to.saturating_sub(begun);
         self.begun = text.split_off(begun);
         self.shown = self.shown.min(self.begun.len());
         out

@@ -312,14 +312,19 @@ mod tests {
             }
             out.extend(pass(&mut redaction, &update("agent_message_chunk", rest)));
             out.extend(pass(&mut redaction, ANSWER));
-            // Values that overlap across chunks leave one mark each.
-            let once = |text: String| {
-                let mut text = text;
-                while text.contains("[redacted][redacted]") { text = text.replace("[redacted][redacted]", REDACTED); }
-                text
+            // Values that overlap across chunks leave one mark each, and up to two bytes of a value are shown before its mark.
+            let once = |mut text: String| loop {
+                let mut shorter = text.replace("[redacted][redacted]", REDACTED);
+                for begun in ["a", "al", "g", "ga"] {
+                    shorter = shorter.replace(&format!("{begun}[redacted]"), REDACTED);
+                }
+                if shorter == text { break text; }
+                text = shorter;
             };
+            let shown = text_of(&out, "agent_message_chunk");
+            prop_assert!(VALUES.iter().all(|value| !shown.contains(value)), "{}", shown);
             let whole = crate::domain::redaction::known_of_text(&text).into_owned();
-            prop_assert_eq!(once(text_of(&out, "agent_message_chunk")), once(whole));
+            prop_assert_eq!(once(shown), once(whole));
         }
     }
 }
