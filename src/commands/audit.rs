@@ -258,7 +258,7 @@ mod tests {
     fn records_are_cleaned_for_the_terminal() {
         let row = json!({"createdAt": "t", "workspaceId": "w", "kind": "rollback", "epoch": 1, "trigger": "manualUser",
         "actor": "a\u{1b}[2J", "reason": "two\nlines"});
-        assert_eq!(row_text("rollback-events", &row), "t  w  rollback  1  manualUser  a[2J  two lines");
+        assert_eq!(row_text("rollback-events", &row), "t  w  rollback  1  manualUser  a[2J  -  two lines");
         let day = json!({"day": "2026-11-25", "installationId": "acme", "acp": {"turns": 2, "successRate": 0.5},
         "http": {"turns": 0}, "acpGain": {"p50": 0.25}, "flipsToHttp": 1, "flipsToAcp": 0});
         let text = summary_text(&json!({"from": "a", "until": "b", "truncated": false, "total": {}, "days": [day]}));

@@ -38,7 +38,6 @@ use crate::{
     config::DEFAULT_AGENT,
     contract::runtime::{DiffWorkspace, PreparedWorkspace, WorkspaceDiff},
     domain::{
-        access::LimitedUse,
         ids::{InstallationId, SessionId, WorkspaceKey},
         migration::FleetHealth,
         redaction::RedactedJson,
@@ -155,9 +154,10 @@ impl Workspaces {
         self.0.services.membership.admission()
     }
 
-    /// Takes a seat for a new session, within the limits of its tenant and of the token that opens it.
-    fn admit(&self, tenant: &InstallationId, limited: Option<LimitedUse>) -> Result<Permit, Failure> {
-        let services = &self.0.services;
+    /// Takes a seat for a new session, within the ceilings and limits of its tenant, and those of the token that opens it.
+    fn admit(&self, request: &OpenSession) -> Result<Permit, Failure> {
+        let (services, tenant, limited) = (self.services(), &request.workspace.installation_id, request.limited);
+        services.check_choices(tenant, &request.choices())?;
         let limits = services.tenant_settings(tenant).limits;
         let used = services.tenant_use.admit_session(tenant, &limits, services.clock.now());
         let used = used.map_err(|figures| Failure::limit_reached("the tenant", figures))?;
@@ -188,9 +188,8 @@ impl Workspaces {
     ) -> Result<(ReadySession, Option<RedactedJson>), Failure> {
         self.admission()?;
         request.agent = request.agent.filter(|name| name != DEFAULT_AGENT);
-        self.services().check_choices(&request.workspace.installation_id, &request.choices())?;
         // Before anything is created: a full service must refuse without side effects.
-        let seat = self.admit(&request.workspace.installation_id, request.limited)?;
+        let seat = self.admit(&request)?;
         let services = &self.0.services;
         let _folder = services.folders.open(&request.workspace).await?;
         // After the folder is held: an erasure that begins now waits for it.
@@ -269,16 +268,22 @@ impl Workspaces {
         }
     }
 
-    /// Loads a session that is not live; returns the facts of one that is. `given` replaces the session's MCP servers: one
-    /// that is live gets a fresh agent if they differ.
-    pub(crate) async fn load(&self, row: &SessionRow, given: Option<McpServers>) -> Result<ReadySession, Failure> {
+    /// Checks that a session can be loaded; returns the MCP servers that it gets.
+    fn admit_load(&self, row: &SessionRow, given: Option<&McpServers>) -> Result<McpServers, Failure> {
         self.admission()?;
         row.state
             .admits_load()
             .map_err(|code| Failure::new(code, format!("the session is {}", row.state.as_str())))?;
-        let servers = given.clone().unwrap_or_else(|| self.servers_of(row));
+        let servers = given.cloned().unwrap_or_else(|| self.servers_of(row));
         // Also those of before: a ceiling applies from the next start of an agent on.
         self.services().check_choices(&row.key.installation_id, &open::choices_of(row, &servers))?;
+        Ok(servers)
+    }
+
+    /// Loads a session that is not live; returns the facts of one that is. `given` replaces the session's MCP servers: one
+    /// that is live gets a fresh agent if they differ.
+    pub(crate) async fn load(&self, row: &SessionRow, given: Option<McpServers>) -> Result<ReadySession, Failure> {
+        let servers = self.admit_load(row, given.as_ref())?;
         if let Some(live) = self.live(row.session_id)
             && let Some(ready) = self.load_live(&live, row, given.as_ref()).await?
         {

@@ -44,7 +44,7 @@ pub(crate) struct OpenSession {
 }
 
 impl OpenSession {
-    /// What the caller chose, for the ceilings.
+    /// The choices of the caller, for the ceilings.
     pub(crate) fn choices(&self) -> Choices<'_> {
         Choices {
             policy: self.permission_policy,

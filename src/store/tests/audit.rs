@@ -358,11 +358,16 @@ both_databases! {
         let rows = (0..4).map(|n| run(n, "acme", "s", i64::from(n) * 1_000_000) + &notification(n, "acme", i64::from(n)));
         let token = |n: i32| {
             let at = at(i64::from(n) * 1_000_000).0;
-            let (expires, revoked) = if n % 2 == 0 { (at.to_string(), "NULL, NULL".to_owned()) } else { ("NULL".to_owned(), format!("{at}, 'a'")) };
-            format!("INSERT INTO client_tokens VALUES ('{n}', 'h{n}', 'acme', NULL, NULL, 'a', 'user', '{{}}', 'a', 0, {expires}, {revoked}, NULL);")
+            // Expired, revoked, and one that can be used.
+            let ends = match n {
+                4 => "NULL, NULL, NULL".to_owned(),
+                n if n % 2 == 0 => format!("{at}, NULL, NULL"),
+                _ => format!("NULL, {at}, 'a'"),
+            };
+            let id = uuid::Uuid::from_u128(u128::from(n.unsigned_abs()));
+            format!("INSERT INTO client_tokens VALUES ('{id}', 'h{n}', 'acme', NULL, NULL, 'a', 'user', '{{}}', 'a', 0, {ends}, NULL);")
         };
-        let lasting_token = "INSERT INTO client_tokens VALUES ('9', 'h9', 'acme', NULL, NULL, 'a', 'user', '{}', 'a', 0, NULL, NULL, NULL, NULL);";
-        let rows = rows.chain((0..4).map(removal)).chain((0..4).map(token)).chain([lasting_token.to_owned()]);
+        let rows = rows.chain((0..4).map(removal)).chain((0..5).map(token));
         let session = new_session(0).session_id.to_string();
         let rows: String = rows.collect::<String>().replace("'s'", &format!("'{session}'"));
         sql(&store, "UPDATE notification_streams SET head = 1000;".to_owned() + &rows).await;
