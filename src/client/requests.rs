@@ -10,7 +10,9 @@ use crate::contract::result::ACPSessionResult;
 #[serde(rename_all = "camelCase")]
 pub(crate) struct NewSession {
     pub workspace_id: String,
-    pub installation_id: String,
+    /// Absent: that of the token.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub installation_id: Option<String>,
     #[serde(skip_serializing_if = "Option::is_none")]
     pub user_id: Option<String>,
     #[serde(skip_serializing_if = "Option::is_none")]

@@ -36,8 +36,8 @@ pub(crate) struct CommonFlags {
     /// Folder for the database and the workspaces; without it `LUMILINK_DATA_DIR`, else .lumilink.
     #[arg(long, value_name = "DIR")]
     pub data_dir: Option<PathBuf>,
-    /// `sqlite:PATH` or `postgres://user:password@host/name`. Other users of the machine can read arguments: put a
-    /// password into `LUMILINK_DATABASE__URL`.
+    /// `sqlite:PATH` or `postgres://user@host/name`. A URL with a password is refused, because other users of the machine can
+    /// read arguments: put it into `LUMILINK_DATABASE__URL`.
     #[arg(long, value_name = "URL")]
     pub database_url: Option<String>,
     /// Any setting except secrets, lists as JSON: `turn.cancel_grace_s=9`, agent.command=["goose","acp"]. May be repeated.
@@ -61,18 +61,18 @@ impl CommonFlags {
     /// The sources of [`Self::load`].
     ///
     /// # Errors
-    /// The current folder does not exist, or `--set` has a secret.
+    /// The current folder does not exist, or a flag has a secret.
     pub(crate) fn sources(&self, listeners: &[Listener]) -> Result<Sources, CommandError> {
         let listen = match listeners.first() {
             Some(Listener::Runtime) => "runtime.listen",
             _ => "server.listen",
         };
-        for flag in &self.settings {
-            flag.check_exposure()?;
-        }
         let mut flags = self.settings.clone();
         flags.extend(self.listen.iter().map(|value| Flag::new("--listen", listen, value)));
         flags.extend(self.database_url.iter().map(|value| Flag::new("--database-url", "database.url", value)));
+        for flag in &flags {
+            flag.check_exposure()?;
+        }
         Ok(Sources {
             file: self.config.clone(),
             environment: Environment::of_process(),

@@ -44,9 +44,9 @@ enum Action {
 
 #[derive(Debug, Args)]
 struct StartArgs {
-    /// Name of the tenant.
+    /// Name of the tenant; optional with a token of a tenant.
     #[arg(long, value_name = "NAME")]
-    installation: String,
+    installation: Option<String>,
     /// Default route to move to: acp or http.
     #[arg(long, value_name = "PROTOCOL", default_value = "acp")]
     target: String,
@@ -80,7 +80,6 @@ struct Named {
 impl StartArgs {
     fn body(self) -> Value {
         let mut body = self.attribution.body();
-        body["installationId"] = self.installation.into();
         body["target"] = self.target.into();
         let mode = match (&self.at, self.automatic) {
             (Some(_), _) => "at",
@@ -89,6 +88,7 @@ impl StartArgs {
         };
         body["mode"] = mode.into();
         let given = [
+            ("installationId", self.installation.map(Value::from)),
             ("at", self.at.map(Value::from)),
             ("batchSize", self.batch_size.map(Value::from)),
             ("maxFailures", self.max_failures.map(Value::from)),

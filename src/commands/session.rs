@@ -91,9 +91,9 @@ struct NewArgs {
     /// Name of the workspace; a new name makes a new workspace.
     #[arg(long, value_name = "NAME")]
     workspace: String,
-    /// Name of the tenant.
+    /// Name of the tenant; optional with a token of a tenant.
     #[arg(long, value_name = "NAME")]
-    installation: String,
+    installation: Option<String>,
     /// The user for whom the session works.
     #[arg(long, value_name = "NAME")]
     user: Option<String>,

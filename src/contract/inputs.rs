@@ -14,7 +14,9 @@ use utoipa::{
 };
 
 use super::notifications::notification::NoteKind;
-use crate::domain::{routing::Initiator, session::mcp::MAX_SERVERS, turn::prompt::MAX_BLOCKS};
+use crate::domain::{
+    routing::Initiator, session::mcp::MAX_SERVERS, tenant::MAX_AGENT_CHARS, turn::prompt::MAX_BLOCKS,
+};
 
 /// Texts with at least one character that is not white space.
 const NOT_BLANK: &str = r"\S";
@@ -196,6 +198,10 @@ pub(crate) struct ChangeInitiator;
 #[derive(Debug)]
 pub(crate) struct RepositoryPattern;
 
+/// A name of an agent in a ceiling.
+#[derive(Debug)]
+pub(crate) struct AgentName;
+
 macro_rules! text_schemas {
     ($($of:ident = $schema:expr;)*) => {$(
         impl PartialSchema for $of {
@@ -223,6 +229,10 @@ text_schemas! {
         .examples(["planned maintenance"]);
     ChangeInitiator = text("Initiator of a change.")
         .enum_values(Some([Initiator::Operator.as_str(), Initiator::User.as_str()]));
+    AgentName = text("Name of an agent; `default` is the default agent.")
+        .pattern(Some(r"^[^\x00-\x1f\x7f-\x9f]+$"))
+        .max_length(Some(MAX_AGENT_CHARS))
+        .examples(["default"]);
     RepositoryPattern = text("`owner/name`, where `*` matches any characters.")
         .pattern(Some(r"^(?!\.{1,2}/)[A-Za-z0-9._*-]{1,100}/(?!\.{1,2}$)[A-Za-z0-9._*-]{1,100}$"))
         .examples(["acme/*"]);

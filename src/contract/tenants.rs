@@ -3,7 +3,7 @@
 use serde::{Deserialize, Serialize};
 use utoipa::ToSchema;
 
-use super::inputs::{Actor, Reason, RepositoryPattern};
+use super::inputs::{Actor, AgentName, Reason, RepositoryPattern};
 use crate::domain::{
     clock::Timestamp,
     ids::InstallationId,
@@ -17,10 +17,13 @@ use crate::domain::{
 #[serde(rename_all = "camelCase", deny_unknown_fields)]
 pub(crate) struct TenantLimits {
     /// Live sessions up to which new ones are admitted. Sessions that come back are always admitted.
+    #[schema(value_type = Option<u64>, maximum = 4_294_967_295_u64)]
     pub sessions: Option<u32>,
     /// Turns that run at the same time.
+    #[schema(value_type = Option<u64>, maximum = 4_294_967_295_u64)]
     pub turns: Option<u32>,
     /// Prompts that are accepted within 60 s.
+    #[schema(value_type = Option<u64>, maximum = 4_294_967_295_u64)]
     pub prompts_per_minute: Option<u32>,
 }
 
@@ -31,7 +34,7 @@ pub(crate) struct TenantCeilings {
     /// Permission policies that a workspace may get.
     pub permission_policies: Option<Vec<PermissionPolicy>>,
     /// Names of the agents, at most 100; `default` is the default agent.
-    #[schema(max_items = 100)]
+    #[schema(value_type = Option<Vec<AgentName>>, max_items = 100)]
     pub agents: Option<Vec<String>>,
     /// Patterns of repositories, at most 1,000: `owner/name`, where `*` matches any characters.
     #[schema(value_type = Option<Vec<RepositoryPattern>>, max_items = 1000)]

@@ -12,7 +12,7 @@ use super::{
 /// The most agents of a ceiling; a configuration has a handful.
 pub(crate) const MAX_AGENTS: usize = 100;
 /// The longest name of an agent, in characters.
-const MAX_AGENT_CHARS: usize = 128;
+pub(crate) const MAX_AGENT_CHARS: usize = 128;
 
 words! {
     /// MCP servers that callers may give to a session.

@@ -117,7 +117,10 @@ fn name_roles(operation: &mut Operation) {
         return;
     };
     let roles = privilege.roles().iter().map(|role| role.as_str());
-    operation.security = Some(vec![SecurityRequirement::new(TOKEN, roles)]);
+    let mut security = vec![SecurityRequirement::new(TOKEN, roles)];
+    // Where something else can take the place of the token: a ticket.
+    security.extend(declared.into_iter().skip(1));
+    operation.security = Some(security);
     let name = ExtensionsBuilder::new().add(PRIVILEGE, privilege.as_str()).build();
     operation.extensions.get_or_insert_default().merge(name);
 }

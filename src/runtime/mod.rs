@@ -319,7 +319,8 @@ fn build(
     let folders =
         AllowedFolders::new(&options.root, &options.allow_paths, &options.own.hidden).map_err(StartError::Folders)?;
     let sandbox = sandbox(&options, &folders)?;
-    if options.agents.iter().any(|agent| agent.run_as.is_some()) {
+    let has_other_users = options.agents.iter().any(|agent| agent.run_as.is_some());
+    if has_other_users {
         open_to_other_users(folders.root(), &options.own.hidden).map_err(StartError::Folders)?;
     }
     let environment: BTreeMap<String, OsString> = options
@@ -359,8 +360,12 @@ fn build(
         frame_bytes: options.frame_bytes,
     };
     let fallback = Arc::new(Fallback::new(agents.clone(), fallback, stopping.clone()));
-    let settings =
-        WorkspaceSettings { git_hosts: options.git_hosts, clone_timeout: options.clone_timeout, diff: options.diff };
+    let settings = WorkspaceSettings {
+        git_hosts: options.git_hosts,
+        clone_timeout: options.clone_timeout,
+        diff: options.diff,
+        has_other_users,
+    };
     let workspaces = Workspaces::new(folders, git, settings).map_err(StartError::Folders)?;
     let sockets = SocketSettings {
         agents,

@@ -78,6 +78,11 @@ fn secret_among_the_arguments_is_refused_with_advice() {
         assert_eq!(output.status.code(), Some(78), "{setting}: {stderr}");
         assert!(stderr.contains("read arguments") && !stderr.contains("secret-"), "{setting}: {stderr}");
     }
+    let url = "postgres://lumilink:secret-password@127.0.0.1/lumilink";
+    let output = run(&folder, &[], &["config", "--database-url", url]);
+    let stderr = String::from_utf8_lossy(&output.stderr).into_owned();
+    assert!(output.status.code() == Some(78) && stderr.contains("LUMILINK_DATABASE__URL"), "{stderr}");
+    assert!(!stderr.contains("secret-"), "{stderr}");
     for setting in ["server.token=none", "webhook.url=http://127.0.0.1:1/hook", "agent.env.MODE=fast"] {
         let output = run(&folder, &[("LUMILINK_WEBHOOK__SECRET", &"s".repeat(32))], &["config", "--set", setting]);
         assert!(output.status.success(), "{setting}: {}", String::from_utf8_lossy(&output.stderr));

@@ -286,6 +286,7 @@ macro_rules! pages {
 pages! {
     readme_runs_as_printed: "README.md";
     operators_page_runs_as_printed: "deploy/README.md";
+    handbook_access_runs_as_printed: "deploy/handbook/access.md";
     handbook_agents_runs_as_printed: "deploy/handbook/agents.md";
     handbook_api_runs_as_printed: "deploy/handbook/api.md";
     handbook_automation_runs_as_printed: "deploy/handbook/automation.md";

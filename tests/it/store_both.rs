@@ -71,7 +71,8 @@ fn migrate_command_prepares_the_database_and_can_be_repeated() {
     let folder = crate::harness::program::Folder::new();
     for _ in 0..2 {
         let output = std::process::Command::new(crate::harness::lumilink())
-            .args(["migrate", "--database-url", &database.url()])
+            .arg("migrate")
+            .env("LUMILINK_DATABASE__URL", database.url())
             .current_dir(folder.path())
             .output()
             .expect("the program runs");
@@ -86,7 +87,8 @@ fn unreachable_database_stops_the_start_with_a_reason() {
     let folder = crate::harness::program::Folder::new();
     let url = format!("postgres://nobody:secret-password@127.0.0.1:{}/none", crate::harness::free_port());
     let output = std::process::Command::new(crate::harness::lumilink())
-        .args(["serve", "--listen", "127.0.0.1:0", "--database-url", &url])
+        .args(["serve", "--listen", "127.0.0.1:0"])
+        .env("LUMILINK_DATABASE__URL", &url)
         .current_dir(folder.path())
         .output()
         .expect("the program runs");

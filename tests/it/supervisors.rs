@@ -30,10 +30,11 @@ struct Second {
 fn second(database: &PostgresDatabase, lock_wait_s: u64) -> Second {
     let (folder, address) = (Folder::new(), SocketAddr::from(([127, 0, 0, 1], free_port())));
     let (listen, wait) = (address.to_string(), format!("database.lock_wait_s={lock_wait_s}"));
-    let arguments =
-        ["serve", "--listen", &listen, "--data-dir", "data", "--set", &wait, "--database-url", &database.url()]
-            .map(str::to_owned);
-    let variables = [("LUMILINK_SERVER__TOKEN".to_owned(), TOKEN.to_owned())];
+    let arguments = ["serve", "--listen", &listen, "--data-dir", "data", "--set", &wait].map(str::to_owned);
+    let variables = [
+        ("LUMILINK_SERVER__TOKEN".to_owned(), TOKEN.to_owned()),
+        ("LUMILINK_DATABASE__URL".to_owned(), database.url()),
+    ];
     let process = Process::start("serve", &folder, &arguments, &variables);
     Second { process, api: Api::new(&format!("http://{address}"), Some(TOKEN.to_owned())), _folder: folder }
 }
@@ -171,7 +172,8 @@ fn restore_on_postgresql_is_refused_beside_a_supervisor() {
     let one = first(&database);
     let restored = || {
         let mut command = Command::new(lumilink());
-        command.args(["migrate", "--restored", "--database-url", &database.url()]).current_dir(one.folder.path());
+        command.args(["migrate", "--restored"]).env("LUMILINK_DATABASE__URL", database.url());
+        command.current_dir(one.folder.path());
         command.env("HOME", one.folder.path()).output().expect("the program runs")
     };
     let refused = restored();
@@ -181,7 +183,8 @@ fn restore_on_postgresql_is_refused_beside_a_supervisor() {
     let folder = one.folder.clone();
     drop(one);
     let done = Command::new(lumilink())
-        .args(["migrate", "--restored", "--database-url", &database.url()])
+        .args(["migrate", "--restored"])
+        .env("LUMILINK_DATABASE__URL", database.url())
         .current_dir(folder.path())
         .output()
         .expect("the program runs");

@@ -22,7 +22,7 @@ pub(super) async fn show(client: &ApiClient) -> Result<(), AppError> {
     say("5. Crash the agent repeatedly: its workspace falls back to HTTP and is restored.");
     let workspace = format!("fallback-{}", Uuid::new_v4().simple());
     let request =
-        NewSession { workspace_id: workspace.clone(), installation_id: "demo".into(), ..NewSession::default() };
+        NewSession { workspace_id: workspace.clone(), installation_id: Some("demo".into()), ..NewSession::default() };
     let opened = client.new_session(&request).await.map_err(failed("new session"))?;
     let tour = Tour { client: client.clone(), session: opened.session_id };
     tour.turn("echo the word is maple", false).await?;

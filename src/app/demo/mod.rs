@@ -111,7 +111,7 @@ async fn tour(address: SocketAddr, token: Option<SecretString>) -> Result<(), Ap
     let began = Instant::now();
     // A workspace of its own for each tour, so that each begins with an empty folder.
     let workspace_id = format!("tour-{}", Uuid::new_v4().simple());
-    let request = NewSession { workspace_id, installation_id: "demo".into(), ..NewSession::default() };
+    let request = NewSession { workspace_id, installation_id: Some("demo".into()), ..NewSession::default() };
     let opened = client.new_session(&request).await.map_err(failed("new session"))?;
     let folder = PathBuf::from(opened.more["workspace"]["path"].as_str().unwrap_or_default());
     say(&format!("   session {} in {:.1} ms\n", opened.session_id, began.elapsed().as_secs_f64() * 1e3));

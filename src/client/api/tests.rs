@@ -85,7 +85,7 @@ async fn events_of(mut events: follow::Events) -> Vec<Result<TurnEvent, ClientEr
 #[tokio::test]
 async fn new_session_sends_the_token_and_only_given_members() {
     let server = Canned::new(vec![ok(r#"{"sessionId":"s1","protocol":"acp"}"#)]).await;
-    let request = NewSession { workspace_id: "w".into(), installation_id: "i".into(), ..NewSession::default() };
+    let request = NewSession { workspace_id: "w".into(), installation_id: Some("i".into()), ..NewSession::default() };
     let opened = server.client.new_session(&request).await.unwrap();
     assert_eq!((opened.session_id.as_str(), &opened.more["protocol"]), ("s1", &Value::from("acp")));
     let request = &server.requests()[0];

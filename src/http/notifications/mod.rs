@@ -37,7 +37,7 @@ use crate::{
 /// token; a browser page with a ticket, in the query or as a subprotocol, or with the token as a subprotocol.
 #[utoipa::path(
     tag = "notifications",
-    security(("token" = ["notifications.read"])),
+    security(("token" = ["notifications.read"]), ()),
     params(SocketQuery),
     responses(
         (status = 101, description = "The WebSocket is open"),

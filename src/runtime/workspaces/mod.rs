@@ -39,10 +39,7 @@ use crate::{
         ids::FolderId,
         turn::outcome::{ErrorCode, Failure},
     },
-    process::{
-        sandbox::scratch::remove_tree,
-        user::{self, RunAs},
-    },
+    process::{sandbox::scratch::remove_tree, user::RunAs},
 };
 
 /// Folder in the root that holds the baselines. Workspaces are named by UUIDs, so none has this name.
@@ -78,6 +75,8 @@ pub(crate) struct WorkspaceSettings {
     /// Time limit of a clone.
     pub clone_timeout: Duration,
     pub diff: DiffLimits,
+    /// True if agents run as other users, as whom git compares.
+    pub has_other_users: bool,
 }
 
 /// A comparison that several callers await.
@@ -93,11 +92,11 @@ impl Workspaces {
     /// # Errors
     /// The root cannot be written.
     pub(crate) fn new(allowed: AllowedFolders, git: Git, settings: WorkspaceSettings) -> io::Result<Self> {
-        let WorkspaceSettings { git_hosts, clone_timeout, diff } = settings;
+        let WorkspaceSettings { git_hosts, clone_timeout, diff, has_other_users } = settings;
         let incoming = allowed.root().join(INCOMING);
         private_folders(&incoming)?;
         private_folders(&allowed.root().join(BASELINES))?;
-        if user::is_root() {
+        if has_other_users {
             for folder in [&incoming, &allowed.root().join(BASELINES)] {
                 // git passes through as the user of an agent; it cannot list the folder.
                 fs::set_permissions(folder, fs::Permissions::from_mode(0o711))?;

@@ -86,7 +86,12 @@ impl Place {
         std::fs::create_dir_all(base.path().join("allowed/project")).unwrap();
         let allowed = AllowedFolders::new(&base.path().join("root"), &[base.path().join("allowed")], &[]).unwrap();
         let diff = DiffLimits { patch_bytes: 10_000, file_bytes: 100_000 };
-        let settings = WorkspaceSettings { git_hosts: hosts, clone_timeout: Duration::from_secs(20), diff };
+        let settings = WorkspaceSettings {
+            git_hosts: hosts,
+            clone_timeout: Duration::from_secs(20),
+            diff,
+            has_other_users: false,
+        };
         // Notes each call, and runs git.
         let wrapper =
             format!("#!/bin/sh\necho \"$*\" >> {}/calls\nPATH={PATH} exec git \"$@\"\n", base.path().display());

@@ -186,9 +186,6 @@ impl Builder {
         let mut arguments = vec!["serve".to_owned(), "--listen".into(), "127.0.0.1:0".into()];
         arguments.extend(["--data-dir".into(), data.display().to_string()]);
         arguments.extend(["--announce".into(), announce.display().to_string()]);
-        if let Some(database) = &self.postgres {
-            arguments.extend(["--database-url".into(), database.url()]);
-        }
         if let Some(toml) = &self.config {
             let file = self.folder.path().join("lumilink.toml");
             fs::write(&file, toml).expect("the configuration can be written");
@@ -209,7 +206,8 @@ impl Builder {
             }
         };
         let of_runtime = self.runtime_env.iter().filter(|_| self.separate_runtime.is_none());
-        let env: Vec<_> = self.env.iter().chain(of_runtime).cloned().collect();
+        let database = self.postgres.iter().map(|it| ("LUMILINK_DATABASE__URL".to_owned(), it.url()));
+        let env: Vec<_> = self.env.iter().chain(of_runtime).cloned().chain(database).collect();
         let mut process = Process::start_with("serve", &self.folder, &arguments, &env, prepare);
         let announced: Value = wait_for(DEADLINE, "the program announces its address", || {
             process.assert_running();
