@@ -126,11 +126,6 @@ fn set_groups(groups: &[u32]) -> io::Result<()> {
     }
 }
 
-/// True if this program runs as root.
-pub(crate) fn is_root() -> bool {
-    rustix::process::geteuid().is_root()
-}
-
 /// True if the machine has an account with this id. Blocks as [`RunsAs::resolve`] does.
 pub(super) fn exists(uid: u32) -> io::Result<bool> {
     Ok(lookup(&uid.to_string())?.is_some())
