@@ -1,6 +1,10 @@
 //! Settings of a tenant: limits and ceilings.
 
-use serde::{Deserialize, Serialize};
+use serde::{
+    Deserialize, Deserializer, Serialize,
+    de::{DeserializeOwned, Error},
+};
+use serde_json::Value;
 use utoipa::ToSchema;
 
 use super::inputs::{Actor, AgentName, Reason, RepositoryPattern};
@@ -17,12 +21,15 @@ use crate::domain::{
 #[serde(rename_all = "camelCase", deny_unknown_fields)]
 pub(crate) struct TenantLimits {
     /// Live sessions up to which new ones are admitted. Sessions that come back are always admitted.
+    #[serde(default, deserialize_with = "whole")]
     #[schema(value_type = Option<u64>, maximum = 4_294_967_295_u64)]
     pub sessions: Option<u32>,
     /// Turns that run at the same time.
+    #[serde(default, deserialize_with = "whole")]
     #[schema(value_type = Option<u64>, maximum = 4_294_967_295_u64)]
     pub turns: Option<u32>,
     /// Prompts that are accepted within 60 s.
+    #[serde(default, deserialize_with = "whole")]
     #[schema(value_type = Option<u64>, maximum = 4_294_967_295_u64)]
     pub prompts_per_minute: Option<u32>,
 }
@@ -68,7 +75,9 @@ pub(crate) struct TenantInfo {
 })))]
 #[serde(rename_all = "camelCase", deny_unknown_fields)]
 pub(crate) struct TenantBody {
+    #[serde(default, deserialize_with = "object")]
     pub limits: Option<TenantLimits>,
+    #[serde(default, deserialize_with = "object")]
     pub ceilings: Option<TenantCeilings>,
     /// A name for the log beside the subject of the token, such as that of the person for whom a program acts. At most 128
     /// characters.
@@ -77,6 +86,23 @@ pub(crate) struct TenantBody {
     /// Why; logged. At most 500 characters.
     #[schema(value_type = Reason)]
     pub reason: String,
+}
+
+/// An object, and not the list of its members that serde takes as well.
+pub(super) fn object<'de, D: Deserializer<'de>, T: DeserializeOwned>(from: D) -> Result<Option<T>, D::Error> {
+    let Some(members) = Option::<serde_json::Map<String, Value>>::deserialize(from)? else { return Ok(None) };
+    T::deserialize(Value::Object(members)).map(Some).map_err(D::Error::custom)
+}
+
+/// A whole number, also one that is written with a fraction of zero: JSON Schema takes it as an integer.
+fn whole<'de, D: Deserializer<'de>>(from: D) -> Result<Option<u32>, D::Error> {
+    let Some(number) = Option::<serde_json::Number>::deserialize(from)? else { return Ok(None) };
+    let whole = number.as_u64().or_else(|| {
+        let given = number.as_f64().filter(|given| given.fract() == 0.0)?;
+        format!("{given:.0}").parse().ok()
+    });
+    let fits = whole.and_then(|whole| u32::try_from(whole).ok());
+    fits.map(Some).ok_or_else(|| D::Error::custom(format!("{number} is not a whole number from 0 to {}", u32::MAX)))
 }
 
 impl From<TenantLimits> for UseLimits {

@@ -6,7 +6,7 @@ use serde::{Deserialize, Serialize};
 use utoipa::{IntoParams, ToSchema};
 use uuid::Uuid;
 
-use super::tenants::TenantLimits;
+use super::tenants::{TenantLimits, object};
 use crate::domain::{
     access::Role,
     clock::Timestamp,
@@ -31,6 +31,7 @@ pub(crate) struct TokenBody {
     /// Time from which the token is refused, RFC 3339 in UTC; without it the token does not expire.
     pub expires_at: Option<Timestamp>,
     /// Limits of its use, beside those of the tenant; without them it has none.
+    #[serde(default, deserialize_with = "object")]
     pub limits: Option<TenantLimits>,
 }
 

@@ -4,7 +4,7 @@ use serde_json::Value;
 use url::Url;
 
 use super::{
-    session::permission::PermissionPolicy,
+    session::{mcp::has_vetted_form, permission::PermissionPolicy},
     tenant::{Ceilings, McpCeiling},
     turn::outcome::{ErrorCode, Failure},
 };
@@ -89,7 +89,7 @@ impl CeilingRules {
         match ceiling {
             McpCeiling::Any => true,
             McpCeiling::Nothing => false,
-            McpCeiling::Listed => self.listed.iter().any(|entry| is_listed(entry, server)),
+            McpCeiling::Listed => has_vetted_form(server) && self.listed.iter().any(|entry| is_listed(entry, server)),
         }
     }
 }
@@ -152,6 +152,7 @@ mod tests {
             json!({"name": "a", "type": "http", "url": "http://mcp.example.com/tools"}),
             json!({"name": "a", "type": "http", "url": "https://mcp.example.com/tools/../other"}),
             json!({"name": "a", "url": "https://mcp.example.com/tools", "command": "sh"}),
+            json!({"name": "a", "command": "npx", "args": ["-y", "@acme/mcp"], "env": [{"name": "PATH", "value": "."}]}),
             json!({"name": "a"}),
         ] {
             assert!(!admits(server.clone()), "{server}");

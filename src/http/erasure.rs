@@ -13,7 +13,7 @@ use crate::{
     actors::erasure,
     contract::{audit::ErasureItem, routing::protocol::TenantQuery},
     domain::{
-        access::Caller,
+        access::{Caller, Privilege},
         erasure::EraseTarget,
         ids::{InstallationId, SessionId, WorkspaceId},
     },
@@ -71,6 +71,10 @@ pub(crate) async fn delete_workspace(
     query: Query<TenantQuery>,
 ) -> Result<web::Json<ErasureItem>, ApiError> {
     let row = find_workspace(&state, &caller, &id, query.into_inner()).await?;
+    if caller.scope().user.is_some() {
+        // It has sessions of other users, too.
+        return Err(rows::forbidden(&caller, Privilege::Erase));
+    }
     erase(&state, &caller, EraseTarget::Workspace(row.key)).await
 }
 

@@ -94,7 +94,7 @@ impl Guard {
         operation: Option<Option<Privilege>>,
         now: impl Fn() -> Timestamp,
     ) -> Result<Admitted, ApiError> {
-        let (headers, path) = (request.headers(), request.path());
+        let (headers, path) = (request.headers(), routed_path(request));
         let is_probe = PROBES.contains(&path);
         let host = text(headers, header::HOST).unwrap_or_default().to_lowercase();
         if !is_probe && !self.is_ours(&host) {
@@ -177,6 +177,11 @@ impl Guard {
     }
 }
 
+/// The path by which routes are matched: the framework decodes some of its characters first.
+pub(super) fn routed_path(request: &ServiceRequest) -> &str {
+    request.match_info().as_str()
+}
+
 /// A request that may be answered.
 #[derive(Debug)]
 struct Admitted {
@@ -207,7 +212,7 @@ pub(crate) async fn guard<B: MessageBody + 'static>(
         let error = ApiError::new(ErrorCode::Internal, "the service is not configured");
         return Ok(request.into_response(error.error_response().map_into_left_body()));
     };
-    let route = state.table.find(request.path());
+    let route = state.table.find(routed_path(&request));
     let operation = route.and_then(|route| route.operation(request.method()));
     let operation = operation.map(|operation| state.table.privilege(operation));
     let clock = &state.workspaces.services().clock;
@@ -215,7 +220,8 @@ pub(crate) async fn guard<B: MessageBody + 'static>(
         Ok(admitted) => admitted,
         Err(error) => return Ok(request.into_response(error.error_response().map_into_left_body())),
     };
-    if let Some(caller) = caller {
+    // Only with a checked privilege: a handler that this table does not know gets no caller, and refuses.
+    if let (Some(caller), Some(Some(_))) = (caller, operation) {
         request.extensions_mut().insert(caller);
     }
     let mut answer = match (&origin, request.method() == Method::OPTIONS) {

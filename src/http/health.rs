@@ -14,6 +14,7 @@ use crate::{
         Protocols, RuntimeHealth, ServiceStatus, TenantSeats, WorkspacesHealth,
     },
     domain::{
+        access::Caller,
         routing::{Route, success_window::Sample},
         turn::outcome::ErrorCode,
     },
@@ -29,7 +30,7 @@ use crate::{
     )
 )]
 #[get("/acp/health")]
-pub(crate) async fn get_health(state: web::Data<HttpState>) -> web::Json<Health> {
+pub(crate) async fn get_health(state: web::Data<HttpState>, caller: Caller) -> web::Json<Health> {
     let workspaces = &state.workspaces;
     let database = match workspaces.services().store.ping().await {
         Ok(()) => PartHealth { status: PartStatus::Ok, detail: None },
@@ -70,7 +71,7 @@ pub(crate) async fn get_health(state: web::Data<HttpState>) -> web::Json<Health>
         version: env!("CARGO_PKG_VERSION"),
         protocols: Protocols { acp: protocol(metrics, Route::Acp), http: protocol(metrics, Route::Http) },
         workspaces: routes(metrics),
-        capacity: capacity_health(workspaces.capacity()),
+        capacity: capacity_health(workspaces.capacity(), &caller),
         database,
         runtime,
         jail,
@@ -80,9 +81,11 @@ pub(crate) async fn get_health(state: web::Data<HttpState>) -> web::Json<Health>
 /// The most tenants that are listed near their limit.
 const MAX_TENANTS: usize = 20;
 
-fn capacity_health(guard: &CapacityGuard) -> CapacityHealth {
+fn capacity_health(guard: &CapacityGuard, caller: &Caller) -> CapacityHealth {
     let alert = guard.alert();
+    // Names of other tenants are not for a tenant.
     let near = guard.near_their_share(MAX_TENANTS).into_iter();
+    let near = near.filter(|(tenant, _)| caller.tenant(Some(tenant.clone())).is_ok());
     CapacityHealth {
         taken: guard.taken(),
         limit: guard.rules().limit,
@@ -168,7 +171,7 @@ pub(crate) async fn readyz(state: web::Data<HttpState>) -> Result<web::Json<Prob
     responses((status = 200, description = "Text format 0.0.4", body = String, content_type = "text/plain"))
 )]
 #[get("/metrics")]
-pub(crate) async fn get_metrics(state: web::Data<HttpState>) -> Result<HttpResponse, ApiError> {
+pub(crate) async fn get_metrics(state: web::Data<HttpState>, _caller: Caller) -> Result<HttpResponse, ApiError> {
     let text = state.workspaces.services().metrics.render();
     let text = text.map_err(|cause| ApiError::new(ErrorCode::Internal, cause.to_string()))?;
     Ok(HttpResponse::Ok().content_type(TEXT_FORMAT).body(text))

@@ -15,11 +15,13 @@ use crate::{
     actors::handles::index::LiveSession,
     contract::routing::protocol::TenantQuery,
     domain::{
-        access::{Caller, Privilege},
+        access::{Caller, Privilege, Scope},
         ids::{InstallationId, PromptId, SessionId, UserId, WorkspaceId, WorkspaceKey},
         turn::outcome::ErrorCode,
     },
-    store::{MigrationRunRow, Page, PromptRow, SessionRow, Store, TokenRow, WorkspaceFilter, WorkspaceRow},
+    store::{
+        Idempotency, MigrationRunRow, Page, PromptRow, SessionRow, Store, TokenRow, WorkspaceFilter, WorkspaceRow,
+    },
 };
 
 /// The caller that the admission of requests found.
@@ -113,6 +115,19 @@ pub(crate) fn workspace_key(
     let installation_id = one_tenant(caller, named)?;
     let key = WorkspaceKey { installation_id, workspace_id: name };
     if caller.reaches_workspace(&key) { Ok(key) } else { Err(unknown("workspace")) }
+}
+
+/// The key of a request that opens a session, apart from those of callers with another scope: they would get an answer
+/// about a session that they do not reach. Characters of scopes are not in keys of the whole tenant, which reach everything.
+pub(crate) fn own_key(caller: &Caller, given: Idempotency) -> Idempotency {
+    let Scope { tenant: _, workspace, user } = caller.scope();
+    if workspace.is_none() && user.is_none() {
+        return given;
+    }
+    let part = |name: Option<&str>| name.unwrap_or_default().to_owned();
+    let scope =
+        format!("{} {}", part(workspace.as_ref().map(WorkspaceId::as_str)), part(user.as_ref().map(UserId::as_str)));
+    Idempotency { key: format!("{scope} {}", given.key), ..given }
 }
 
 /// The row of a session.

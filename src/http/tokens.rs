@@ -19,8 +19,9 @@ use crate::{
         tokens::{NewToken, TokenBody, TokenItem, TokenQuery},
     },
     domain::{
-        access::{Caller, Scope},
+        access::{Caller, Privilege, RESERVED_SUBJECTS, Scope},
         clock::Timestamp,
+        limits::UseLimits,
         turn::outcome::{ErrorCode, Failure},
     },
     store::{self, StoreError, TokenRow},
@@ -85,7 +86,7 @@ pub(crate) async fn create_token(
         scope,
         subject: body.subject.as_str().to_owned(),
         role: body.role,
-        limits: body.limits.map(Into::into).unwrap_or_default(),
+        limits: limits(&caller, body.limits.map(Into::into).unwrap_or_default()),
         created_by: caller.subject().to_owned(),
         created: now,
         expires,
@@ -123,11 +124,28 @@ fn scope(caller: &Caller, body: &TokenBody) -> Result<Scope, ApiError> {
         workspace: body.workspace_id.clone(),
         user: body.user_id.clone(),
     };
+    if RESERVED_SUBJECTS.contains(&body.subject.as_str()) {
+        return Err(ApiError::new(ErrorCode::InvalidRequest, "subject: the audit uses this name for something else"));
+    }
+    if !caller.scope().includes(&scope) {
+        return Err(rows::forbidden(caller, Privilege::ManageTokens));
+    }
     if scope.tenant.is_none() && (scope.workspace.is_some() || scope.user.is_some()) {
         let detail = "installationId: is missing; a workspace or a user is one of a tenant";
         return Err(ApiError::new(ErrorCode::InvalidRequest, detail));
     }
     Ok(scope)
+}
+
+/// The limits of a new token: not above those of the token that makes it.
+fn limits(caller: &Caller, wanted: UseLimits) -> UseLimits {
+    let own = caller.grant().limits;
+    let least = |wanted: Option<u32>, own: Option<u32>| wanted.into_iter().chain(own).min();
+    UseLimits {
+        sessions: least(wanted.sessions, own.sessions),
+        turns: least(wanted.turns, own.turns),
+        prompts_per_minute: least(wanted.prompts_per_minute, own.prompts_per_minute),
+    }
 }
 
 /// When a new token expires: not later than the token that makes it.

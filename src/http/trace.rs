@@ -26,6 +26,7 @@ use uuid::Uuid;
 
 use super::{
     HttpState, IsEmbedded,
+    guard::routed_path,
     problem::{ApiError, Refusal},
     route_table::UNMATCHED,
 };
@@ -60,7 +61,7 @@ impl Call {
         let id = given.map_or_else(|| Uuid::now_v7().to_string(), str::to_owned);
         let method = request.method().clone();
         let state = request.app_data::<web::Data<HttpState>>();
-        let known = state.and_then(|state| state.table.find(request.path()));
+        let known = state.and_then(|state| state.table.find(routed_path(request)));
         Self {
             began: Instant::now(),
             id,

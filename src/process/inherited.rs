@@ -23,6 +23,11 @@ impl Inherited {
         Self { umask: umask(Mode::RWXG | Mode::RWXO), open_files: getrlimit(Resource::Nofile).current }
     }
 
+    /// The same with the umask of this program, for its own commands: their files are for one user.
+    pub(super) fn with_private_files(self) -> Self {
+        Self { umask: Mode::RWXG | Mode::RWXO, ..self }
+    }
+
     /// Changes nothing.
     #[cfg(test)]
     pub(crate) fn of_tests() -> Self {

@@ -301,6 +301,11 @@ impl RunningRuntime {
     }
 }
 
+/// The environment of processes that are not agents.
+fn exposed(environment: &BTreeMap<String, SecretString>) -> BTreeMap<String, OsString> {
+    environment.iter().map(|(name, value)| (name.clone(), OsString::from(value.expose_secret()))).collect()
+}
+
 /// git for baselines and diffs, confined unless an agent is not.
 fn git(agents: &[AgentSettings], environment: BTreeMap<String, OsString>, sandbox: Sandbox) -> Git {
     let git = Git::new(environment);
@@ -323,11 +328,7 @@ fn build(
     if has_other_users {
         open_to_other_users(folders.root(), &options.own.hidden).map_err(StartError::Folders)?;
     }
-    let environment: BTreeMap<String, OsString> = options
-        .environment
-        .iter()
-        .map(|(name, value)| (name.clone(), OsString::from(value.expose_secret())))
-        .collect();
+    let environment = exposed(&options.environment);
     let limits = AgentLimits {
         max_agents: options.max_agents,
         kill_grace: options.kill_grace,
@@ -342,13 +343,12 @@ fn build(
         options.metrics.clone(),
         stopping.clone(),
     ));
-    let jail = (sandbox.clone(), control_groups);
-    let git = git(&options.agents, environment, sandbox);
+    let git = git(&options.agents, environment, sandbox.clone());
     let agents = Arc::new(Agents::new(
         options.agents,
         limits,
         folders.clone(),
-        jail,
+        (sandbox, control_groups),
         options.secrets,
         options.metrics.clone(),
     )?);

@@ -518,3 +518,79 @@ fn operator_sees_no_contents_of_a_session() {
     session.post("permission", json!({"requestId": request_id, "cancelled": true})).expect(200);
     stream.rest();
 }
+
+#[test]
+fn encoded_characters_in_a_path_do_not_avoid_the_privilege() {
+    let program = Program::start();
+    let reader = client(&program, "acme", "reader");
+    for (method, path) in [
+        ("POST", "/acp/t%6fkens"),
+        ("DELETE", "/acp/ten%61nts/acme"),
+        ("PUT", "/acp/ten%61nts/acme"),
+        ("GET", "/%6detrics"),
+        ("GET", "/acp/web%68ooks/deliveries"),
+        ("GET", "/acp/%61udit/migrations"),
+        ("POST", "/acp/session/n%65w"),
+        ("GET", "/acp/%74okens"),
+    ] {
+        let call = reader.call(method, path);
+        let status = match method {
+            "GET" | "DELETE" => call.status(),
+            _ => call.json(&json!({"subject": "x", "role": "admin", "workspaceId": "ws"})).status(),
+        };
+        assert_eq!(status, 403, "{method} {path}");
+    }
+    // A name may be encoded.
+    let session = program.api.open_with(json!({"workspaceId": "a:b", "installationId": "acme"}));
+    assert_eq!(reader.call("GET", "/acp/workspaces/a%3Ab").status(), 200);
+    assert_eq!(reader.call("GET", &format!("/acp/s%65ssion/{}", session.id)).status(), 200);
+}
+
+#[test]
+fn token_limited_to_a_user_changes_nothing_of_others() {
+    let program = Program::start();
+    let tenant = client(&program, "acme", "user");
+    let bobs = tenant.open_with(json!({"workspaceId": "web", "userId": "bob"}));
+    let of = |user: &str, role: &str| {
+        client_of(&program, json!({"installationId": "acme", "userId": user, "subject": user, "role": role}))
+    };
+    let admin = of("ann", "admin");
+    admin.call("DELETE", "/acp/workspaces/web").send().problem(403, "forbidden");
+    tenant.get(&format!("/acp/session/{}", bobs.id)).expect(200);
+    let lax = json!({"workspaceId": "web", "permissionPolicy": "allow-always"});
+    of("ann", "user").post("/acp/session/new", lax).problem(403, "forbidden");
+    // The key of another user opens a session of its own.
+    let keyed = |api: &Api| {
+        let call = api.call("POST", "/acp/session/new").header("idempotency-key", "K1");
+        call.json(&json!({"workspaceId": "web"})).send().expect(201)["sessionId"].clone()
+    };
+    let (bob, ann) = (of("bob", "user"), of("ann", "user"));
+    let of_bob = keyed(&bob);
+    assert_ne!(keyed(&ann), of_bob);
+    assert_eq!(keyed(&bob), of_bob, "a repeat gets its answer");
+}
+
+#[test]
+fn token_passes_on_no_more_than_it_has() {
+    let program = Program::start();
+    let body = json!({"installationId": "acme", "subject": "ann", "role": "admin", "limits": {"sessions": 1}});
+    let admin = client_of(&program, body);
+    let made = admin.post("/acp/tokens", json!({"subject": "free", "role": "admin"})).expect(201);
+    assert_eq!(made["limits"]["sessions"], 1, "{made}");
+    let more = json!({"subject": "free", "role": "admin", "limits": {"sessions": 9, "turns": 2}});
+    let made = admin.post("/acp/tokens", more).expect(201);
+    assert_eq!((&made["limits"]["sessions"], &made["limits"]["turns"]), (&json!(1), &json!(2)), "{made}");
+    for subject in ["server", "anonymous", "lumilink"] {
+        admin.post("/acp/tokens", json!({"subject": subject, "role": "reader"})).problem(400, "invalid_request");
+    }
+}
+
+#[test]
+fn health_names_no_other_tenant() {
+    let program = Program::builder().set("capacity.max_sessions", 10).set("capacity.tenant_share_bp", 2000).start();
+    for workspace in ["one", "two"] {
+        program.api.open_with(json!({"workspaceId": workspace, "installationId": "secret-customer"}));
+    }
+    assert!(program.api.get("/acp/health").text.contains("secret-customer"));
+    assert!(!client(&program, "acme", "reader").get("/acp/health").text.contains("secret-customer"));
+}

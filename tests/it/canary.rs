@@ -97,8 +97,8 @@ fn none_of_17_canary_secrets_leaves_the_place_where_it_was_put() {
     let mut search = Search::default();
     let server = |more: Value| {
         let mut server = json!({"name": "a", "command": "/bin/cat", "args": [], "env": [
-            {"name": "NAMED", "value": {"secret": "tracker"}},
-            {"name": "GIVEN", "value": canary("env of an MCP server")},
+            {"name": "NAMED_KEY", "value": {"secret": "tracker"}},
+            {"name": "GIVEN_KEY", "value": canary("env of an MCP server")},
         ]});
         more.as_object().unwrap().iter().for_each(|(name, value)| server[name] = value.clone());
         server
@@ -125,8 +125,9 @@ fn none_of_17_canary_secrets_leaves_the_place_where_it_was_put() {
         search.text("a refusal", &refused.text);
     }
     // A session that says and leaves what it has.
-    let meta = json!({"_meta": {"note": canary("_meta of an MCP server")}});
-    let session = program.api.open_with(body("ws", json!({"mcpServers": [server(meta)]})));
+    let noted = json!({"name": "b", "command": "/bin/cat", "args": [], "env": [],
+        "_meta": {"note": canary("_meta of an MCP server")}});
+    let session = program.api.open_with(body("ws", json!({"mcpServers": [server(json!({})), noted]})));
     search.text("an answer", &session.opened.to_string());
     let script = "env SERVICE_KEY ; spell PLAIN ; spell INHERITED ; complain-env PLAIN ; plan ; write a.txt content";
     let events = session.streams(script).rest();

@@ -86,7 +86,7 @@ fn settings_survive_a_restart(database: Option<&PostgresDatabase>) {
     for (bad, named) in [
         (json!({"actor": "a", "reason": "r"}), "limits"),
         (json!({"ceilings": {"repositories": ["acme"]}, "actor": "a", "reason": "r"}), "ceilings.repositories"),
-        (json!({"limits": {"sessions": -1}, "actor": "a", "reason": "r"}), "u32"),
+        (json!({"limits": {"sessions": -1}, "actor": "a", "reason": "r"}), "-1 is not a whole number"),
         (json!({"ceilings": {"mcpServers": "some"}, "actor": "a", "reason": "r"}), "some"),
     ] {
         let problem = put(&program, &bad).problem(400, "invalid_request");

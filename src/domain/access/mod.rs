@@ -37,6 +37,9 @@ pub(crate) const SERVER_SUBJECT: &str = "server";
 /// The subject of every caller while `server.token` is `none`.
 pub(crate) const ANONYMOUS_SUBJECT: &str = "anonymous";
 
+/// Subjects that no token gets: actors of the audit that are no holders of tokens.
+pub(crate) const RESERVED_SUBJECTS: [&str; 3] = [SERVER_SUBJECT, ANONYMOUS_SUBJECT, "lumilink"];
+
 /// The rows that a token reaches. Absent parts do not limit.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub(crate) struct Scope {

@@ -8,7 +8,7 @@ use crate::{
         lists::{NoMembers, Page},
         notifications::webhook::{DeliveryQuery, ReplayedDeliveries, WebhookDelivery},
     },
-    domain::{notify::webhook::DeliveryState, turn::outcome::ErrorCode},
+    domain::{access::Caller, notify::webhook::DeliveryState, turn::outcome::ErrorCode},
     http::{
         HttpState,
         problem::ApiError,
@@ -29,6 +29,7 @@ use crate::{
 #[get("/acp/webhooks/deliveries")]
 pub(crate) async fn list_deliveries(
     state: web::Data<HttpState>,
+    _caller: Caller,
     query: Query<DeliveryQuery>,
 ) -> Result<web::Json<Page<WebhookDelivery>>, ApiError> {
     let DeliveryQuery { state: wanted, limit, cursor } = query.into_inner();
@@ -52,6 +53,7 @@ pub(crate) async fn list_deliveries(
 #[post("/acp/webhooks/deliveries/{id}/replay")]
 pub(crate) async fn replay_delivery(
     state: web::Data<HttpState>,
+    _caller: Caller,
     id: web::Path<String>,
     body: Body,
 ) -> Result<web::Json<WebhookDelivery>, ApiError> {
@@ -76,6 +78,7 @@ pub(crate) async fn replay_delivery(
 #[post("/acp/webhooks/deliveries/replay")]
 pub(crate) async fn replay_dead_deliveries(
     state: web::Data<HttpState>,
+    _caller: Caller,
     body: Body,
 ) -> Result<web::Json<ReplayedDeliveries>, ApiError> {
     has_no_members(&body)?;

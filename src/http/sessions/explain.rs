@@ -112,10 +112,15 @@ impl Records {
         })
     }
 
-    /// Removes parts of the conversation: beginnings of prompts, and notes.
+    /// Removes parts of the conversation: beginnings of prompts, what agents say about failures, and notes.
     fn remove_contents(&mut self) {
         self.notes.clear();
-        self.turns.iter_mut().for_each(|turn| turn.preview.clear());
+        for turn in &mut self.turns {
+            turn.preview.clear();
+            if let Some(error) = &mut turn.error {
+                error.detail.clear();
+            }
+        }
     }
 
     fn entries(self, row: &SessionRow) -> Vec<TimelineEntry> {

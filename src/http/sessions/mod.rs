@@ -74,7 +74,7 @@ pub(crate) async fn new_session(
     caller: Caller,
     body: Body,
 ) -> Result<HttpResponse, ApiError> {
-    let key = idempotency(&request, &body)?;
+    let key = idempotency(&request, &body)?.map(|key| rows::own_key(&caller, key));
     let request = open_request(&caller, parse_body(&body)?)?;
     let workspaces = state.workspaces.clone();
     let Some(idempotency) = key else {
@@ -109,6 +109,10 @@ fn open_request(caller: &Caller, body: NewSessionBody) -> Result<OpenSession, Ap
     }
     let mcp_servers = body.mcp_servers.unwrap_or_else(mcp::none);
     mcp::check(&mcp_servers)?;
+    if caller.scope().user.is_some() && body.permission_policy.is_some() {
+        let detail = "permissionPolicy: the token is limited to a user, and the policy is that of the workspace";
+        return Err(ApiError::new(ErrorCode::Forbidden, detail));
+    }
     let enable_git_ops = body.enable_git_ops.unwrap_or(body.repository.is_some());
     Ok(OpenSession {
         workspace: rows::workspace_key(caller, body.installation_id, body.workspace_id)?,

@@ -369,7 +369,10 @@ fn workspace_item(state: &HttpState, row: WorkspaceRow) -> WorkspaceItem {
     )
 )]
 #[get("/acp/agents")]
-pub(crate) async fn list_agents(state: web::Data<HttpState>) -> Result<web::Json<Page<AgentItem>>, ApiError> {
+pub(crate) async fn list_agents(
+    state: web::Data<HttpState>,
+    _caller: Caller,
+) -> Result<web::Json<Page<AgentItem>>, ApiError> {
     let status = state.workspaces.workspace_client().status().await?;
     let handshakes = &state.workspaces.services().handshakes;
     let item = |(index, name): (usize, String)| {

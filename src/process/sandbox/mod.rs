@@ -220,7 +220,8 @@ impl Sandbox {
             |paths: &[&Path], access| paths.iter().map(|path| Rule { path: path.into(), access }).collect::<Vec<_>>();
         rules.extend(of(reads, Access::Read).into_iter().chain(of(writes, Access::Write)));
         let ruleset = (kernel != KernelRights::default()).then(|| ruleset::build(kernel, &rules, &[])).transpose()?;
-        Ok(Enforcement { ruleset, drops_privileges: true, inherited, limits: ResourceLimits::default() })
+        let (inherited, limits) = (inherited.with_private_files(), ResourceLimits::default());
+        Ok(Enforcement { ruleset, drops_privileges: true, inherited, limits })
     }
 
     /// Removes the private `HOME`s of a tenant, of all users that its agents ran as; none of them may run. Returns their

@@ -2,6 +2,7 @@
 
 pub(crate) mod named;
 mod secrets;
+mod vetted;
 
 use std::{fmt, sync::Arc};
 
@@ -20,6 +21,8 @@ pub(crate) fn none() -> Box<RawValue> {
     // Cannot fail: the constant is valid JSON.
     RawValue::from_string("[]".to_owned()).unwrap_or_else(|_| RawValue::NULL.to_owned())
 }
+
+pub(crate) use vetted::has_vetted_form;
 
 /// Checks that `mcpServers` is an array of at most [`MAX_SERVERS`] objects with a name, and that no credential is in their
 /// arguments and URLs; the agent validates the rest.

@@ -4,6 +4,7 @@
 use serde_json::{Value, value::RawValue};
 use url::Url;
 
+use super::has_vetted_form;
 use crate::domain::turn::outcome::{ErrorCode, Failure};
 
 /// The member that names a secret.
@@ -57,12 +58,13 @@ pub(crate) fn resolve<'a>(
     let Ok(mut servers) = serde_json::from_str::<Vec<Value>>(servers.get()) else { return Ok(None) };
     let mut is_changed = false;
     for (index, server) in servers.iter_mut().enumerate() {
+        let is_vetted = has_vetted_form(server);
         for member in ["env", "headers"] {
             let Some(mut pairs) = server.get_mut(member).map(Value::take) else { continue };
             for pair in pairs.as_array_mut().into_iter().flatten() {
                 let Some(name) = name_in(&pair["value"]) else { continue };
                 let usable = find(name).filter(|secret| {
-                    secret.tenants.iter().any(|it| it == tenant) && secret.place.takes(server, member)
+                    is_vetted && secret.tenants.iter().any(|it| it == tenant) && secret.place.takes(server, member)
                 });
                 let Some(secret) = usable else { return Err(unusable(index, name)) };
                 pair["value"] = secret.value.into();
@@ -93,7 +95,7 @@ impl Place<'_> {
                 let given = server["args"].as_array().map(Vec::as_slice).unwrap_or_default();
                 let is_same =
                     args.is_empty() || given.iter().map(Value::as_str).eq(args.iter().map(|it| Some(it.as_str())));
-                member == "env" && server["command"] == program.as_str() && server["url"].is_null() && is_same
+                member == "env" && server["command"] == program.as_str() && is_same
             }
             Self::Origin(origin) => {
                 let url = server["url"].as_str().and_then(|url| Url::parse(url).ok());
