@@ -11,7 +11,7 @@ use secrecy::SecretString;
 use serde_json::{Value, json};
 
 use crate::{
-    client::{ApiClient, ClientError, clean::clean_line, json_lines::json_line},
+    client::{ApiClient, ClientError, clean::clean_line, json_lines::json_line, requests::Page},
     config::{
         self, ClientSettings, ConfigError, Environment, Flag, Listener, Loaded, Sources,
         environment::current_folder,
@@ -217,6 +217,29 @@ pub(crate) fn flat(value: &Value) -> Value {
 /// Standard output is closed.
 pub(crate) fn print_json(value: &impl serde::Serialize) -> Result<(), CommandError> {
     print(&json_line(value).map_err(ClientError::from)?)
+}
+
+/// Prints every entry of a list, page by page: as JSON, or as the line that `row` makes of it. `read` reads the page at a
+/// cursor.
+///
+/// # Errors
+/// A page cannot be read, or standard output is closed.
+pub(crate) async fn print_pages(
+    json: bool,
+    row: fn(&Value) -> String,
+    mut read: impl AsyncFnMut(Option<String>) -> Result<Page, ClientError>,
+) -> Result<(), CommandError> {
+    let mut cursor = None;
+    loop {
+        let page = read(cursor).await?;
+        for item in &page.items {
+            if json { print_json(item)? } else { print(&row(item))? }
+        }
+        cursor = page.next_cursor;
+        if cursor.is_none() {
+            return Ok(());
+        }
+    }
 }
 
 /// The confirmation of an erasure.

@@ -3,7 +3,7 @@ use std::process::ExitCode;
 use clap::{Args, Subcommand};
 use serde_json::{Value, json};
 
-use super::flags::{Attribution, CommandError, ServerFlags, flat, print, print_json, show};
+use super::flags::{Attribution, CommandError, ServerFlags, flat, print, print_json, print_pages, show};
 use crate::client::{ApiClient, clean::clean_line};
 
 #[derive(Debug, Args)]
@@ -138,18 +138,11 @@ async fn list(
     status: Option<String>,
     json: bool,
 ) -> Result<ExitCode, CommandError> {
-    let mut cursor = None;
-    loop {
-        let query = json!({"installationId": installation, "status": status, "cursor": cursor});
-        let page = client.migrations(&query).await?;
-        for migration in &page.items {
-            if json { print_json(migration)? } else { print(&row(migration))? }
-        }
-        cursor = page.next_cursor;
-        if cursor.is_none() {
-            return Ok(ExitCode::SUCCESS);
-        }
-    }
+    let read = async |cursor| {
+        client.migrations(&json!({"installationId": installation, "status": status, "cursor": cursor})).await
+    };
+    print_pages(json, row, read).await?;
+    Ok(ExitCode::SUCCESS)
 }
 
 /// One line of a list.

@@ -3,7 +3,7 @@ use std::{io::Read, process::ExitCode};
 use clap::{Args, Subcommand};
 use serde_json::{Value, json};
 
-use super::flags::{CommandError, Confirmation, ServerFlags, print, print_json, show, shown};
+use super::flags::{CommandError, Confirmation, ServerFlags, print, print_json, print_pages, show, shown};
 use crate::{
     client::{
         ApiClient, NewSession, PromptRequest, SessionFilter,
@@ -192,22 +192,14 @@ async fn transcript(client: &ApiClient, session: &str, json: bool) -> Result<(),
 }
 
 async fn list(client: &ApiClient, arguments: ListArgs, json: bool) -> Result<(), CommandError> {
-    let mut filter = SessionFilter {
+    let filter = SessionFilter {
         installation_id: arguments.installation,
         workspace_id: arguments.workspace,
         state: arguments.state,
         ..SessionFilter::default()
     };
-    loop {
-        let page = client.sessions(&filter).await?;
-        for session in &page.items {
-            if json { print_json(session)? } else { print(&session_row(session))? }
-        }
-        filter.cursor = page.next_cursor;
-        if filter.cursor.is_none() {
-            return Ok(());
-        }
-    }
+    print_pages(json, session_row, async |cursor| client.sessions(&SessionFilter { cursor, ..filter.clone() }).await)
+        .await
 }
 
 fn read_stdin() -> Result<String, CommandError> {

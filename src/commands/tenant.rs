@@ -57,9 +57,9 @@ struct SetArgs {
     /// MCP servers that callers may give: none, listed or any; default is the rule of the server.
     #[arg(long, value_name = "CEILING")]
     mcp_servers: Option<String>,
-    /// Name of the person or program that makes the change; logged.
+    /// A name for the log beside the subject of the token, such as the person for whom a program acts.
     #[arg(long, value_name = "NAME")]
-    actor: String,
+    actor: Option<String>,
     /// Why; logged.
     #[arg(long, value_name = "TEXT")]
     reason: String,

@@ -3,7 +3,7 @@ use std::process::ExitCode;
 use clap::{Args, Subcommand};
 use serde_json::{Value, json};
 
-use super::flags::{CommandError, ServerFlags, print, print_json, show};
+use super::flags::{CommandError, ServerFlags, print, print_json, print_pages, show};
 use crate::{
     client::{ApiClient, clean::clean_line},
     domain::clock::{Clock, Timestamp},
@@ -107,7 +107,10 @@ pub(crate) fn run(arguments: TokenArgs) -> Result<ExitCode, CommandError> {
     arguments.server.with_client(async move |client| {
         match arguments.action {
             Action::Create(arguments) => create(&client, arguments, json).await?,
-            Action::List { tenant } => list(&client, tenant, json).await?,
+            Action::List { tenant } => {
+                let read = async |cursor| client.tokens(&json!({"installationId": tenant, "cursor": cursor})).await;
+                print_pages(json, row, read).await?;
+            }
             Action::Revoke { token_id } => show(&client.revoke_token(&token_id).await?, json)?,
         }
         Ok(ExitCode::SUCCESS)
@@ -117,20 +120,6 @@ pub(crate) fn run(arguments: TokenArgs) -> Result<ExitCode, CommandError> {
 async fn create(client: &ApiClient, arguments: CreateArgs, json: bool) -> Result<(), CommandError> {
     let made = client.create_token(&arguments.body()).await?;
     if json { print_json(&made) } else { print(&clean_line(made["token"].as_str().unwrap_or_default())) }
-}
-
-async fn list(client: &ApiClient, tenant: Option<String>, json: bool) -> Result<(), CommandError> {
-    let mut cursor = None;
-    loop {
-        let page = client.tokens(&json!({"installationId": tenant, "cursor": cursor})).await?;
-        for token in &page.items {
-            if json { print_json(token)? } else { print(&row(token))? }
-        }
-        cursor = page.next_cursor;
-        if cursor.is_none() {
-            return Ok(());
-        }
-    }
 }
 
 /// One line of a list.

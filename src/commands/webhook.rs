@@ -3,8 +3,8 @@ use std::process::ExitCode;
 use clap::{Args, Subcommand};
 use serde_json::{Value, json};
 
-use super::flags::{CommandError, ServerFlags, print, print_json, show};
-use crate::client::{ApiClient, clean::clean_line};
+use super::flags::{CommandError, ServerFlags, print_pages, show};
+use crate::client::clean::clean_line;
 
 #[derive(Debug, Args)]
 pub(crate) struct WebhookArgs {
@@ -40,26 +40,15 @@ pub(crate) fn run(arguments: WebhookArgs) -> Result<ExitCode, CommandError> {
     let json = arguments.server.json;
     arguments.server.with_client(async move |client| {
         match arguments.action {
-            Action::List { state } => list(&client, state, json).await?,
+            Action::List { state } => {
+                let read = async |cursor| client.webhook_deliveries(&json!({"state": state, "cursor": cursor})).await;
+                print_pages(json, row, read).await?;
+            }
             Action::Replay(ReplayArgs { delivery: Some(id), .. }) => show(&client.replay_delivery(&id).await?, json)?,
             Action::Replay(_) => show(&client.replay_dead_deliveries().await?, json)?,
         }
         Ok(ExitCode::SUCCESS)
     })
-}
-
-async fn list(client: &ApiClient, state: Option<String>, json: bool) -> Result<(), CommandError> {
-    let mut cursor = None;
-    loop {
-        let page = client.webhook_deliveries(&json!({"state": state, "cursor": cursor})).await?;
-        for delivery in &page.items {
-            if json { print_json(delivery)? } else { print(&row(delivery))? }
-        }
-        cursor = page.next_cursor;
-        if cursor.is_none() {
-            return Ok(());
-        }
-    }
 }
 
 /// One line of a list.

@@ -152,6 +152,12 @@ fn each_planted_violation_is_found_and_named() {
         ),
         ("http/a.rs", "fn f() { state.workspaces.live(id) }", "rows are looked up in http/rows.rs"),
         ("http/rows.rs", "fn f() { store(state).session(id) }", ""),
+        (
+            "http/a.rs",
+            "#[get(\"/a\")]\npub(crate) async fn a(id: Path) -> X {}",
+            "http/a.rs:1: `a`: a handler takes the",
+        ),
+        ("http/a.rs", "#[get(\"/a\")]\npub(crate) async fn a(caller: Caller) -> X {}", ""),
         ("actors/a.rs", "\nfn f() { q(\"DELETE FROM sessions\") }", "actors/a.rs:2: SQL belongs in store/"),
         ("actors/a.rs", "fn f() { q(r#\"SELECT \"id\" FROM t\"#) }", "SQL belongs in store/"),
         ("actors/a.rs", "fn f() { a.do_send(M) }", "`do_send`: do_send ignores"),

@@ -237,6 +237,14 @@ static LOOKUPS: LazyLock<Regex> = LazyLock::new(|| {
     Regex::new(r"store\)?\s*\.(session|prompt|token|migration_run)\(|workspaces\s*\.live\(").unwrap()
 });
 
+/// The handler of a route, with its parameters.
+static HANDLERS: LazyLock<Regex> = LazyLock::new(|| {
+    Regex::new(r"#\[(?:get|post|put|delete)\([^\]]*\)\]\s*pub\(crate\) async fn (\w+)\(([^{]*?)\)\s*->").unwrap()
+});
+
+/// Handlers of probes, which need no token.
+const OPEN_HANDLERS: [&str; 2] = ["livez", "readyz"];
+
 /// Things that have one place: reads of the environment, statuses of errors, SQL, lookups of a caller.
 fn places(tree: &Tree, found: &mut Vec<String>) {
     const READS: [&str; 8] = ["var", "var_os", "vars", "vars_os", "set_var", "remove_var", "temp_dir", "home_dir"];
@@ -251,6 +259,14 @@ fn places(tree: &Tree, found: &mut Vec<String>) {
             let chooses = matches!(owner, "StatusCode" | "HttpResponse") && STATUSES.is_match(last);
             if chooses && file.path != "contract/problem.rs" {
                 report(path.line, format!("`{text}`: the status of an error is chosen only in contract/problem.rs"));
+            }
+        }
+        if file.unit() == "http" {
+            for handler in HANDLERS.captures_iter(&file.code) {
+                let (name, line) = (&handler[1], file.line_of(handler.get(0).map_or(0, |it| it.start())));
+                if !handler[2].contains("Caller") && !OPEN_HANDLERS.contains(&name) {
+                    report(line, format!("`{name}`: a handler takes the `Caller`, which only a checked request has"));
+                }
             }
         }
         if file.unit() == "http" && file.path != "http/rows.rs" {

@@ -500,6 +500,7 @@ fn operator_sees_no_contents_of_a_session() {
     let user = client(&program, "acme", "user");
     let session = user.open_with(json!({"workspaceId": "ws"}));
     session.completes("echo a-secret-of-acme");
+    session.prompt("error -32000 a-secret-of-acme").problem(502, "agent_auth_required");
     let mut stream = session.streams("ask");
     let seen = stream.until("the request", |event| event.name == "permission_request");
     let operator = client(&program, "acme", "operator");
