@@ -20,6 +20,7 @@ pub(crate) mod result;
 pub(crate) mod routing;
 pub(crate) mod runtime;
 pub(crate) mod session;
+pub(crate) mod steps;
 pub(crate) mod tenants;
 pub(crate) mod tokens;
 mod words;

@@ -8,6 +8,7 @@
 //!   starts for an agent, are inside the folders of that agent's sessions.
 
 pub(crate) mod agents;
+mod automation;
 pub(crate) mod conversations;
 pub(crate) mod fallback;
 pub(crate) mod reply;

@@ -21,6 +21,7 @@ use tracing::Instrument;
 use uuid::Uuid;
 
 use super::{
+    automation::{self, Automation},
     fallback::{self, Fallback},
     reply::{answer, answer_failure, answer_stranger, read, refuse},
     socket::{self, SocketSettings},
@@ -37,6 +38,7 @@ use crate::{
             AgentProcesses, CONNECTION_ID_HEADER, CountProcesses, DiffWorkspace, MeasureWorkspace, PrepareWorkspace,
             PreparedWorkspace, RECEIVED_HEADER, RemoveTenant, RemoveWorkspace, RemovedHomes, RuntimeStatus,
         },
+        steps::AUTOMATION,
     },
     domain::{
         log_limit::LogLimit,
@@ -92,6 +94,7 @@ pub(super) fn configure(state: RuntimeState) -> impl FnOnce(&mut web::ServiceCon
         let scope = web::scope("")
             .wrap(from_fn(trace))
             .app_data(web::Data::from(state.fallback.clone()))
+            .app_data(web::Data::new(Automation::new(state.workspaces.clone())))
             .app_data(web::Data::new(state))
             .app_data(web::PayloadConfig::new(MAX_BODY_BYTES))
             .service(resource("/acp", GET, web::get().to(acp)))
@@ -105,6 +108,7 @@ pub(super) fn configure(state: RuntimeState) -> impl FnOnce(&mut web::ServiceCon
             .service(resource("/workspace/measure", POST, web::post().to(measure)))
             .service(resource("/workspace/remove", POST, web::post().to(remove)))
             .service(resource("/tenant/remove", POST, web::post().to(remove_tenant)))
+            .service(resource(&format!("{AUTOMATION}/{{run}}/{{step}}"), POST, web::post().to(automation::perform)))
             .service(resource(PROCESS_PROMPT, POST, web::post().to(fallback::process)))
             .service(
                 resource(&format!("{PROCESS_PROMPT}/{{prompt_id}}"), GET_OR_DELETE, web::get().to(fallback::join))

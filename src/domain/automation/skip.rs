@@ -56,6 +56,30 @@ words! {
         SecondaryLimit = "secondary-limit",
         /// The turn used the fallback, which does not support automation.
         FallbackCannot = "fallback-cannot",
+        /// The repository has no commit.
+        EmptyRepository = "empty-repository",
+        /// The repository is archived, and takes no changes.
+        Archived = "archived",
+        /// A rule of the repository forbids the push.
+        Ruleset = "ruleset",
+        /// The change contains a secret.
+        PushProtection = "push-protection",
+        /// A file, or the whole change, exceeds GitHub's limits.
+        TooLarge = "too-large",
+        /// The change touches a path that the tenant's settings protect.
+        ProtectedPath = "protected-path",
+        /// The change touches a workflow, and the credential may not change workflows.
+        WorkflowPermission = "workflow-permission",
+        /// A rule demands signed commits, and no way to sign is configured.
+        SigningRequired = "signing-required",
+        /// The organisation demands that the token is authorised for single sign-on.
+        Sso = "sso",
+        /// The organisation permits only some network addresses.
+        IpAllowList = "ip-allow-list",
+        /// The change touches a file that Git LFS stores.
+        Lfs = "lfs",
+        /// A person closed the pull request of the session.
+        ClosedByPerson = "closed-by-person",
     }
 }
 
@@ -66,9 +90,22 @@ impl SkipDetail {
             Self::EnvDisabled | Self::ConfigDisabled | Self::GitopsOff | Self::CallerSkip => {
                 SkipReason::AutomationDisabled
             }
-            Self::MissingRepository | Self::NoChanges | Self::NothingStaged => SkipReason::Other,
+            Self::MissingRepository
+            | Self::NoChanges
+            | Self::NothingStaged
+            | Self::EmptyRepository
+            | Self::Archived
+            | Self::Ruleset
+            | Self::PushProtection
+            | Self::TooLarge
+            | Self::ProtectedPath
+            | Self::SigningRequired
+            | Self::Lfs
+            | Self::ClosedByPerson => SkipReason::Other,
             Self::BlockedByPattern => SkipReason::RepoBlocked,
-            Self::NoInstallation | Self::TokenRefused => SkipReason::MissingCredential,
+            Self::NoInstallation | Self::TokenRefused | Self::WorkflowPermission | Self::Sso | Self::IpAllowList => {
+                SkipReason::MissingCredential
+            }
             Self::PrimaryLimit | Self::SecondaryLimit => SkipReason::RateLimited,
             Self::FallbackCannot => SkipReason::WorkspaceRollback,
         }

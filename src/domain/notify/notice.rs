@@ -223,6 +223,56 @@ fn texts_of_detail(detail: SkipDetail) -> (&'static str, &'static str) {
         SkipDetail::FallbackCannot => {
             ("the HTTP fallback does not support it", "Prompt again once the workspace is back on ACP.")
         }
+        _ => texts_of_refusal(detail),
+    }
+}
+
+/// The texts of what GitHub, or a check before the push, refuses.
+fn texts_of_refusal(detail: SkipDetail) -> (&'static str, &'static str) {
+    match detail {
+        SkipDetail::EmptyRepository => ("the repository is empty", "Push a first commit to its default branch."),
+        SkipDetail::Archived => ("the repository is archived", "Its owner can unarchive it."),
+        SkipDetail::Ruleset => (
+            "a rule of the repository forbids the push",
+            "The log of the run names the rule; change it, or the branch name in the tenant's settings.",
+        ),
+        SkipDetail::PushProtection => (
+            "the change contains a secret",
+            "The log of the run names path and line. Remove the secret, and replace it where it is valid.",
+        ),
+        SkipDetail::TooLarge => (
+            "the change is too large for GitHub",
+            "The log of the run names the files. Remove or ignore them, and prompt again.",
+        ),
+        SkipDetail::ProtectedPath => (
+            "the change touches a protected path",
+            "The log of the run names the paths. An administrator can permit them in the tenant's settings.",
+        ),
+        SkipDetail::WorkflowPermission => (
+            "the credential may not change workflows",
+            "Grant the permission `workflows`, and accept it in the settings of the installation.",
+        ),
+        SkipDetail::SigningRequired => (
+            "the repository demands signed commits",
+            "An operator can configure a key for signatures; the changes are kept.",
+        ),
+        SkipDetail::Sso => (
+            "the token is not authorised for single sign-on",
+            "Authorise it for the organisation at GitHub, then retry the run.",
+        ),
+        SkipDetail::IpAllowList => (
+            "the organisation does not permit this network address",
+            "Its owner can add the address of the runtime to the IP allow list.",
+        ),
+        SkipDetail::Lfs => (
+            "the change touches a file of Git LFS",
+            "Change such files outside the session; the other changes are kept.",
+        ),
+        SkipDetail::ClosedByPerson => (
+            "a person closed the pull request of the session",
+            "Reopen it, or open a new session for a new pull request.",
+        ),
+        _ => ("it was not possible", "See the diagnostics of the turn."),
     }
 }
 

@@ -1,0 +1,48 @@
+//! The interface of the runtime's automation: `POST /automation/{run}/{step}` with a [`StepOrder`], answered by a
+//! [`StepReport`](crate::domain::automation::step::StepReport).
+//!
+//! A failed step is an answer with status 200. Problem documents are for orders that the runtime cannot read, and for
+//! workspaces that do not exist.
+
+use secrecy::{ExposeSecret, SecretString};
+use serde::{Deserialize, Serialize, Serializer};
+
+use super::runtime::WorkspaceRef;
+use crate::domain::{automation::step::StepInput, ids::SessionId};
+
+/// Path of the steps, to which run and step are appended.
+pub(crate) const AUTOMATION: &str = "/automation";
+
+/// One step of a run. Idempotent: a step that is ordered again finds what it made.
+#[derive(Debug, Clone, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub(crate) struct StepOrder {
+    pub workspace: WorkspaceRef,
+    pub session_id: SessionId,
+    /// Absent for a step that is local.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub remote: Option<Remote>,
+    pub input: StepInput,
+}
+
+/// A repository at GitHub, with a token for it.
+#[derive(Debug, Clone, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub(crate) struct Remote {
+    /// `owner/name`, or an address, as the session gave it.
+    pub repository: String,
+    /// Root of the REST API without a slash at the end, such as `https://api.github.com`.
+    pub api_url: String,
+    #[serde(serialize_with = "expose")]
+    pub token: SecretString,
+    /// The longest time that one step waits for a rate limit, in milliseconds.
+    pub max_wait_ms: u64,
+}
+
+/// Writes a secret into a body for the runtime.
+///
+/// # Errors
+/// None of its own.
+pub(crate) fn expose<S: Serializer>(secret: &SecretString, to: S) -> Result<S::Ok, S::Error> {
+    to.serialize_str(secret.expose_secret())
+}

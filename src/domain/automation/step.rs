@@ -1,0 +1,350 @@
+//! The steps of an automation run: the input of each, what it found or made, and how it failed.
+//!
+//! Every step is idempotent: run again, it finds what its first run made. Facts are stored with the run and sent between
+//! supervisor and runtime, so their JSON is stable; unknown members are ignored.
+
+use serde::{Deserialize, Serialize};
+
+use super::skip::SkipDetail;
+use crate::domain::{clock::Timestamp, words::words};
+
+words! {
+    /// A step of a run.
+    StepName {
+        /// Computes what the turn changed. Local.
+        Changes = "changes",
+        /// Reads what GitHub permits on the repository, and refuses what cannot succeed. Changes nothing.
+        Preflight = "preflight",
+        /// Finds or opens the issue.
+        Issue = "issue",
+        /// Makes the commit. Local.
+        Commit = "commit",
+        /// Pushes the commit to the branch, and reads the branch back.
+        Push = "push",
+        /// Finds, opens or updates the pull request.
+        PullRequest = "pull-request",
+        /// Comments on the issue.
+        Comment = "comment",
+        /// Keeps the commit as a bundle and a patch. Local.
+        Rescue = "rescue",
+    }
+}
+
+impl StepName {
+    /// True for a step that sends requests to GitHub, and needs a token.
+    pub(crate) fn is_remote(self) -> bool {
+        !matches!(self, Self::Changes | Self::Commit | Self::Rescue)
+    }
+}
+
+/// A person or bot in a commit.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub(crate) struct Identity {
+    /// At most 100 characters; without line breaks and angle brackets.
+    pub name: String,
+    /// An address of the same form.
+    pub email: String,
+}
+
+/// The input of a step.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(tag = "step", rename_all = "kebab-case", rename_all_fields = "camelCase")]
+pub(crate) enum StepInput {
+    Changes {
+        /// The newest commit of the session's branch that an earlier turn pushed; absent: the commit that was cloned.
+        #[serde(default, skip_serializing_if = "Option::is_none")]
+        parent: Option<String>,
+    },
+    Preflight {
+        /// The branch that the push creates or updates.
+        branch: String,
+        /// The branch that the pull request proposes to change; absent: the default branch of the repository.
+        #[serde(default, skip_serializing_if = "Option::is_none")]
+        base: Option<String>,
+        /// True if an issue is needed.
+        wants_issue: bool,
+        /// True if a pull request is needed.
+        wants_pull_request: bool,
+        /// True if the change touches `.github/workflows/`.
+        touches_workflows: bool,
+        /// The pull request of an earlier turn of the session.
+        #[serde(default, skip_serializing_if = "Option::is_none")]
+        pull_request: Option<u64>,
+    },
+    Issue {
+        /// Number of an existing issue that the caller or an earlier turn named; it is read and not changed.
+        #[serde(default, skip_serializing_if = "Option::is_none")]
+        number: Option<u64>,
+        /// Text in the body by which an issue of this run is found again.
+        marker: String,
+        title: String,
+        /// Markdown; contains the marker.
+        body: String,
+        labels: Vec<String>,
+        assignees: Vec<String>,
+    },
+    Commit {
+        /// The parent, as [`Changes::parent`].
+        parent: String,
+        /// The tree, as [`Changes::tree`].
+        tree: String,
+        message: String,
+        author: Identity,
+        committer: Identity,
+        /// Author and committer date, so that a repeat makes the same commit.
+        at: Timestamp,
+    },
+    Push {
+        branch: String,
+        /// The commit, as [`CommitFact::sha`].
+        commit: String,
+        /// The commit that the branch has on GitHub before the push; absent: the branch must not exist.
+        #[serde(default, skip_serializing_if = "Option::is_none")]
+        expected: Option<String>,
+    },
+    PullRequest {
+        /// Number of the pull request of an earlier turn of the session; it is updated.
+        #[serde(default, skip_serializing_if = "Option::is_none")]
+        number: Option<u64>,
+        marker: String,
+        head: String,
+        base: String,
+        title: String,
+        /// Markdown; contains the marker.
+        body: String,
+        is_draft: bool,
+        labels: Vec<String>,
+        assignees: Vec<String>,
+        reviewers: Vec<String>,
+    },
+    Comment {
+        issue: u64,
+        /// Text in the body by which the comment is found again.
+        marker: String,
+        /// Markdown; contains the marker.
+        body: String,
+    },
+    Rescue {
+        parent: String,
+        commit: String,
+        branch: String,
+    },
+}
+
+impl StepInput {
+    pub(crate) fn name(&self) -> StepName {
+        match self {
+            Self::Changes { .. } => StepName::Changes,
+            Self::Preflight { .. } => StepName::Preflight,
+            Self::Issue { .. } => StepName::Issue,
+            Self::Commit { .. } => StepName::Commit,
+            Self::Push { .. } => StepName::Push,
+            Self::PullRequest { .. } => StepName::PullRequest,
+            Self::Comment { .. } => StepName::Comment,
+            Self::Rescue { .. } => StepName::Rescue,
+        }
+    }
+}
+
+/// What a turn changed.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub(crate) struct Changes {
+    /// The commit on which the changes are based.
+    pub parent: String,
+    /// The tree of `parent` with the changes; equals the parent's tree if nothing changed.
+    pub tree: String,
+    /// At most [`MAX_CHANGED_PATHS`].
+    pub files: Vec<ChangedPath>,
+    /// Number of all changed files.
+    pub total: u64,
+    /// Number of changed files that are ignored by the repository's rules, and are in no commit.
+    pub ignored: u64,
+    /// The content of the agent's `.claude-pr-summary.md`, at most 8 KiB; that file is never in the tree.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub summary: Option<String>,
+    /// The branch that was cloned; absent for a folder without one.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub base_branch: Option<String>,
+    /// Reasons not to commit, found in the tree; the first decides.
+    #[serde(default)]
+    pub findings: Vec<Finding>,
+}
+
+/// The most files of [`Changes::files`].
+pub(crate) const MAX_CHANGED_PATHS: usize = 1000;
+
+/// One file of [`Changes`].
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub(crate) struct ChangedPath {
+    /// Path relative to the repository; invalid UTF-8 is replaced.
+    pub path: String,
+    /// Bytes of the new content; 0 for a deleted file.
+    pub bytes: u64,
+    pub is_deleted: bool,
+}
+
+/// Something in a change that cannot or must not be pushed.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub(crate) struct Finding {
+    pub detail: SkipDetail,
+    pub path: String,
+    /// Line, from 1, if there is one.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub line: Option<u64>,
+    /// The rule, or the measured and the allowed size; never the content.
+    pub rule: String,
+}
+
+/// What GitHub says about the repository.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub(crate) struct Preflight {
+    /// `owner/name` as GitHub spells it today.
+    pub full_name: String,
+    pub default_branch: String,
+    pub has_issues: bool,
+    pub is_fork: bool,
+    /// The commit of the branch, if it exists.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub branch_head: Option<String>,
+    /// The identity of commits: the App's bot, or the user of the token. Absent if GitHub does not name it.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub identity: Option<Identity>,
+    /// State of [`StepInput::Preflight::pull_request`].
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub pull_request: Option<PullRequestState>,
+}
+
+words! {
+    /// State of a pull request.
+    PullRequestState {
+        Open = "open",
+        /// Closed without a merge.
+        Closed = "closed",
+        Merged = "merged",
+    }
+}
+
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub(crate) struct IssueFact {
+    pub id: u64,
+    pub number: u64,
+    pub url: String,
+    pub title: String,
+    /// True if it existed before this step.
+    #[serde(default)]
+    pub is_adopted: bool,
+}
+
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub(crate) struct CommitFact {
+    /// 40 hexadecimal digits in lower case.
+    pub sha: String,
+    pub message: String,
+}
+
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub(crate) struct PushFact {
+    pub branch: String,
+    /// The commit that the branch has on GitHub, read back after the push.
+    pub sha: String,
+    /// True if the commit was moved onto newer commits of the branch.
+    #[serde(default)]
+    pub is_rebased: bool,
+}
+
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub(crate) struct PullRequestFact {
+    pub number: u64,
+    pub url: String,
+    /// The head branch.
+    pub branch: String,
+    #[serde(default)]
+    pub is_draft: bool,
+    /// True if it existed before this step.
+    #[serde(default)]
+    pub is_adopted: bool,
+}
+
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub(crate) struct RescueFact {
+    /// Bytes of the bundle and of the patch.
+    pub bundle_bytes: u64,
+    pub patch_bytes: u64,
+    /// True if the patch is cut at its limit; the bundle is whole.
+    #[serde(default)]
+    pub is_patch_cut: bool,
+}
+
+/// What a step found or made.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(tag = "made", rename_all = "kebab-case", rename_all_fields = "camelCase")]
+pub(crate) enum StepFact {
+    Changes(Changes),
+    Preflight(Preflight),
+    Issue(IssueFact),
+    Commit(CommitFact),
+    Push(PushFact),
+    PullRequest(PullRequestFact),
+    Comment { url: String },
+    Rescue(RescueFact),
+}
+
+words! {
+    /// What may help a failed step.
+    Remedy {
+        /// Nothing that the service can do.
+        Never = "never",
+        /// The same step later.
+        Later = "later",
+        /// The same step with a new token.
+        NewToken = "new-token",
+    }
+}
+
+/// The failure of a step.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub(crate) struct StepFailure {
+    /// A stable code in kebab case, such as `github-unavailable`, `push-rejected`, `behind`; that of `skip` if there is one.
+    pub code: String,
+    /// What happened and what to do, in one or two sentences without secrets; at most 300 characters.
+    pub message: String,
+    /// Set if the run is skipped for this reason, rather than failed.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub skip: Option<SkipDetail>,
+    pub remedy: Remedy,
+    /// The earliest time of a repetition, as GitHub stated it.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub retry_at: Option<Timestamp>,
+}
+
+/// The end of one execution of a step.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub(crate) struct StepReport {
+    /// The fact, or the failure.
+    pub outcome: StepOutcome,
+    /// Lines for the run's log: at most 20 lines of at most 300 characters, redacted.
+    #[serde(default)]
+    pub logs: Vec<String>,
+    /// Requests that GitHub still permits in this hour, if it said so.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub rate_remaining: Option<u64>,
+}
+
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub(crate) enum StepOutcome {
+    Done(StepFact),
+    Failed(StepFailure),
+}
