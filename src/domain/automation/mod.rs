@@ -1,5 +1,7 @@
-//! GitHub automation: which repositories are blocked, why automation is skipped, and the steps of a run.
+//! GitHub automation: which repositories are blocked, why automation is skipped, and the runs with their steps.
 
+pub(crate) mod plan;
 pub(crate) mod repository_pattern;
+pub(crate) mod saga;
 pub(crate) mod skip;
 pub(crate) mod step;

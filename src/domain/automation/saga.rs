@@ -1,0 +1,325 @@
+//! The run of automation on the changes of one turn: which step follows, when, and how the run ends.
+//!
+//! A run is a sequence of facts. Each step adds one or fails, and [`Saga::next`] decides from what is there alone, so a
+//! run continues after a crash of supervisor or runtime at the step whose fact is missing. The order leaves no orphan:
+//! what can be refused is refused before anything exists at GitHub, and a commit that cannot be delivered is rescued.
+
+use std::time::Duration;
+
+use serde::{Deserialize, Serialize};
+
+use super::{
+    plan::{Plan, Previous, Protection},
+    skip::{SkipDetail, SkipReason},
+    step::{
+        Changes, CommitFact, IssueFact, Preflight, PullRequestFact, PullRequestState, PushFact, Remedy, RescueFact,
+        StepFact, StepFailure, StepName, StepOutcome, StepReport,
+    },
+};
+use crate::domain::{clock::Timestamp, text};
+
+/// The most log lines of a run, as in the contract of the result.
+pub(crate) const MAX_LOG_LINES: usize = 50;
+/// Executions of one step in one attempt, while its failures may pass.
+const MAX_TRIES: u32 = 3;
+/// Pause before the second execution of a step; three times as long before the third.
+const FIRST_PAUSE: Duration = Duration::from_secs(2);
+/// Pause before the next attempt of a run that failed for a reason that may pass, unless GitHub stated a time.
+const NEXT_ATTEMPT: Duration = Duration::from_secs(300);
+/// Attempts that the service begins by itself. With [`NEXT_ATTEMPT`] between them they outlast most outages.
+pub(crate) const MAX_ATTEMPTS: u32 = 6;
+
+/// State of a run. Stored as JSON; members of newer versions are ignored.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub(crate) struct Saga {
+    pub plan: Plan,
+    /// Number of the attempt, from 1.
+    pub attempt: u32,
+    pub attempt_began: Timestamp,
+    #[serde(default)]
+    pub facts: Facts,
+    /// Failures of this attempt, at most one for each step.
+    #[serde(default)]
+    pub failures: Vec<FailedStep>,
+    /// Failed executions of the step that is next.
+    #[serde(default)]
+    pub tries: u32,
+    /// The next step waits for this time.
+    #[serde(default)]
+    pub not_before: Option<Timestamp>,
+    /// True once the name of the branch got a suffix, because another branch blocked it.
+    #[serde(default)]
+    pub has_other_name: bool,
+    #[serde(default)]
+    pub logs: Vec<String>,
+}
+
+/// What the steps found or made.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase", default)]
+pub(crate) struct Facts {
+    pub changes: Option<Changes>,
+    pub preflight: Option<Preflight>,
+    pub issue: Option<IssueFact>,
+    pub commit: Option<CommitFact>,
+    pub push: Option<PushFact>,
+    pub pull_request: Option<PullRequestFact>,
+    pub comment_url: Option<String>,
+    pub rescue: Option<RescueFact>,
+}
+
+/// A step that failed for the rest of the attempt.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub(crate) struct FailedStep {
+    pub step: StepName,
+    pub failure: StepFailure,
+}
+
+/// What follows in a run.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(crate) enum Next {
+    Step(StepName),
+    /// The next step waits until this time.
+    Wait(Timestamp),
+    End(Verdict),
+}
+
+/// The end of an attempt.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(crate) enum Verdict {
+    /// Everything that was requested is at GitHub, or nothing was to be delivered in a dry run.
+    Success,
+    Skipped(SkipDetail),
+    /// At least one step failed; what the others made is in the facts.
+    Failed(StepFailure),
+}
+
+/// Why no further step delivers anything.
+enum Obstacle<'a> {
+    Skip(SkipDetail),
+    Failure(&'a StepFailure),
+}
+
+impl Saga {
+    pub(crate) fn new(plan: Plan, now: Timestamp) -> Self {
+        let issue = plan.previous.as_ref().and_then(|previous| previous.issue.clone());
+        Self {
+            plan,
+            attempt: 1,
+            attempt_began: now,
+            facts: Facts { issue, ..Facts::default() },
+            failures: Vec::new(),
+            tries: 0,
+            not_before: None,
+            has_other_name: false,
+            logs: Vec::new(),
+        }
+    }
+
+    /// Decides what follows.
+    pub(crate) fn next(&self, now: Timestamp) -> Next {
+        if let Some(at) = self.not_before.filter(|at| *at > now) {
+            return Next::Wait(at);
+        }
+        match self.obstacle() {
+            Some(obstacle) => match self.step_of_rescue() {
+                Some(step) => Next::Step(step),
+                None => Next::End(match obstacle {
+                    Obstacle::Skip(detail) => Verdict::Skipped(detail),
+                    Obstacle::Failure(failure) => match failure.skip {
+                        Some(detail) => Verdict::Skipped(detail),
+                        None => Verdict::Failed(failure.clone()),
+                    },
+                }),
+            },
+            None => match self.step_of_delivery() {
+                Some(step) => Next::Step(step),
+                None => Next::End(self.failures.first().map_or(Verdict::Success, |failed| match self.is_whole() {
+                    true => Verdict::Success,
+                    false => Verdict::Failed(failed.failure.clone()),
+                })),
+            },
+        }
+    }
+
+    /// The next step towards GitHub; `None` if all are done or have failed.
+    fn step_of_delivery(&self) -> Option<StepName> {
+        let facts = &self.facts;
+        let is_open = |step: StepName| !self.has_failed(step);
+        if facts.changes.is_none() {
+            return Some(StepName::Changes);
+        }
+        if facts.preflight.is_none() {
+            return Some(StepName::Preflight);
+        }
+        if self.wants_issue() && facts.issue.is_none() && is_open(StepName::Issue) && !self.plan.is_dry_run {
+            return Some(StepName::Issue);
+        }
+        if facts.commit.is_none() {
+            return Some(StepName::Commit);
+        }
+        if self.plan.is_dry_run {
+            return None;
+        }
+        if facts.push.is_none() {
+            return Some(StepName::Push);
+        }
+        if !self.plan.wants_pull_request() {
+            return None;
+        }
+        if facts.pull_request.is_none() {
+            return is_open(StepName::PullRequest).then_some(StepName::PullRequest);
+        }
+        let wants_comment = facts.issue.is_some() && self.open_previous().is_none_or(|it| it.pull_request.is_none());
+        (wants_comment && facts.comment_url.is_none() && is_open(StepName::Comment)).then_some(StepName::Comment)
+    }
+
+    /// The next step that keeps a commit which cannot be delivered; `None` if there is nothing to keep, or it is kept.
+    fn step_of_rescue(&self) -> Option<StepName> {
+        let facts = &self.facts;
+        let is_lost = self.has_changes() && facts.push.is_none() && facts.rescue.is_none() && !self.plan.is_dry_run;
+        let is_possible = !self.has_failed(StepName::Commit) && !self.has_failed(StepName::Rescue);
+        (is_lost && is_possible).then(|| match facts.commit {
+            None => StepName::Commit,
+            Some(_) => StepName::Rescue,
+        })
+    }
+
+    fn obstacle(&self) -> Option<Obstacle<'_>> {
+        for step in [StepName::Changes, StepName::Preflight, StepName::Commit, StepName::Push] {
+            if let Some(failed) = self.failures.iter().find(|failed| failed.step == step) {
+                return Some(Obstacle::Failure(&failed.failure));
+            }
+        }
+        // A rate limit and a refused token stop every other request too.
+        let stops =
+            |detail: SkipDetail| matches!(detail.reason(), SkipReason::RateLimited | SkipReason::MissingCredential);
+        if let Some(failed) =
+            self.failures.iter().find(|it| it.step.is_remote() && it.failure.skip.is_some_and(stops))
+        {
+            return Some(Obstacle::Failure(&failed.failure));
+        }
+        let changes = self.facts.changes.as_ref()?;
+        if changes.total == 0 {
+            let detail = if changes.ignored > 0 { SkipDetail::NothingStaged } else { SkipDetail::NoChanges };
+            return Some(Obstacle::Skip(detail));
+        }
+        if let Some(finding) = changes.findings.first() {
+            return Some(Obstacle::Skip(finding.detail));
+        }
+        if self.plan.protection == Protection::Refuse && self.touches_protected() {
+            return Some(Obstacle::Skip(SkipDetail::ProtectedPath));
+        }
+        let preflight = self.facts.preflight.as_ref()?;
+        let is_closed = preflight.pull_request == Some(PullRequestState::Closed);
+        is_closed.then_some(Obstacle::Skip(SkipDetail::ClosedByPerson))
+    }
+
+    fn has_failed(&self, step: StepName) -> bool {
+        self.failures.iter().any(|failed| failed.step == step)
+    }
+
+    /// True if the changes differ from their parent.
+    pub(crate) fn has_changes(&self) -> bool {
+        self.facts.changes.as_ref().is_some_and(|changes| changes.total > 0)
+    }
+
+    /// True if the change touches a path that the plan protects.
+    pub(crate) fn touches_protected(&self) -> bool {
+        let changed = self.facts.changes.iter().flat_map(|changes| &changes.files);
+        changed.into_iter().any(|file| self.plan.is_protected(&file.path))
+    }
+
+    /// True if an issue belongs to the run.
+    pub(crate) fn wants_issue(&self) -> bool {
+        let has_issues = self.facts.preflight.as_ref().is_none_or(|preflight| preflight.has_issues);
+        self.plan.wants_pull_request() && has_issues
+    }
+
+    /// What an earlier turn of the session made, unless its pull request was merged meanwhile: then a new one begins.
+    pub(crate) fn open_previous(&self) -> Option<&Previous> {
+        let state = self.facts.preflight.as_ref().and_then(|preflight| preflight.pull_request);
+        self.plan.previous.as_ref().filter(|_| state != Some(PullRequestState::Merged))
+    }
+
+    /// True if what was requested exists, whatever failed beside it: a missing comment is no failure of the run, and a
+    /// repository without issues has none.
+    fn is_whole(&self) -> bool {
+        let issue_failed = self.failures.iter().find(|failed| failed.step == StepName::Issue);
+        let has_issue = issue_failed.is_none_or(|failed| failed.failure.code == ISSUES_DISABLED);
+        let has_request = !self.plan.wants_pull_request() || self.facts.pull_request.is_some();
+        self.facts.push.is_some() && has_request && has_issue
+    }
+
+    /// Adds the end of one execution of a step.
+    pub(crate) fn apply(&mut self, step: StepName, report: StepReport, now: Timestamp) {
+        self.logs.extend(report.logs);
+        self.not_before = None;
+        match report.outcome {
+            StepOutcome::Done(fact) => {
+                self.tries = 0;
+                self.add(fact);
+            }
+            StepOutcome::Failed(failure) => self.fail(step, failure, now),
+        }
+        self.logs.truncate(MAX_LOG_LINES);
+    }
+
+    fn add(&mut self, fact: StepFact) {
+        let facts = &mut self.facts;
+        match fact {
+            StepFact::Changes(made) => facts.changes = Some(made),
+            StepFact::Preflight(made) => facts.preflight = Some(made),
+            StepFact::Issue(made) => facts.issue = Some(made),
+            StepFact::Commit(made) => facts.commit = Some(made),
+            StepFact::Push(made) => facts.push = Some(made),
+            StepFact::PullRequest(made) => facts.pull_request = Some(made),
+            StepFact::Comment { url } => facts.comment_url = Some(url),
+            StepFact::Rescue(made) => facts.rescue = Some(made),
+        }
+    }
+
+    fn fail(&mut self, step: StepName, failure: StepFailure, now: Timestamp) {
+        self.logs.push(text::cut(&format!("{} failed ({}): {}", step.as_str(), failure.code, failure.message), 300));
+        self.tries += 1;
+        if step == StepName::Push && failure.code == BRANCH_NAME_TAKEN && !self.has_other_name {
+            (self.has_other_name, self.tries) = (true, 0);
+            return;
+        }
+        let may_pass = failure.remedy == Remedy::Later && failure.retry_at.is_none() && failure.skip.is_none();
+        if may_pass && self.tries < MAX_TRIES {
+            self.not_before = Some(now.plus(FIRST_PAUSE * 3_u32.pow(self.tries - 1)));
+            return;
+        }
+        self.tries = 0;
+        self.failures.push(FailedStep { step, failure });
+    }
+
+    /// The time of the next attempt that the service begins by itself; `None` if only a person can help, or enough were
+    /// made. Call it with the verdict of [`Self::next`].
+    pub(crate) fn next_attempt(&self, verdict: &Verdict, now: Timestamp) -> Option<Timestamp> {
+        if self.attempt >= MAX_ATTEMPTS || *verdict == Verdict::Success {
+            return None;
+        }
+        let later = self.failures.iter().map(|failed| &failed.failure).find(|it| it.remedy == Remedy::Later)?;
+        Some(later.retry_at.map_or(now.plus(NEXT_ATTEMPT), |at| at.max(now)))
+    }
+
+    /// Begins another attempt. What exists is kept; what GitHub permits is read again.
+    pub(crate) fn retry(&mut self, now: Timestamp) {
+        self.attempt += 1;
+        self.attempt_began = now;
+        self.failures.clear();
+        (self.tries, self.not_before, self.facts.preflight) = (0, None, None);
+        self.logs.clear();
+    }
+}
+
+/// Code of the failure of the step `issue` in a repository without issues.
+pub(crate) const ISSUES_DISABLED: &str = "issues-disabled";
+/// Code of the failure of the step `push` if another branch blocks the name.
+pub(crate) const BRANCH_NAME_TAKEN: &str = "branch-name-taken";
+
+#[cfg(test)]
+pub(crate) mod tests;

@@ -1,0 +1,298 @@
+use proptest::prelude::*;
+use uuid::Uuid;
+
+use super::*;
+use crate::domain::{
+    automation::{skip::WantedMode, step::ChangedPath},
+    ids::SessionId,
+};
+
+const NOW: Timestamp = Timestamp(1_700_000_000_000_000);
+
+pub(crate) fn plan() -> Plan {
+    Plan {
+        session_id: SessionId(Uuid::from_u128(7)),
+        repository: "octo/hello".into(),
+        mode: WantedMode::Github,
+        is_dry_run: false,
+        at: NOW,
+        prompt: "write a file".into(),
+        message: String::new(),
+        diagnostics: Vec::new(),
+        branch_name: None,
+        base_branch: None,
+        issue: None,
+        issue_title: None,
+        branch_prefix: "claude-code/".into(),
+        is_draft: false,
+        labels: Vec::new(),
+        assignees: Vec::new(),
+        reviewers: Vec::new(),
+        protected_paths: vec![".github/".into()],
+        protection: Protection::Draft,
+        previous: None,
+    }
+}
+
+fn changes(total: u64) -> Changes {
+    let file = ChangedPath { path: "a.txt".into(), bytes: 5, is_deleted: false };
+    Changes {
+        parent: "1".repeat(40),
+        tree: "2".repeat(40),
+        files: std::iter::repeat_n(file, usize::try_from(total).unwrap()).collect(),
+        total,
+        ignored: 0,
+        summary: None,
+        base_branch: Some("main".into()),
+        findings: Vec::new(),
+    }
+}
+
+fn preflight() -> Preflight {
+    Preflight {
+        full_name: "octo/hello".into(),
+        default_branch: "main".into(),
+        has_issues: true,
+        is_fork: false,
+        branch_head: None,
+        identity: None,
+        pull_request: None,
+    }
+}
+
+pub(crate) fn fact_of(step: StepName) -> StepFact {
+    let url = || "https://github.test/x".to_owned();
+    match step {
+        StepName::Changes => StepFact::Changes(changes(1)),
+        StepName::Preflight => StepFact::Preflight(preflight()),
+        StepName::Issue => {
+            StepFact::Issue(IssueFact { id: 1, number: 4, url: url(), title: "t".into(), is_adopted: false })
+        }
+        StepName::Commit => StepFact::Commit(CommitFact { sha: "3".repeat(40), message: "m".into() }),
+        StepName::Push => StepFact::Push(PushFact { branch: "b".into(), sha: "3".repeat(40), is_rebased: false }),
+        StepName::PullRequest => StepFact::PullRequest(PullRequestFact {
+            number: 5,
+            url: url(),
+            branch: "b".into(),
+            is_draft: false,
+            is_adopted: false,
+        }),
+        StepName::Comment => StepFact::Comment { url: url() },
+        StepName::Rescue => StepFact::Rescue(RescueFact { bundle_bytes: 1, patch_bytes: 1, is_patch_cut: false }),
+    }
+}
+
+fn failed(code: &str, skip: Option<SkipDetail>, remedy: Remedy, retry_at: Option<Timestamp>) -> StepReport {
+    let failure = StepFailure { code: code.into(), message: "why".into(), skip, remedy, retry_at };
+    StepReport { outcome: StepOutcome::Failed(failure), logs: Vec::new(), rate_remaining: None }
+}
+
+fn done(fact: StepFact) -> StepReport {
+    StepReport { outcome: StepOutcome::Done(fact), logs: Vec::new(), rate_remaining: None }
+}
+
+/// Runs an attempt to its end; `answer` may replace the success of a step. Returns the executed steps.
+fn run(
+    saga: &mut Saga,
+    mut now: Timestamp,
+    mut answer: impl FnMut(StepName) -> Option<StepReport>,
+) -> (Vec<StepName>, Verdict) {
+    let mut steps = Vec::new();
+    for _ in 0..60 {
+        // What is stored is what continues.
+        let stored = serde_json::to_string(&saga).unwrap();
+        *saga = serde_json::from_str(&stored).unwrap();
+        match saga.next(now) {
+            Next::Step(step) => {
+                steps.push(step);
+                let report = answer(step).unwrap_or_else(|| done(fact_of(step)));
+                saga.apply(step, report, now);
+            }
+            Next::Wait(until) => {
+                assert!(until > now);
+                now = until;
+            }
+            Next::End(verdict) => return (steps, verdict),
+        }
+    }
+    panic!("the attempt does not end: {steps:?}");
+}
+
+use StepName::{Changes as Look, Comment, Commit, Issue, Preflight as Check, PullRequest, Push, Rescue};
+
+#[test]
+fn whole_run_goes_from_changes_to_the_comment() {
+    let mut saga = Saga::new(plan(), NOW);
+    let (steps, verdict) = run(&mut saga, NOW, |_| None);
+    assert_eq!(steps, [Look, Check, Issue, Commit, Push, PullRequest, Comment]);
+    assert_eq!(verdict, Verdict::Success);
+    assert_eq!(saga.next_attempt(&verdict, NOW), None);
+}
+
+#[test]
+fn turn_without_changes_touches_nothing_at_github() {
+    for (ignored, detail) in [(0, SkipDetail::NoChanges), (3, SkipDetail::NothingStaged)] {
+        let mut saga = Saga::new(plan(), NOW);
+        let nothing = Changes { ignored, ..changes(0) };
+        let (steps, verdict) = run(&mut saga, NOW, |_| Some(done(StepFact::Changes(nothing.clone()))));
+        assert_eq!((steps, verdict), (vec![Look], Verdict::Skipped(detail)));
+    }
+}
+
+#[test]
+fn commit_only_pushes_and_a_dry_run_stays_local() {
+    let mut saga = Saga::new(Plan { mode: WantedMode::CommitOnly, ..plan() }, NOW);
+    assert_eq!(run(&mut saga, NOW, |_| None).0, [Look, Check, Commit, Push]);
+    let mut saga = Saga::new(Plan { is_dry_run: true, ..plan() }, NOW);
+    assert_eq!(run(&mut saga, NOW, |_| None), (vec![Look, Check, Commit], Verdict::Success));
+}
+
+#[test]
+fn refused_push_rescues_the_commit_and_opens_no_pull_request() {
+    let mut saga = Saga::new(plan(), NOW);
+    let refused = |step| (step == Push).then(|| failed("ruleset", Some(SkipDetail::Ruleset), Remedy::Never, None));
+    let (steps, verdict) = run(&mut saga, NOW, refused);
+    assert_eq!(steps, [Look, Check, Issue, Commit, Push, Rescue]);
+    assert_eq!(verdict, Verdict::Skipped(SkipDetail::Ruleset));
+    assert_eq!(saga.next_attempt(&verdict, NOW), None, "no repetition changes a rule");
+}
+
+#[test]
+fn finding_and_protected_path_are_rescued_before_an_issue_exists() {
+    let finding = super::super::step::Finding {
+        detail: SkipDetail::PushProtection,
+        path: "a".into(),
+        line: Some(3),
+        rule: "token".into(),
+    };
+    let found = Changes { findings: vec![finding], ..changes(1) };
+    let mut saga = Saga::new(plan(), NOW);
+    let (steps, verdict) = run(&mut saga, NOW, |step| (step == Look).then(|| done(StepFact::Changes(found.clone()))));
+    assert_eq!((steps, verdict), (vec![Look, Commit, Rescue], Verdict::Skipped(SkipDetail::PushProtection)));
+    let mut workflow = changes(1);
+    workflow.files[0].path = ".github/workflows/ci.yml".into();
+    let mut saga = Saga::new(Plan { protection: Protection::Refuse, ..plan() }, NOW);
+    let (steps, verdict) =
+        run(&mut saga, NOW, |step| (step == Look).then(|| done(StepFact::Changes(workflow.clone()))));
+    assert_eq!((steps, verdict), (vec![Look, Commit, Rescue], Verdict::Skipped(SkipDetail::ProtectedPath)));
+    let mut saga = Saga::new(plan(), NOW);
+    let (_, verdict) = run(&mut saga, NOW, |step| (step == Look).then(|| done(StepFact::Changes(workflow.clone()))));
+    assert!(verdict == Verdict::Success && saga.touches_protected(), "the pull request is a draft");
+}
+
+#[test]
+fn disabled_issues_leave_a_whole_run_and_a_failed_issue_a_partial_one() {
+    let mut saga = Saga::new(plan(), NOW);
+    let gone = |step| (step == Issue).then(|| failed(ISSUES_DISABLED, None, Remedy::Never, None));
+    let (steps, verdict) = run(&mut saga, NOW, gone);
+    assert_eq!(steps, [Look, Check, Issue, Commit, Push, PullRequest]);
+    assert_eq!(verdict, Verdict::Success);
+    let mut saga = Saga::new(plan(), NOW);
+    let broken = |step| (step == Issue).then(|| failed("github-unavailable", None, Remedy::Later, None));
+    let (steps, verdict) = run(&mut saga, NOW, broken);
+    assert_eq!(steps, [Look, Check, Issue, Issue, Issue, Commit, Push, PullRequest]);
+    assert!(matches!(&verdict, Verdict::Failed(failure) if failure.code == "github-unavailable"));
+    assert!(saga.facts.pull_request.is_some() && saga.next_attempt(&verdict, NOW).is_some());
+    saga.retry(NOW);
+    let (steps, verdict) = run(&mut saga, NOW, |_| None);
+    assert_eq!((steps, verdict), (vec![Check, Issue, Comment], Verdict::Success), "only what is missing is made");
+}
+
+#[test]
+fn rate_limited_run_is_rescued_and_continues_at_the_stated_time() {
+    let mut saga = Saga::new(plan(), NOW);
+    let reset = NOW.plus(Duration::from_secs(1800));
+    let limited = |step| {
+        let detail = Some(SkipDetail::PrimaryLimit);
+        (step == Issue).then(|| failed("primary-limit", detail, Remedy::Later, Some(reset)))
+    };
+    let (steps, verdict) = run(&mut saga, NOW, limited);
+    assert_eq!(steps, [Look, Check, Issue, Commit, Rescue]);
+    assert_eq!(verdict, Verdict::Skipped(SkipDetail::PrimaryLimit));
+    assert_eq!(saga.next_attempt(&verdict, NOW), Some(reset));
+    saga.retry(reset);
+    let (steps, verdict) = run(&mut saga, reset, |_| None);
+    assert_eq!((steps, verdict), (vec![Check, Issue, Push, PullRequest, Comment], Verdict::Success));
+    assert_eq!(saga.attempt, 2);
+}
+
+#[test]
+fn blocked_branch_name_is_replaced_once() {
+    let mut saga = Saga::new(plan(), NOW);
+    let taken = |step| (step == Push).then(|| failed(BRANCH_NAME_TAKEN, None, Remedy::Never, None));
+    let (steps, verdict) = run(&mut saga, NOW, taken);
+    assert_eq!(steps, [Look, Check, Issue, Commit, Push, Push, Rescue]);
+    assert!(matches!(verdict, Verdict::Failed(_)) && saga.has_other_name);
+}
+
+#[test]
+fn closed_pull_request_stops_the_run_and_a_merged_one_begins_anew() {
+    let previous = Previous { branch: "b".into(), head: "4".repeat(40), issue: None, pull_request: Some(5) };
+    let with = |state| {
+        move |step| {
+            (step == Check).then(|| done(StepFact::Preflight(Preflight { pull_request: Some(state), ..preflight() })))
+        }
+    };
+    let mut saga = Saga::new(Plan { previous: Some(previous.clone()), ..plan() }, NOW);
+    let (steps, verdict) = run(&mut saga, NOW, with(PullRequestState::Closed));
+    assert_eq!((steps, verdict), (vec![Look, Check, Commit, Rescue], Verdict::Skipped(SkipDetail::ClosedByPerson)));
+    let mut saga = Saga::new(Plan { previous: Some(previous.clone()), ..plan() }, NOW);
+    let (steps, _) = run(&mut saga, NOW, with(PullRequestState::Merged));
+    assert!(saga.open_previous().is_none() && steps.ends_with(&[PullRequest, Comment]));
+    let mut saga = Saga::new(Plan { previous: Some(previous), ..plan() }, NOW);
+    let (steps, _) = run(&mut saga, NOW, with(PullRequestState::Open));
+    assert!(steps.ends_with(&[PullRequest]), "the issue has its comment: {steps:?}");
+}
+
+fn any_report(step: StepName) -> impl Strategy<Value = StepReport> {
+    let details = prop::option::weighted(0.3, prop::sample::select(SkipDetail::ALL.to_vec()));
+    let remedies = prop::sample::select(Remedy::ALL.to_vec());
+    let codes = prop::sample::select(vec!["x", ISSUES_DISABLED, BRANCH_NAME_TAKEN]);
+    prop_oneof![
+        3 => Just(done(fact_of(step))),
+        1 => (details, remedies, codes, prop::option::of(Just(NOW.plus(Duration::from_secs(9000)))))
+            .prop_map(|(skip, remedy, code, at)| failed(code, skip, remedy, at)),
+    ]
+}
+
+fn all_reports() -> impl Strategy<Value = Vec<Vec<StepReport>>> {
+    let of_step = |step| prop::collection::vec(any_report(step), 8).boxed();
+    StepName::ALL.map(of_step).to_vec()
+}
+
+proptest! {
+    #[test]
+    fn every_run_ends_and_no_commit_is_lost(
+        reports in all_reports(), is_commit_only in any::<bool>(), attempts in 1_u32..4,
+    ) {
+        let mode = if is_commit_only { WantedMode::CommitOnly } else { WantedMode::Github };
+        let mut saga = Saga::new(Plan { mode, ..plan() }, NOW);
+        let mut used = [0_usize; StepName::ALL.len()];
+        for attempt in 0..attempts {
+            if attempt > 0 {
+                saga.retry(NOW);
+            }
+            let mut checked = false;
+            let (steps, verdict) = run(&mut saga, NOW, |step| {
+                let at = StepName::ALL.iter().position(|it| *it == step).unwrap();
+                let report = reports[at][used[at] % reports[at].len()].clone();
+                used[at] += 1;
+                checked |= step == Check && matches!(report.outcome, StepOutcome::Done(_));
+                assert!(checked || !matches!(step, Issue | Push | PullRequest | Comment), "before the check: {step:?}");
+                Some(report)
+            });
+            for step in [Look, Check, Issue, Commit, PullRequest, Comment, Rescue] {
+                let made = steps.iter().filter(|it| **it == step).count();
+                prop_assert!(made <= 3, "{step:?} was executed {made} times");
+            }
+            if saga.facts.commit.is_some() && saga.facts.push.is_none() {
+                prop_assert!(saga.facts.rescue.is_some() || saga.has_failed(Rescue), "{steps:?} {verdict:?}");
+            }
+            if verdict == Verdict::Success {
+                prop_assert!(saga.facts.push.is_some());
+                prop_assert!(is_commit_only || saga.facts.pull_request.is_some());
+            }
+            prop_assert!(saga.logs.len() <= MAX_LOG_LINES);
+        }
+    }
+}
