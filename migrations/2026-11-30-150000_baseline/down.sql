@@ -8,6 +8,7 @@ DROP TABLE notification_streams;
 DROP TABLE capacity_alerts;
 DROP TABLE erasures;
 DROP TABLE removals;
+DROP TABLE automation_sagas;
 DROP TABLE automation_runs;
 DROP TABLE connection_events;
 DROP TABLE acp_connections;

@@ -151,6 +151,8 @@ CREATE TABLE prompts (
     -- The number of the agent's last message that the end of the turn covers: a supervisor that finds the agent again
     -- ignores it and all before it.
     settled_seq BIGINT NOT NULL DEFAULT 0,
+    -- The options of the requested automation, as JSON; absent for the defaults.
+    automation_options TEXT,
     CHECK ((idempotency_key IS NULL) = (body_hash IS NULL))
 );
 
@@ -396,13 +398,37 @@ CREATE TABLE automation_runs (
     attempts INTEGER NOT NULL CHECK (attempts >= 0),
     error_code TEXT,
     logs TEXT NOT NULL,
-    created_us BIGINT NOT NULL
+    created_us BIGINT NOT NULL,
+    -- The run of `automation_sagas` of which this is one attempt.
+    automation_id TEXT
 );
 
 CREATE INDEX automation_runs_by_age ON automation_runs (created_us, run_id);
 CREATE INDEX automation_runs_by_tenant ON automation_runs (installation_id, created_us, run_id);
 CREATE INDEX automation_runs_by_workspace ON automation_runs (installation_id, workspace_id, created_us, run_id);
 CREATE INDEX automation_runs_by_session ON automation_runs (session_id, created_us, run_id);
+
+-- The state of each run of automation, from the end of its turn's agent on: `state` is JSON, absent until the run has a
+-- plan. A change names the `version` that it replaces. Runs that the service tries again have `retry_us`.
+CREATE TABLE automation_sagas (
+    run_id TEXT NOT NULL PRIMARY KEY,
+    prompt_id TEXT NOT NULL UNIQUE,
+    session_id TEXT NOT NULL,
+    installation_id TEXT NOT NULL,
+    workspace_id TEXT NOT NULL,
+    version BIGINT NOT NULL CHECK (version >= 0),
+    status TEXT NOT NULL,
+    state TEXT,
+    retry_us BIGINT,
+    created_us BIGINT NOT NULL,
+    updated_us BIGINT NOT NULL
+);
+
+CREATE INDEX automation_sagas_by_age ON automation_sagas (created_us, run_id);
+CREATE INDEX automation_sagas_by_tenant ON automation_sagas (installation_id, created_us, run_id);
+CREATE INDEX automation_sagas_by_workspace ON automation_sagas (installation_id, workspace_id, created_us, run_id);
+CREATE INDEX automation_sagas_by_session ON automation_sagas (session_id, created_us, run_id);
+CREATE INDEX automation_sagas_due ON automation_sagas (retry_us) WHERE retry_us IS NOT NULL;
 
 -- Changes of capacity alerts: rows are added and never changed. `alert_id` joins the levels of one alert and their
 -- resolution. `installation_id` is the tenant whose share the alert is about; NULL for the whole service.

@@ -38,6 +38,7 @@
 //! Each `MAILBOX` constant documents the reason for its number. All other shared state is a handle in [`handles`] and
 //! costs no hop.
 
+pub(crate) mod automation;
 pub(crate) mod erasure;
 pub(crate) mod handles;
 pub(crate) mod migrations;

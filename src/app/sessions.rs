@@ -7,10 +7,12 @@ use std::{
 };
 
 use futures_util::{StreamExt, stream};
+use tokio::{sync::watch, task::JoinHandle};
 
 use super::{AppError, runtime::transports};
 use crate::{
     actors::{
+        automation::{Automation, Credentials, retries::run_due_attempts},
         handles::{
             agent_handshakes::AgentHandshakes,
             capacity_guard::CapacityGuard,
@@ -46,6 +48,10 @@ use crate::{
 pub(super) struct SessionsHandle {
     pub workspaces: Workspaces,
     drain_timeout: Duration,
+    /// Set to true at the stop.
+    stopping: watch::Sender<bool>,
+    /// Later attempts of automation.
+    attempts: JoinHandle<()>,
 }
 
 /// Parts of the sessions that other areas need.
@@ -81,6 +87,16 @@ pub(super) async fn start_sessions(
     let tenants = Tenants::recover(&store).await?;
     // Before anything is restored: what is being erased is hidden.
     store.erasures().recover(store.open_erasures().await?);
+    let stopping = watch::Sender::new(false);
+    let automation = Automation {
+        store: store.clone(),
+        clock: clock.clone(),
+        runtime: workspace_client.clone(),
+        settings: Arc::new(config.github.clone()),
+        credentials: Credentials::default(),
+        metrics: metrics.clone(),
+        stopping: stopping.subscribe(),
+    };
     let services = Services {
         store,
         membership,
@@ -96,7 +112,7 @@ pub(super) async fn start_sessions(
         left: LeftAgents::default(),
         given_servers: GivenServers::default(),
         handshakes: AgentHandshakes::default(),
-        automate: None,
+        automate: Some(Arc::new(automation.clone())),
         folders: FolderUse::default(),
         storm,
         tokens,
@@ -113,13 +129,18 @@ pub(super) async fn start_sessions(
     let workspaces = Workspaces::new(services, workspace_client, guard);
     recover(&workspaces, can_resume).await?;
     let drain_timeout = Duration::from_secs(config.drain.timeout_s);
-    Ok(SessionsStart { handle: SessionsHandle { workspaces, drain_timeout }, progress, capacity })
+    let attempts = actix::spawn(run_due_attempts(automation));
+    let handle = SessionsHandle { workspaces, drain_timeout, stopping, attempts };
+    Ok(SessionsStart { handle, progress, capacity })
 }
 
 impl SessionsHandle {
     /// Closes admission, lets running turns end until `[drain] timeout_s`, cancels the rest and closes the sessions.
     pub(super) async fn stop(&self) {
+        self.stopping.send_replace(true);
         self.workspaces.drain(tokio::time::sleep(self.drain_timeout)).await;
+        // What is left of an attempt is taken up by the next start.
+        self.attempts.abort();
     }
 }
 

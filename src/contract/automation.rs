@@ -9,11 +9,14 @@ use utoipa::{
     openapi::{RefOr, Schema, extensions::Extensions},
 };
 
+use uuid::Uuid;
+
 use super::words::word_schemas;
 pub(crate) use crate::domain::automation::skip::{SkipDetail, SkipReason};
+use crate::domain::clock::Timestamp;
 
 /// Version of this part of the contract (semver), in `meta.githubAutomationVersion`.
-pub(crate) const GITHUB_AUTOMATION_VERSION: &str = "1.0.0";
+pub(crate) const GITHUB_AUTOMATION_VERSION: &str = "1.1.0";
 /// The longest notification, in characters.
 pub(crate) const MAX_NOTIFICATION_CHARS: usize = 140;
 /// The longest transcript note, in characters.
@@ -44,7 +47,7 @@ pub(crate) struct AutomationMembers {
     pub status: AutomationStatus,
     /// The requested mode.
     pub mode: AutomationMode,
-    /// The issue; always present after a success, except with the mode `commit-only`.
+    /// The issue; absent with the mode `commit-only`, and in a repository without issues.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     #[schema(nullable = false)]
     pub issue: Option<AutomationIssue>,
@@ -56,7 +59,7 @@ pub(crate) struct AutomationMembers {
     #[serde(default, skip_serializing_if = "Option::is_none")]
     #[schema(nullable = false)]
     pub commit: Option<AutomationCommit>,
-    /// The pull request that was opened for `branch`.
+    /// The pull request for `branch`; always present after a success, except with the mode `commit-only` and in a dry run.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     #[schema(nullable = false)]
     pub pull_request: Option<AutomationPullRequest>,
@@ -86,6 +89,33 @@ pub(crate) struct AutomationMembers {
     #[serde(default, skip_serializing_if = "Option::is_none")]
     #[schema(nullable = false)]
     pub error: Option<AutomationError>,
+    /// The commit that could not be delivered, and is kept.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[schema(nullable = false)]
+    pub rescue: Option<AutomationRescue>,
+    /// Time of the next attempt, which the service begins by itself; RFC 3339 in UTC. Its outcome is in the audit and in a
+    /// notification; this result does not change.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[schema(nullable = false)]
+    pub retry_at: Option<Timestamp>,
+    /// True if the caller asked to change nothing at GitHub.
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    #[schema(required = false)]
+    pub dry_run: bool,
+}
+
+/// A commit that could not be delivered, and is kept as a bundle and a patch.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
+#[serde(rename_all = "camelCase", deny_unknown_fields)]
+pub(crate) struct AutomationRescue {
+    /// Id of the run, for `GET /acp/automation/{id}/rescue`.
+    pub id: Uuid,
+    /// The branch to which the commit belongs.
+    #[schema(min_length = 1, max_length = 200)]
+    pub branch: String,
+    /// Hash of the commit, 40 hexadecimal digits in lower case.
+    #[schema(pattern = "^[0-9a-f]{40}$")]
+    pub commit: String,
 }
 
 /// Outcome of the automation of a turn.
@@ -106,6 +136,27 @@ pub(crate) enum AutomationMode {
     Github,
     /// The branch is pushed, without issue and pull request.
     CommitOnly,
+}
+
+impl AutomationStatus {
+    /// The word on the wire.
+    pub(crate) fn as_str(self) -> &'static str {
+        match self {
+            Self::Success => "success",
+            Self::Skipped => "skipped",
+            Self::Error => "error",
+        }
+    }
+}
+
+impl AutomationMode {
+    /// The word on the wire.
+    pub(crate) fn as_str(self) -> &'static str {
+        match self {
+            Self::Github => "github",
+            Self::CommitOnly => "commit-only",
+        }
+    }
 }
 
 /// The issue that was opened for a turn.
@@ -254,8 +305,9 @@ impl AutomationMembers {
         ];
         match self.status {
             AutomationStatus::Success => {
-                let issue = self.issue.is_some() || self.mode == AutomationMode::CommitOnly;
-                rule(issue, "a success has an issue, unless the mode is commit-only")?;
+                let request = self.pull_request.is_some() || self.mode == AutomationMode::CommitOnly || self.dry_run;
+                rule(request, "a success has a pullRequest, unless the mode is commit-only or it is a dryRun")?;
+                rule(self.rescue.is_none(), "a success has no rescue")?;
                 for (there, name) in reports {
                     rule(!there, &format!("a success has no {name}"))?;
                 }
@@ -324,12 +376,14 @@ impl ToSchema for GithubAutomation {
 /// The rules of [`AutomationMembers::check_status`] as JSON Schema.
 fn conditional_rules() -> serde_json::Value {
     let is = |member: &str, value: &str| json!({"properties": {member: {"const": value}}, "required": [member]});
-    let none_of = ["skipReason", "toastMessage", "transcriptNote", "error"].map(|it| json!({"required": [it]}));
+    let none_of =
+        ["skipReason", "toastMessage", "transcriptNote", "error", "rescue"].map(|it| json!({"required": [it]}));
+    let dry = json!({"properties": {"dryRun": {"const": true}}, "required": ["dryRun"]});
     json!([
         {"if": is("status", "success"), "then": {"not": {"anyOf": none_of}}},
         {
-            "if": {"allOf": [is("status", "success"), is("mode", "github")]},
-            "then": {"required": ["issue"]}
+            "if": {"allOf": [is("status", "success"), is("mode", "github"), {"not": dry}]},
+            "then": {"required": ["pullRequest"]}
         },
         {
             "if": is("status", "skipped"),

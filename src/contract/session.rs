@@ -1,5 +1,6 @@
 //! Requests and answers of the session API.
 
+use secrecy::SecretString;
 use serde::{Deserialize, Serialize};
 use serde_json::value::RawValue;
 use utoipa::ToSchema;
@@ -9,12 +10,18 @@ use super::{
     words::{AgentObject, word_schemas},
 };
 use crate::domain::{
-    automation::skip::WantedMode,
+    automation::{
+        skip::WantedMode,
+        wanted::{Wanted, WantedOptions},
+    },
     clock::Timestamp,
     ids::{InstallationId, PromptId, SessionId, UserId, WorkspaceId},
     routing::Route,
     session::{connection::ConnectionStatus, lifecycle::SessionState, permission::PermissionPolicy},
-    turn::{TurnInitiator, TurnState, outcome::ErrorCode},
+    turn::{
+        TurnInitiator, TurnState,
+        outcome::{ErrorCode, Failure},
+    },
 };
 
 /// Body of `POST /acp/session/new`: the workspace, the agent and the purpose of a session.
@@ -135,6 +142,11 @@ pub(crate) struct PromptBody {
     /// Automation that publishes the changes of the turn.
     #[serde(default)]
     pub automation: AutomationBody,
+    /// GitHub token for the automation of this turn, with write access to contents, issues and pull requests of the session's
+    /// repository. It stays in memory: after a restart of the service the run is skipped, and its commit is kept.
+    #[serde(default)]
+    #[schema(value_type = Option<String>, format = "password", write_only, min_length = 1, max_length = 4096)]
+    pub github_token: Option<SecretString>,
 }
 
 word_schemas! {
@@ -148,6 +160,40 @@ pub(crate) struct AutomationBody {
     /// `github` (issue, branch, commit and pull request; the default), `commit-only`, or `none`.
     #[serde(default)]
     pub mode: WantedMode,
+    /// True to change nothing at GitHub: the result shows branch and commit that would be pushed.
+    #[serde(default)]
+    pub dry_run: bool,
+    /// Name of the branch; absent: a name with the number of the issue and the time. Later turns of the session push to the
+    /// branch of its open pull request.
+    #[schema(min_length = 1, max_length = 200)]
+    pub branch_name: Option<String>,
+    /// The branch that the pull request proposes to change; absent: the branch that was cloned.
+    #[schema(min_length = 1, max_length = 200)]
+    pub base_branch: Option<String>,
+    /// Number of an existing issue to which the pull request belongs; absent: an issue is opened.
+    #[schema(minimum = 1)]
+    pub issue: Option<u64>,
+    /// Title of the issue and the pull request; absent: the first line of the prompt.
+    #[schema(min_length = 1, max_length = 120)]
+    pub issue_title: Option<String>,
+    /// Labels beside `automated` and `claude-prompt`.
+    #[serde(default)]
+    #[schema(max_items = 20)]
+    pub labels: Vec<String>,
+}
+
+impl AutomationBody {
+    /// The request in the words of the rules.
+    ///
+    /// # Errors
+    /// `invalid_request` that names the member.
+    pub(crate) fn wanted(self, has_token: bool) -> Result<Wanted, Failure> {
+        let Self { mode, dry_run: is_dry_run, branch_name, base_branch, issue, issue_title, labels } = self;
+        let options = WantedOptions { is_dry_run, branch_name, base_branch, issue, issue_title, labels, has_token };
+        let wanted = Wanted { mode, options };
+        wanted.check()?;
+        Ok(wanted)
+    }
 }
 
 /// Answer to a prompt with `Prefer: respond-async`, and data of the event `accepted`.

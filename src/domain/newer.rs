@@ -4,7 +4,7 @@
 //! older version they remain. Such a row must neither stop a start nor hide other rows.
 
 use super::{
-    automation::skip::WantedMode,
+    automation::{saga::SagaStatus, skip::WantedMode},
     capacity::{AlertKind, AlertLevel},
     notify::webhook::DeliveryState,
     routing::{
@@ -39,6 +39,7 @@ tolerant! {
     SessionMode => Conversation,
     Route => Acp,
     WantedMode => None,
+    SagaStatus => Error,
     PermissionPolicy => Reject,
     Initiator => System,
     FlipTrigger => Migration,

@@ -62,7 +62,7 @@ const OF_SESSIONS: [Tied; 3] = [
 ];
 
 /// The other tables, those that refer to others first.
-const OF_TARGETS: [Tied; 15] = [
+const OF_TARGETS: [Tied; 16] = [
     Tied {
         join: "JOIN notifications o ON o.notification_id = x.notification_id",
         ..Tied::new("webhook_deliveries", &["delivery_id"], Counted::Records, EraseScope::Session)
@@ -78,6 +78,7 @@ const OF_TARGETS: [Tied; 15] = [
     },
     Tied::new("acp_connections", &["connection_row_id"], Counted::Records, EraseScope::Session),
     Tied::new("automation_runs", &["run_id"], Counted::Records, EraseScope::Session),
+    Tied::new("automation_sagas", &["run_id"], Counted::Records, EraseScope::Session),
     Tied::new("protocol_migrations", &["migration_id"], Counted::Records, EraseScope::Workspace),
     Tied::new("rollback_events", &["event_id"], Counted::Records, EraseScope::Workspace),
     Tied::new(

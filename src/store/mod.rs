@@ -50,6 +50,7 @@ pub(crate) use self::{
         connections::{NewConnection, NewConnectionEvent},
         summary::{AuditDay, TurnFigures},
     },
+    automation::sagas::{RunEnd, SagaRow, SagaUpdate},
     engine::{
         backup::{Backup, BackupError},
         columns::{Cursor, Listed, MAX_PAGE, Page},

@@ -70,8 +70,13 @@ impl Retained {
                  (SELECT installation_id, workspace_id, epoch, route, bucket_us FROM outcome_buckets \
                  WHERE bucket_us < $1 ORDER BY bucket_us LIMIT $2)"]
             }
-            Self::AutomationRuns => &["DELETE FROM automation_runs WHERE run_id IN (SELECT run_id \
-                 FROM automation_runs WHERE created_us < $1 ORDER BY created_us LIMIT $2)"],
+            Self::AutomationRuns => &[
+                "DELETE FROM automation_runs WHERE run_id IN (SELECT run_id \
+                 FROM automation_runs WHERE created_us < $1 ORDER BY created_us LIMIT $2)",
+                "DELETE FROM automation_sagas WHERE run_id IN (SELECT run_id FROM automation_sagas \
+                 WHERE created_us < $1 AND updated_us < $1 AND status NOT IN ('running', 'waiting') \
+                 ORDER BY created_us LIMIT $2)",
+            ],
             Self::Removals => &[
                 "DELETE FROM removals WHERE removal_id IN (SELECT removal_id FROM removals \
                  WHERE created_us < $1 ORDER BY created_us LIMIT $2)",

@@ -43,6 +43,23 @@ diesel::table! {
         error_code -> Nullable<Text>,
         logs -> Text,
         created_us -> BigInt,
+        automation_id -> Nullable<Text>,
+    }
+}
+
+diesel::table! {
+    automation_sagas (run_id) {
+        run_id -> Text,
+        prompt_id -> Text,
+        session_id -> Text,
+        installation_id -> Text,
+        workspace_id -> Text,
+        version -> BigInt,
+        status -> Text,
+        state -> Nullable<Text>,
+        retry_us -> Nullable<BigInt>,
+        created_us -> BigInt,
+        updated_us -> BigInt,
     }
 }
 
@@ -208,6 +225,7 @@ diesel::table! {
         cancel_asked -> Bool,
         initiator -> Text,
         settled_seq -> BigInt,
+        automation_options -> Nullable<Text>,
     }
 }
 
@@ -417,6 +435,7 @@ diesel::joinable!(transcript_entries -> sessions (session_id));
 diesel::allow_tables_to_appear_in_same_query!(
     acp_connections,
     automation_runs,
+    automation_sagas,
     capacity_alerts,
     client_tokens,
     connection_events,

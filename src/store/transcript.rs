@@ -500,6 +500,24 @@ impl Store {
     }
 
     /// Reads the agent's messages of a turn that are on disk, in order. Cancel-safe.
+    pub(crate) async fn text_of_prompt(
+        &self,
+        session_id: SessionId,
+        prompt_id: PromptId,
+    ) -> Result<Option<String>, StoreError> {
+        self.read(move |connection| {
+            Ok(transcript_entries::table
+                .filter(transcript_entries::session_id.eq(session_id.to_string()))
+                .filter(transcript_entries::prompt_id.eq(prompt_id.to_string()))
+                .filter(transcript_entries::event_type.eq("user_message"))
+                .order(transcript_entries::seq)
+                .select(transcript_entries::text)
+                .first(connection)
+                .optional()?)
+        })
+        .await
+    }
+
     pub(crate) async fn messages_of_turn(
         &self,
         session_id: SessionId,

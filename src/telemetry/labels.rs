@@ -1,6 +1,7 @@
 //! The closed sets of label values.
 
 use crate::domain::{
+    automation::{skip::SkipReason, step::StepName},
     capacity::{AlertKind, AlertLevel, SeatBound},
     jail::Right,
     routing::Route,
@@ -278,6 +279,50 @@ impl Label for ErrorCode {
 pub(super) struct RouteOutcome {
     pub route: Route,
     pub outcome: &'static str,
+}
+
+/// The end of an attempt of automation: its status and, for a skip, its reason.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) struct RunOutcome {
+    status: &'static str,
+    reason: &'static str,
+}
+
+impl RunOutcome {
+    /// The label of these words; `None` if one is unknown.
+    pub(crate) fn of(status: &str, reason: Option<&str>) -> Option<Self> {
+        let reason = reason.unwrap_or_default();
+        Self::all().into_iter().find(|label| label.status == status && label.reason == reason)
+    }
+}
+
+impl Label for RunOutcome {
+    fn all() -> Vec<Self> {
+        let ended = ["success", "error"].map(|status| Self { status, reason: "" });
+        let skips = SkipReason::ALL.map(|reason| Self { status: "skipped", reason: reason.as_str() });
+        ended.into_iter().chain(skips).collect()
+    }
+
+    fn values(&self) -> Vec<&'static str> {
+        vec![self.status, self.reason]
+    }
+}
+
+/// The end of a step of automation.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) struct StepResult {
+    pub step: StepName,
+    pub is_done: bool,
+}
+
+impl Label for StepResult {
+    fn all() -> Vec<Self> {
+        StepName::ALL.into_iter().flat_map(|step| [true, false].map(|is_done| Self { step, is_done })).collect()
+    }
+
+    fn values(&self) -> Vec<&'static str> {
+        vec![self.step.as_str(), if self.is_done { "done" } else { "failed" }]
+    }
 }
 
 impl Label for RouteOutcome {

@@ -4,17 +4,25 @@ use std::{collections::HashMap, sync::Arc, time::Duration};
 
 use futures_util::future::{BoxFuture, join_all};
 use parking_lot::Mutex;
+use secrecy::SecretString;
+use serde_json::Value;
 use tokio::sync::watch;
 
 use super::messages::TurnEnded;
 use crate::{
     contract::{automation::GithubAutomation, result::ACPSessionResult},
     domain::{
+        automation::{
+            saga::{Next, Verdict},
+            skip::Credential,
+            step::StepName,
+        },
         clock::Timestamp,
-        ids::{PromptId, SessionId, WorkspaceKey},
+        ids::{InstallationId, PromptId, SessionId, WorkspaceKey},
         routing::Route,
+        turn::outcome::Failure,
     },
-    store::{Idempotency, PromptRow},
+    store::{Idempotency, PromptRow, RunEnd, SagaRow, StoreError},
 };
 
 /// The end of a turn's agent, which is on disk before automation begins.
@@ -30,6 +38,8 @@ pub(crate) struct AgentEnded {
     pub accepted_at: Timestamp,
     /// Result of the turn without its automation.
     pub result: ACPSessionResult,
+    /// The GitHub token that the turn was given, which is in memory alone.
+    pub token: Option<SecretString>,
 }
 
 impl AgentEnded {
@@ -43,19 +53,56 @@ impl AgentEnded {
             known_by: row.known_by.clone(),
             accepted_at: row.accepted,
             result: serde_json::from_str(row.result.as_deref()?).ok()?,
+            token: None,
         })
     }
 }
 
-/// Runs the automation of turns, one step at a time.
+/// Automates the changes of turns.
 pub(crate) trait Automate: Send + Sync {
-    /// Begins the step that follows `made`, the outcome of the steps so far; `None` if nothing is left to do. A step
-    /// may run again after a crash of the service, so it must be idempotent.
-    fn step(
-        &self,
-        turn: &AgentEnded,
-        made: Option<&GithubAutomation>,
-    ) -> Option<BoxFuture<'static, GithubAutomation>>;
+    /// True if a turn of this tenant can be automated: with a token of its own, or with the service's credential.
+    fn credential(&self, tenant: &InstallationId, has_token: bool) -> Credential;
+
+    /// Opens the run of a turn, with everything that earlier steps made.
+    ///
+    /// # Errors
+    /// The database did not answer, or has no run of the turn.
+    fn open(&self, turn: &AgentEnded) -> BoxFuture<'static, Result<Box<dyn Run>, StoreError>>;
+
+    /// Begins another attempt of a run whose turn is closed, with a new token if one is given. Answers once the begin is on
+    /// disk.
+    ///
+    /// # Errors
+    /// `turn_running` while an attempt runs; `invalid_request` for a run that succeeded, or has nothing to deliver.
+    fn retry(&self, row: SagaRow, token: Option<SecretString>) -> BoxFuture<'static, Result<(), Failure>>;
+}
+
+/// The run of one turn.
+pub(crate) trait Run: Send + Sync {
+    fn next(&self) -> Next;
+
+    /// Carries out a step. It may run again after a crash of the service, so it must be idempotent.
+    ///
+    /// # Errors
+    /// The outcome could not be stored: [`StoreError::Fenced`] if another process advances the run; after any other error
+    /// the step may be repeated.
+    fn perform(&mut self, step: StepName) -> BoxFuture<'_, Result<(), StoreError>>;
+
+    /// Progress for readers of the session, as JSON.
+    fn progress(&self, step: StepName, has_ended: bool) -> Value;
+
+    /// The end of the attempt: with its verdict, or without one if it was cut off. `None` if its parts violate the
+    /// contract, which is a bug and is logged.
+    fn end(&self, verdict: Option<Verdict>) -> Option<EndedRun>;
+}
+
+/// The end of an attempt of a run.
+#[derive(Debug, Clone)]
+pub(crate) struct EndedRun {
+    /// Member `githubAutomation` of the turn's result.
+    pub automation: GithubAutomation,
+    /// Its rows.
+    pub rows: RunEnd,
 }
 
 /// A request to automation, which obeys it after the running step.

@@ -6,6 +6,7 @@
 use std::sync::Arc;
 
 use actix::Message;
+use secrecy::SecretString;
 use serde_json::value::RawValue;
 use tokio::sync::{oneshot, watch};
 use uuid::Uuid;
@@ -18,7 +19,7 @@ use super::{
 use crate::{
     domain::{
         access::LimitedUse,
-        automation::skip::WantedMode,
+        automation::wanted::Wanted,
         ids::{PromptId, SessionId},
         notify::notification::{Scope, Stream},
         routing::{Attribution, Route, Routing, success_window::WindowFigures, turn_route::TurnReport},
@@ -38,8 +39,10 @@ use crate::{
 pub(crate) struct RunPrompt {
     pub prompt_id: PromptId,
     pub prompt: Prompt,
-    /// Requested pull request mode for the turn's changes.
-    pub wanted: WantedMode,
+    /// Requested automation of the turn's changes.
+    pub wanted: Wanted,
+    /// GitHub token for that automation.
+    pub token: Option<SecretString>,
     /// Key and hash of the body; absent if the caller sent no key.
     pub idempotency: Option<Idempotency>,
     /// True if an earlier attempt may have been written to disk by an actor that died before it replied.

@@ -4,7 +4,10 @@ use super::turn_ticket::TurnTicket;
 use crate::{
     actors::{handles::session::SessionSpec, services::Services},
     domain::{
-        automation::skip::{Asked, Automation, Credential, SkipReason, WantedMode},
+        automation::{
+            skip::{Asked, Automation, Credential, SkipReason},
+            wanted::Wanted,
+        },
         routing::Route,
         session::lifecycle::SessionMode,
     },
@@ -16,7 +19,7 @@ use crate::{
 pub(crate) async fn decide(
     services: &Services,
     spec: &SessionSpec,
-    mode: WantedMode,
+    wanted: &Wanted,
     protocol: Route,
 ) -> Result<Automation, StoreError> {
     if spec.repository.is_none() {
@@ -24,7 +27,7 @@ pub(crate) async fn decide(
     }
     let (github, blocked) = (&services.settings.github, services.settings.blocked_repositories.get());
     let asked = Asked {
-        mode,
+        mode: wanted.mode,
         enable_git_ops: spec.enable_git_ops,
         is_conversation: spec.mode == SessionMode::Conversation,
         repository: spec.repository.as_deref(),
@@ -32,8 +35,9 @@ pub(crate) async fn decide(
         is_enabled: github.enabled,
         blocked: &blocked,
         blocked_by_tenant: &[],
-        // This version has no credentials: no app can be configured, and prompts carry no token.
-        credential: services.automate.as_ref().map_or(Credential::Missing(None), |_| Credential::Present),
+        credential: services.automate.as_ref().map_or(Credential::Missing(None), |automate| {
+            automate.credential(&spec.workspace.installation_id, wanted.options.has_token)
+        }),
         protocol,
         fallback_can_automate: true,
     };
@@ -58,14 +62,14 @@ pub(crate) async fn decide(
 pub(crate) async fn accept(
     services: &Services,
     spec: &SessionSpec,
-    wanted: WantedMode,
     mut new_turn: NewTurn,
     mut ticket: TurnTicket,
 ) -> (Result<Acceptance, StoreError>, TurnTicket) {
+    let wanted = &new_turn.wanted;
     match decide(services, spec, wanted, new_turn.protocol).await {
         Ok(automation) => {
+            ticket.automate(wanted.mode, automation);
             new_turn.decision = automation;
-            ticket.automate(wanted, automation);
         }
         Err(cause) => return (Err(cause), ticket),
     }

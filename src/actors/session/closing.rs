@@ -5,20 +5,25 @@
 
 use std::{sync::Arc, time::Duration};
 
+use serde_json::Value;
 use tokio::sync::watch;
 
 use crate::{
     acp::schema::StopReason,
     actors::{
         handles::{
-            closing::{AgentEnded, Registered, Stop},
+            closing::{AgentEnded, Registered, Run, Stop},
             messages::TurnEnded,
             session::SessionShared,
         },
         services::Services,
     },
-    contract::automation::GithubAutomation,
     domain::{
+        automation::{
+            saga::{Next, Verdict},
+            step::StepName,
+        },
+        clock::Timestamp,
         routing::Route,
         session::{
             background::{QuietStep, quiet_step},
@@ -29,6 +34,8 @@ use crate::{
     store::{EndSlot, EndStep, StoreError, TurnEnd, Unfinished},
 };
 
+/// Pause before a step is repeated whose outcome could not be stored.
+const DATABASE_PAUSE: Duration = Duration::from_secs(1);
 /// Time between two looks at the processes that an agent left.
 const PROCESS_POLL: Duration = Duration::from_millis(250);
 
@@ -42,7 +49,9 @@ pub(crate) struct Closing {
     /// Labels of the turn's metrics.
     agent_name: String,
     first_carrier: Route,
-    made: Option<GithubAutomation>,
+    /// Present from the first step on.
+    run: Option<Box<dyn Run>>,
+    verdict: Option<Verdict>,
     open: Option<Open>,
 }
 
@@ -77,7 +86,8 @@ pub(crate) fn begin(begin: Begin, end: TurnEnd, durable: impl FnOnce() + Send + 
         agent,
         agent_name,
         first_carrier,
-        made: None,
+        run: None,
+        verdict: None,
         open,
     };
     tokio::spawn(async move {
@@ -122,7 +132,8 @@ pub(crate) fn resume(services: &Arc<Services>, turns: Vec<Unfinished>) {
             agent,
             agent_name: session.agent,
             first_carrier,
-            made: None,
+            run: None,
+            verdict: None,
             open,
         };
         tokio::spawn(turn.run(stop));
@@ -134,6 +145,7 @@ impl Closing {
     async fn run(mut self, mut stop: watch::Receiver<Stop>) {
         let services = self.services.clone();
         self.wait_for_quiet(&mut stop).await;
+        let Some(automate) = services.automate.clone() else { return self.close(false, None) };
         loop {
             let asked = *stop.borrow();
             match asked {
@@ -141,12 +153,49 @@ impl Closing {
                 Stop::Cancel => return self.close(true, None),
                 Stop::No => {}
             }
-            let step = services.automate.as_ref().and_then(|it| it.step(&self.agent, self.made.as_ref()));
-            match step {
-                Some(step) => self.made = Some(step.await),
-                None => return self.close(false, None),
+            let next = self.run.as_ref().map(|run| run.next());
+            let advanced = match next {
+                None => automate.open(&self.agent).await.map(|run| self.run = Some(run)),
+                Some(Next::Step(step)) => self.perform(step).await,
+                Some(Next::Wait(until)) => {
+                    wait_until(until, services.clock.now(), &mut stop).await;
+                    Ok(())
+                }
+                Some(Next::End(verdict)) => {
+                    self.verdict = Some(verdict);
+                    return self.close(false, None);
+                }
+            };
+            match advanced {
+                Ok(()) => {}
+                // Another process advances the run, and will close the turn.
+                Err(StoreError::Fenced | StoreError::Closed) => return,
+                // No repetition helps.
+                Err(cause @ (StoreError::Conflict(_) | StoreError::Corrupt(_) | StoreError::OtherSchema(_))) => {
+                    return self.close(false, Some(&format!("automation was left out: {cause}")));
+                }
+                Err(cause) => {
+                    let prompt_id = self.agent.prompt_id;
+                    tracing::warn!(marker = "[GITHUB-AUTO]", %prompt_id, %cause, "automation waits for the database");
+                    wait_until(services.clock.now().plus(DATABASE_PAUSE), services.clock.now(), &mut stop).await;
+                }
             }
         }
+    }
+
+    /// Carries out a step, and shows its begin and its end to the session's readers.
+    async fn perform(&mut self, step: StepName) -> Result<(), StoreError> {
+        let Some(run) = &mut self.run else { return Ok(()) };
+        let (feed, prompt_id) = (self.shared.as_ref().map(|shared| &shared.feed), self.agent.prompt_id);
+        let announce = |progress: Value| {
+            if let Some(feed) = feed {
+                feed.announce(Some(prompt_id), EventKind::Automation, &progress);
+            }
+        };
+        announce(run.progress(step, false));
+        run.perform(step).await?;
+        announce(run.progress(step, true));
+        Ok(())
     }
 
     /// Waits until the agent and the processes that it started in the turn are quiet, so that automation sees finished
@@ -195,7 +244,10 @@ impl Closing {
         let took = now.since(self.agent.accepted_at);
         let mut result = self.agent.result.clone();
         remark.into_iter().for_each(|message| result.remark(Severity::Warn, message));
-        let result = result.closed(self.made.take(), is_cancelled, took).into_redacted_json();
+        let verdict = self.verdict.take();
+        let ended_run = self.run.take().and_then(|run| run.end(verdict));
+        let (automation, rows) = ended_run.map(|ended| (ended.automation, ended.rows)).unzip();
+        let result = result.closed(automation, is_cancelled, took).into_redacted_json();
         let outcome = match is_cancelled {
             true => TurnOutcome::Cancelled { confirmed: true },
             false => TurnOutcome::Completed(StopReason::EndTurn),
@@ -213,7 +265,7 @@ impl Closing {
             result: Some(result.clone()),
             error: None,
             entries: Vec::new(),
-            skipped: None,
+            run: rows,
             counts: None,
             settles: 0,
             now,
@@ -236,6 +288,14 @@ impl Closing {
         };
         slot.end_turn(end, Box::new(done));
         drop(registered);
+    }
+}
+
+/// Waits until a time, or until something is asked of automation.
+async fn wait_until(until: Timestamp, now: Timestamp, stop: &mut watch::Receiver<Stop>) {
+    tokio::select! {
+        () = tokio::time::sleep(until.since(now)) => {}
+        _ = stop.changed() => {}
     }
 }
 

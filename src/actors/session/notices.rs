@@ -125,6 +125,9 @@ pub(crate) fn of(
         rollback: None,
         diagnostics: AutomationDiagnostics::default(),
         error: None,
+        rescue: None,
+        retry_at: None,
+        dry_run: false,
     });
     let automation = automation
         .map_err(|cause| tracing::error!(marker = "[GITHUB-AUTO]", %cause, "skip record could not be built"))
@@ -135,6 +138,7 @@ pub(crate) fn of(
     let to = Addressee::Session(spec.workspace.clone(), spec.session_id);
     let run = AutomationRunItem {
         run_id: Uuid::now_v7(),
+        automation_id: None,
         installation_id: spec.workspace.installation_id.clone(),
         workspace_id: spec.workspace.workspace_id.clone(),
         session_id: spec.session_id,

@@ -21,7 +21,7 @@ use crate::{
     },
     domain::{
         access::LimitedUse,
-        automation::skip::{Automation, WantedMode},
+        automation::skip::Automation,
         clock::Timestamp,
         ids::{InstallationId, PromptId},
         redaction::{Redacted, RedactedJson},
@@ -161,9 +161,9 @@ impl Session {
         match self.begin(message, waited, ctx) {
             Begin::Answer(answer) => Box::pin(actix::fut::ready(answer)),
             Begin::Wait(message, ended) => self.run_after(*message, ended),
-            Begin::Write(new_turn, wanted, ticket) => {
+            Begin::Write(new_turn, ticket) => {
                 let (services, spec) = (self.services.clone(), self.shared.spec.clone());
-                let writing = async move { accept(&services, &spec, wanted, *new_turn, ticket).await };
+                let writing = async move { accept(&services, &spec, *new_turn, ticket).await };
                 Box::pin(
                     writing
                         .into_actor(self)
@@ -178,7 +178,7 @@ enum Begin {
     /// Wait for the end of the running turn, which is being cancelled.
     Wait(Box<RunPrompt>, Ended),
     Answer(Result<TurnBegun, PromptRefused>),
-    Write(Box<NewTurn>, WantedMode, TurnTicket),
+    Write(Box<NewTurn>, TurnTicket),
 }
 
 impl Session {
@@ -260,7 +260,7 @@ impl Session {
             let handle = self.turn_handle(closing.prompt_id, closing.ended);
             return self.meet(message, waited, (handle, closing.idempotency.as_ref(), is_cancelled));
         }
-        let RunPrompt { prompt_id, prompt, wanted, idempotency, again, span, limited, .. } = message;
+        let RunPrompt { prompt_id, prompt, wanted, token, idempotency, again, span, limited, .. } = message;
         if let Some(facts) = &self.facts
             && let Err(failure) = prompt.check_taken_by(facts.takes)
         {
@@ -284,7 +284,8 @@ impl Session {
         let start = TurnStart { prompt_id, route, carrier, accepted_at: now };
         // The ticket exists before the write: if the actor dies during the write, the drop of the ticket ends the
         // turn.
-        let (ticket, ended) = TurnTicket::new(self.services.clone(), self.shared.clone(), start, slot, span);
+        let (mut ticket, ended) = TurnTicket::new(self.services.clone(), self.shared.clone(), start, slot, span);
+        ticket.keep_token(token);
         let new_turn = NewTurn {
             prompt_id,
             session_id: self.shared.spec.session_id,
@@ -312,7 +313,7 @@ impl Session {
         // Set before the write, so that a second prompt is joined or refused while the first is on its way to the
         // disk.
         self.turn = Some(Turn { prompt: Some(prompt), ..turn });
-        Begin::Write(Box::new(new_turn), wanted, ticket)
+        Begin::Write(Box::new(new_turn), ticket)
     }
 
     /// Returns a handle to the end of a turn and to the events from now on.
@@ -331,7 +332,7 @@ impl Session {
         // Only an agent over ACP outlives its supervisor.
         let start = TurnStart { prompt_id, route, carrier: Route::Acp, accepted_at: row.accepted };
         let (mut ticket, ended) = TurnTicket::new(self.services.clone(), self.shared.clone(), start, slot, span);
-        ticket.automate(row.wanted, row.decision);
+        ticket.automate(row.wanted.mode, row.decision);
         // Counted as started in this process too, because its end will be counted here.
         ticket.accepted();
         let now = self.services.clock.now();

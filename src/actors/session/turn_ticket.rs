@@ -6,6 +6,7 @@ use std::{
     time::Duration,
 };
 
+use secrecy::SecretString;
 use serde_json::{Value, json, value::RawValue};
 use tokio::sync::watch;
 
@@ -45,7 +46,7 @@ use crate::{
             update::UpdateView,
         },
     },
-    store::{EndSlot, EndStep, Idempotency, OutcomeCount, StoreError, TurnEnd},
+    store::{EndSlot, EndStep, Idempotency, OutcomeCount, RunEnd, StoreError, TurnEnd},
     transport::Delivered,
 };
 
@@ -71,6 +72,8 @@ struct Begun {
     conversation: Option<String>,
     /// Decision about the turn's changes.
     automation: (WantedMode, Automation),
+    /// The GitHub token that the turn was given.
+    token: Option<SecretString>,
     counted: bool,
     span: tracing::Span,
     /// Starts when the agent receives the prompt.
@@ -110,6 +113,7 @@ impl TurnTicket {
             context_injected: false,
             conversation: None,
             automation: (WantedMode::Github, Automation::Nothing),
+            token: None,
             counted: false,
             span,
             prompt_span: None,
@@ -128,6 +132,13 @@ impl TurnTicket {
     pub(crate) fn automate(&mut self, wanted: WantedMode, automation: Automation) {
         if let Some(begun) = &mut self.0 {
             begun.automation = (wanted, automation);
+        }
+    }
+
+    /// Keeps the GitHub token that the turn was given, until the turn ends.
+    pub(crate) fn keep_token(&mut self, token: Option<SecretString>) {
+        if let Some(begun) = &mut self.0 {
+            begun.token = token;
         }
     }
 
@@ -359,7 +370,7 @@ impl Begun {
         let report = self.report(&outcome);
         let end = TurnEnd {
             error: failure.clone(),
-            skipped: skipped.map(|skipped| (skipped.run, skipped.session_notice)),
+            run: skipped.map(|skipped| RunEnd { run: skipped.run, notice: Some(skipped.session_notice), saga: None }),
             ..self.row(EndStep::Whole, &outcome, &result, (&report, delivered.as_deref()), now)
         };
         let (report_outcome, counted) = (self.shared.spec.gate.reporter(), self.counted);
@@ -427,6 +438,7 @@ impl Begun {
             known_by: end.known_by.clone(),
             accepted_at: self.progress.accepted_at,
             result,
+            token: self.token.take(),
         };
         let (reporter, settle) = (self.shared.spec.gate.reporter(), delivered.map(|it| (it.handled(), it)));
         let durable = move || {
@@ -465,7 +477,7 @@ impl Begun {
             result: Some(result.clone()),
             error: None,
             entries: std::mem::take(&mut self.entries),
-            skipped: None,
+            run: None,
             settles: delivered.map_or(0, Delivered::handled),
             now,
         }

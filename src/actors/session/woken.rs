@@ -70,7 +70,7 @@ impl WokenTurn {
             protocol: Route::Acp,
             epoch: route.epoch,
             is_canary: false,
-            wanted: WantedMode::None,
+            wanted: WantedMode::None.into(),
             decision: Automation::Nothing,
             now,
         })?;
@@ -150,7 +150,7 @@ impl WokenTurn {
             result: Some(result.clone()),
             error,
             entries,
-            skipped: None,
+            run: None,
             counts: None,
             settles: 0,
             now,

@@ -189,7 +189,8 @@ fn run_prompt(caller: watch::Receiver<()>) -> RunPrompt {
     RunPrompt {
         prompt_id: PromptId(Uuid::now_v7()),
         prompt: Prompt::parse(&raw).unwrap(),
-        wanted: WantedMode::default(),
+        wanted: WantedMode::default().into(),
+        token: None,
         idempotency: None,
         again: false,
         span: tracing::Span::none(),

@@ -160,6 +160,8 @@ pub(crate) struct ConnectionItem {
 #[serde(rename_all = "camelCase")]
 pub(crate) struct AutomationRunItem {
     pub run_id: Uuid,
+    /// The run of `GET /acp/automation/{id}`, of which this is one attempt; null if automation was skipped before it began.
+    pub automation_id: Option<Uuid>,
     pub installation_id: InstallationId,
     pub workspace_id: WorkspaceId,
     pub session_id: SessionId,

@@ -53,7 +53,12 @@ fn failed() -> Value {
 #[test]
 fn valid_automation_satisfies_type_and_schema_and_round_trips() {
     let commit_only = merged(success(), json!({"mode": "commit-only", "issue": null, "pullRequest": null}));
-    for value in [success(), commit_only, skipped(), failed()] {
+    let without_issue = merged(success(), json!({"issue": null}));
+    let dry = merged(success(), json!({"issue": null, "pullRequest": null, "dryRun": true}));
+    let kept = json!({"rescue": {
+        "id": "01977c2e-7c1a-7d3b-9b1e-3f0a5c2d4e6f", "branch": "b", "commit": "0123456789abcdef0123456789abcdef01234567"
+    }, "retryAt": "2026-11-30T12:00:00Z"});
+    for value in [success(), commit_only, without_issue, dry, skipped(), merged(failed(), kept)] {
         let automation: GithubAutomation = serde_json::from_value(value.clone()).unwrap();
         assert_eq!(serde_json::to_value(&automation).unwrap(), value);
         assert!(schema_takes(&value), "{value}");
@@ -64,7 +69,7 @@ fn valid_automation_satisfies_type_and_schema_and_round_trips() {
 fn type_and_schema_refuse_the_same() {
     let long = |chars: usize| "é".repeat(chars);
     for (value, why) in [
-        (merged(success(), json!({"issue": null})), "a success has an issue"),
+        (merged(success(), json!({"pullRequest": null})), "a success has a pullRequest"),
         (merged(success(), json!({"skipReason": "other"})), "no skipReason"),
         (merged(success(), json!({"toastMessage": "t"})), "no toastMessage"),
         (merged(success(), json!({"transcriptNote": "t"})), "no transcriptNote"),

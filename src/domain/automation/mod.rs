@@ -1,7 +1,12 @@
-//! GitHub automation: which repositories are blocked, why automation is skipped, and the runs with their steps.
+//! GitHub automation: which repositories are blocked, why automation is skipped, and the runs with their steps and texts.
 
+pub(crate) mod branch;
+mod markdown;
+pub(crate) mod order;
 pub(crate) mod plan;
 pub(crate) mod repository_pattern;
 pub(crate) mod saga;
 pub(crate) mod skip;
 pub(crate) mod step;
+pub(crate) mod texts;
+pub(crate) mod wanted;

@@ -2,8 +2,16 @@
 
 use serde::{Deserialize, Serialize};
 
-use super::{skip::WantedMode, step::IssueFact};
-use crate::domain::{clock::Timestamp, ids::SessionId, words::words};
+use super::{
+    skip::WantedMode,
+    step::{Identity, IssueFact},
+};
+use crate::domain::{
+    clock::Timestamp,
+    ids::SessionId,
+    routing::{FlipTrigger, Route},
+    words::words,
+};
 
 words! {
     /// What happens to a change of a protected path.
@@ -32,9 +40,11 @@ pub(crate) struct Plan {
     /// The agent's last message, cut at [`MAX_PROMPT_CHARS`] and redacted.
     #[serde(default)]
     pub message: String,
-    /// Lines about the turn for the pull request.
+    /// Facts about the turn for the pull request.
+    pub figures: Figures,
+    /// True if the turn was given a token: no other credential is used.
     #[serde(default)]
-    pub diagnostics: Vec<(String, String)>,
+    pub has_token: bool,
     #[serde(default)]
     pub branch_name: Option<String>,
     #[serde(default)]
@@ -44,8 +54,12 @@ pub(crate) struct Plan {
     pub issue: Option<u64>,
     #[serde(default)]
     pub issue_title: Option<String>,
+    /// As [`NewBranch::template`](super::branch::NewBranch::template).
     #[serde(default)]
-    pub branch_prefix: String,
+    pub branch_template: String,
+    /// Author and committer; absent: the identity that GitHub names for the credential.
+    #[serde(default)]
+    pub author: Option<Identity>,
     #[serde(default)]
     pub is_draft: bool,
     #[serde(default)]
@@ -61,6 +75,25 @@ pub(crate) struct Plan {
     /// What the newest run of the session made.
     #[serde(default)]
     pub previous: Option<Previous>,
+}
+
+/// Facts about a turn.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase", default)]
+pub(crate) struct Figures {
+    /// The carrier; absent if it is unknown.
+    pub carrier: Option<Route>,
+    /// The agent's stop reason.
+    pub stop_reason: String,
+    pub duration_ms: u64,
+    /// Updates that the agent sent.
+    pub updates: u64,
+    /// Input and output tokens, if the agent reported them.
+    pub tokens: Option<(u64, u64)>,
+    /// The trigger of the workspace's rollback, if it is active.
+    pub rollback: Option<FlipTrigger>,
+    /// Remarks about the turn, such as that its agent was not quiet.
+    pub remarks: Vec<String>,
 }
 
 /// What the newest run of a session left at GitHub.

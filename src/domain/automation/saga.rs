@@ -16,7 +16,7 @@ use super::{
         StepFact, StepFailure, StepName, StepOutcome, StepReport,
     },
 };
-use crate::domain::{clock::Timestamp, text};
+use crate::domain::{clock::Timestamp, text, words::words};
 
 /// The most log lines of a run, as in the contract of the result.
 pub(crate) const MAX_LOG_LINES: usize = 50;
@@ -28,6 +28,22 @@ const FIRST_PAUSE: Duration = Duration::from_secs(2);
 const NEXT_ATTEMPT: Duration = Duration::from_secs(300);
 /// Attempts that the service begins by itself. With [`NEXT_ATTEMPT`] between them they outlast most outages.
 pub(crate) const MAX_ATTEMPTS: u32 = 6;
+
+words! {
+    /// Status of a run.
+    SagaStatus {
+        /// An attempt runs.
+        Running = "running",
+        /// The service begins another attempt later.
+        Waiting = "waiting",
+        /// Everything that was requested is at GitHub.
+        Success = "success",
+        /// The run was skipped for a reason that only a person can change.
+        Skipped = "skipped",
+        /// The run failed.
+        Error = "error",
+    }
+}
 
 /// State of a run. Stored as JSON; members of newer versions are ignored.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]

@@ -140,6 +140,22 @@ pub(crate) fn of_skip(reason: SkipReason, detail: Option<SkipDetail>, repository
     notice(Severity::Warning, Trigger::AutomationSkipped, &text)
 }
 
+/// The notification about failed automation, with the text of [`FailedRun`](crate::domain::automation::texts::FailedRun).
+pub(crate) fn of_failed_run(text: &str) -> Notice {
+    notice(Severity::Error, Trigger::AutomationFailed, text)
+}
+
+/// The notification that a later attempt delivered the changes of a turn.
+pub(crate) fn of_delivered_run(repository: Option<&str>, branch: &str, pull_request: Option<u64>) -> Notice {
+    let name = repository.and_then(RepositoryName::parse).map_or_else(String::new, |name| format!(" for {name}"));
+    let name = shown(&name, REPOSITORY_CHARS);
+    let text = match pull_request {
+        Some(number) => format!("GitHub automation{name} delivered kept changes: pull request {number}."),
+        None => format!("GitHub automation{name} delivered kept changes to the branch {branch}."),
+    };
+    notice(Severity::Info, Trigger::AutomationDelivered, &text)
+}
+
 /// The transcript's note for [`of_skip`]: the same text followed by advice. 1 to [`MAX_NOTE_CHARS`] characters without
 /// secrets, control characters and markup.
 pub(crate) fn note_of_skip(reason: SkipReason, detail: Option<SkipDetail>, repository: Option<&str>) -> String {

@@ -44,6 +44,10 @@ words! {
     Trigger {
         /// Automation was skipped.
         AutomationSkipped = "automationSkipped",
+        /// Automation failed.
+        AutomationFailed = "automationFailed",
+        /// A later attempt of automation delivered the changes of a turn.
+        AutomationDelivered = "automationDelivered",
         /// The window rolled the workspace back.
         AutoThreshold = "autoThreshold",
         /// An operator changed the route.

@@ -28,6 +28,8 @@ words! {
         Progress = "progress",
         /// The workspace's route was flipped: to the fallback, or back.
         Rollback = "rollback",
+        /// A step of GitHub automation began or ended.
+        Automation = "automation",
         /// A turn ended; the event carries its result.
         Result = "result",
     }

@@ -4,6 +4,7 @@ use std::sync::Arc;
 
 use actix_web::{HttpRequest, HttpResponse, get, http::header, post, web};
 use futures_util::StreamExt;
+use secrecy::{ExposeSecret, SecretString};
 use serde_json::value::RawValue;
 use tokio::sync::watch;
 use uuid::Uuid;
@@ -19,7 +20,7 @@ use crate::{
     },
     domain::{
         access::Caller,
-        automation::skip::WantedMode,
+        automation::wanted::Wanted,
         ids::{PromptId, SessionId},
         turn::{
             TurnState,
@@ -94,7 +95,9 @@ pub(crate) async fn run_prompt(
     let body: PromptBody = parse_body(&body)?;
     let session_id: SessionId = path_id(&body.session_id, "session")?;
     let prompt = Prompt::parse(&body.prompt)?;
-    let begun = begin(&state, &caller, session_id, (prompt, body.automation.mode), idempotency).await?;
+    let token = body.github_token.map(github_token).transpose()?;
+    let wanted = body.automation.wanted(token.is_some())?;
+    let begun = begin(&state, &caller, session_id, (prompt, wanted, token), idempotency).await?;
     let (turn, duplicate) = match begun {
         TurnBegun::Accepted(turn) => (turn, false),
         TurnBegun::Joined(turn) => (turn, true),
@@ -113,6 +116,25 @@ pub(crate) async fn run_prompt(
     if duplicate { replayed(answered) } else { answered }
 }
 
+/// The longest token of a caller, in bytes. Tokens of installations have about 520; no alphabet is assumed.
+const MAX_TOKEN_BYTES: usize = 4096;
+
+/// Checks a caller's GitHub token: it becomes a header.
+///
+/// # Errors
+/// `invalid_request`.
+fn github_token(token: SecretString) -> Result<SecretString, ApiError> {
+    let text = token.expose_secret();
+    let fits = (1..=MAX_TOKEN_BYTES).contains(&text.len()) && text.bytes().all(|byte| byte.is_ascii_graphic());
+    match fits {
+        true => Ok(token),
+        false => {
+            let why = format!("`githubToken` must be 1 to {MAX_TOKEN_BYTES} visible ASCII characters");
+            Err(ApiError::new(ErrorCode::InvalidRequest, why))
+        }
+    }
+}
+
 /// Marks the answer to a request that repeats another one.
 fn replayed(answered: Result<HttpResponse, ApiError>) -> Result<HttpResponse, ApiError> {
     let (name, value) = REPLAYED;
@@ -127,7 +149,7 @@ async fn begin(
     state: &HttpState,
     asking: &Caller,
     session_id: SessionId,
-    (prompt, wanted): (Prompt, WantedMode),
+    (prompt, wanted, token): (Prompt, Wanted, Option<SecretString>),
     idempotency: Option<Idempotency>,
 ) -> Result<TurnBegun, ApiError> {
     let workspaces = &state.workspaces;
@@ -142,7 +164,8 @@ async fn begin(
             let make = |again| RunPrompt {
                 prompt_id,
                 prompt: prompt.clone(),
-                wanted,
+                wanted: wanted.clone(),
+                token: token.clone(),
                 idempotency: idempotency.clone(),
                 again,
                 span: span.clone(),

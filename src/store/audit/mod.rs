@@ -7,7 +7,8 @@ pub(crate) mod summary;
 use diesel::{BoolExpressionMethods, ExpressionMethods, OptionalExtension, QueryDsl, RunQueryDsl};
 
 use super::{
-    Store, StoreError, automation,
+    Store, StoreError,
+    automation::{self, sagas::SagaRow},
     engine::{
         columns::{self, Cursor, Listed, Page, page_of},
         connection::AnyConnection,
@@ -190,9 +191,19 @@ impl Store {
         page: Page,
     ) -> Result<Vec<AutomationRunItem>, StoreError> {
         self.read(move |connection| {
-            let records: Vec<automation::Record> =
+            let records: Vec<automation::runs::Record> =
                 page!(connection, automation_runs, created_us, run_id, filter, page, session_id)?;
-            records.into_iter().map(automation::Record::read).collect()
+            records.into_iter().map(automation::runs::Record::read).collect()
+        })
+        .await
+    }
+
+    /// A page of runs of automation with their state, by the end of the turn's agent. Cancel-safe.
+    pub(crate) async fn sagas(&self, filter: AuditFilter, page: Page) -> Result<Vec<SagaRow>, StoreError> {
+        self.read(move |connection| {
+            let records: Vec<automation::sagas::Record> =
+                page!(connection, automation_sagas, created_us, run_id, filter, page, session_id)?;
+            records.into_iter().map(automation::sagas::Record::read).collect()
         })
         .await
     }

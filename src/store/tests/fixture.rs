@@ -350,7 +350,7 @@ pub(super) fn new_turn(session_id: SessionId, us: i64) -> NewTurn {
         protocol: Route::Acp,
         epoch: 0,
         is_canary: false,
-        wanted: WantedMode::Github,
+        wanted: WantedMode::Github.into(),
         decision: Automation::Nothing,
         first_entry: TranscriptEntry::with_payload(
             "user_message",
@@ -364,7 +364,7 @@ pub(super) fn new_turn(session_id: SessionId, us: i64) -> NewTurn {
 pub(super) fn turn_end(session_id: SessionId, prompt_id: PromptId, us: i64) -> TurnEnd {
     TurnEnd {
         step: EndStep::Whole,
-        skipped: None,
+        run: None,
         prompt_id,
         protocol: Route::Acp,
         known_by: None,

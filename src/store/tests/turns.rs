@@ -23,8 +23,8 @@ use crate::{
         },
     },
     store::{
-        AGENT_TURN, Acceptance, AuditFilter, EndStep, Idempotency, NewTurn, OutcomeCount, Page, SessionChange,
-        StoreError, TurnEnd,
+        AGENT_TURN, Acceptance, AuditFilter, EndStep, Idempotency, NewTurn, OutcomeCount, Page, RunEnd,
+        SessionChange, StoreError, TurnEnd,
     },
 };
 
@@ -209,6 +209,7 @@ both_databases! {
         let store = database.open();
         let session = session(&store).await;
         let run = AutomationRunItem {
+            automation_id: None,
             run_id: Uuid::now_v7(),
             installation_id: "acme".parse().unwrap(),
             workspace_id: "web".parse().unwrap(),
@@ -238,8 +239,9 @@ both_databases! {
             let notice = notice::of_skip(SkipReason::MissingCredential, None, None);
             let notification = NewNotification::new(Uuid::now_v7(), to, notice, Uuid::now_v7());
             let session_notice = SessionNotice { notification, note: TranscriptEntry::text("automation", "left out") };
-            let skipped = Some((AutomationRunItem { prompt_id: Some(prompt), ..run.clone() }, session_notice));
-            let ended = end(&store, TurnEnd { skipped, ..turn_end(session, prompt, us + 1) }).await;
+            let run = AutomationRunItem { prompt_id: Some(prompt), ..run.clone() };
+            let run = Some(RunEnd { run, notice: Some(session_notice), saga: None });
+            let ended = end(&store, TurnEnd { run, ..turn_end(session, prompt, us + 1) }).await;
             (ended, store.prompt(prompt).await.unwrap().unwrap().state)
         };
         let found = async || {

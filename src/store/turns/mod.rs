@@ -5,32 +5,29 @@ pub(crate) mod recovery;
 mod replayable;
 
 use diesel::{BoolExpressionMethods, ExpressionMethods, OptionalExtension, QueryDsl, Queryable, RunQueryDsl};
+use uuid::Uuid;
 
 use self::outcomes::OutcomeCount;
 use super::{
-    Store, StoreError, automation,
+    Store, StoreError,
+    automation::sagas::{self, RunEnd, RunEndRows},
     engine::{
         columns::{self, Cursor, Page, clean, clean_option, page_of},
         connection::{AnyConnection, Cached, Update, execute, insert_of_row},
         room::Room,
         writer::{Job, Outage, WriteTx},
     },
-    notifications::notes::SessionNoticeRows,
     schema::{self, prompts, transcript_entries},
     transcript::{self, Entries, TranscriptAppend, TranscriptRow},
 };
-use crate::{
-    contract::audit::AutomationRunItem,
-    domain::{
-        automation::skip::{Automation, WantedMode},
-        clock::Timestamp,
-        ids::{PromptId, SessionId, WorkspaceKey},
-        notify::notification::SessionNotice,
-        redaction::{Redacted, RedactedJson},
-        retention::IDEMPOTENCY_PERIOD,
-        routing::Route,
-        turn::{TurnInitiator, TurnPhase, TurnState, outcome::Failure, transcript::TranscriptEntry},
-    },
+use crate::domain::{
+    automation::{skip::Automation, wanted::Wanted},
+    clock::Timestamp,
+    ids::{PromptId, SessionId, WorkspaceKey},
+    redaction::{Redacted, RedactedJson},
+    retention::IDEMPOTENCY_PERIOD,
+    routing::Route,
+    turn::{TurnInitiator, TurnPhase, TurnState, outcome::Failure, transcript::TranscriptEntry},
 };
 
 /// An idempotency key with the digest of its request.
@@ -65,7 +62,7 @@ pub(crate) struct NewTurn {
     /// True for a canary: a turn over ACP in a workspace that is rolled back.
     pub is_canary: bool,
     /// The automation requested for its changes.
-    pub wanted: WantedMode,
+    pub wanted: Wanted,
     pub decision: Automation,
     pub now: Timestamp,
 }
@@ -104,7 +101,7 @@ pub(crate) struct PromptRow {
     /// True if the turn tried ACP for a workspace that was rolled back.
     pub is_canary: bool,
     /// The automation requested for its changes.
-    pub wanted: WantedMode,
+    pub wanted: Wanted,
     /// The decision about that automation.
     pub decision: Automation,
     /// The agent's own conversation that completed the turn.
@@ -166,8 +163,8 @@ pub(crate) struct TurnEnd {
     pub error: Option<Failure>,
     /// The rest of its transcript.
     pub entries: Vec<TranscriptEntry>,
-    /// The record and the notice of a skipped automation.
-    pub skipped: Option<(AutomationRunItem, SessionNotice)>,
+    /// The end of its automation, if it was skipped or ran.
+    pub run: Option<RunEnd>,
     /// The outcome for the workspace's success window; counted only if this write ends the turn.
     pub counts: Option<OutcomeCount>,
     /// The number of the agent's last message that this end covers; 0 if it is unknown.
@@ -209,12 +206,13 @@ pub(crate) struct Record {
     cancel_asked: bool,
     initiator: String,
     settled_seq: i64,
+    automation_options: Option<String>,
 }
 
 insert_of_row!(AcceptTurn(Record) => prompts (
     prompt_id, session_id, installation_id, workspace_id, idempotency_key, body_hash, state, preview, result,
     error_code, error_detail, accepted_us, ended_us, route, protocol, epoch, is_canary, automation, known_by,
-    phase, decision, cancel_asked, initiator, settled_seq,
+    phase, decision, cancel_asked, initiator, settled_seq, automation_options,
 ));
 
 impl Record {
@@ -235,7 +233,7 @@ impl Record {
             protocol: Route::tolerant(&self.protocol),
             epoch: columns::unsigned(self.epoch),
             is_canary: self.is_canary,
-            wanted: WantedMode::tolerant(&self.automation),
+            wanted: Wanted::from_stored(&self.automation, self.automation_options.as_deref()),
             // Automation that this version cannot name is left to the version that stored it.
             decision: Automation::from_stored(&self.decision).unwrap_or(Automation::Nothing),
             known_by: self.known_by,
@@ -319,13 +317,14 @@ pub(crate) fn acceptance(turn: NewTurn) -> impl FnMut(&mut WriteTx<'_>) -> Resul
         protocol: turn.protocol.as_str().to_owned(),
         epoch: columns::signed(turn.epoch),
         is_canary: turn.is_canary,
-        automation: turn.wanted.as_str().to_owned(),
+        automation: turn.wanted.mode.as_str().to_owned(),
         known_by: None,
         phase: TurnPhase::Agent.as_str().to_owned(),
         decision: turn.decision.to_stored(),
         cancel_asked: false,
         initiator: turn.initiator.as_str().to_owned(),
         settled_seq: 0,
+        automation_options: turn.wanted.options_to_stored(),
     };
     let mut said = Entries::new(TranscriptAppend {
         session_id: turn.session_id,
@@ -404,11 +403,10 @@ pub(crate) fn ending(end: TurnEnd) -> impl FnMut(&mut WriteTx<'_>) -> Result<End
     let detail = end.error.as_ref().map(columns::clean_detail);
     let code = end.error.as_ref().map(|error| error.code.as_str());
     let key = end.key.clone();
-    let mut skipped = end.skipped.map(|(run, session_notice)| {
-        let session_notice =
-            SessionNoticeRows::new(key.clone(), end.session_id, Some(end.prompt_id), session_notice, end.now);
-        (automation::Record::new(run), session_notice)
-    });
+    let mut run = end.run.map(|run| RunEndRows::new(&key, end.session_id, end.prompt_id, run, end.now));
+    // The agent's end begins a run, and the run is in the same transaction.
+    let begins = (end.step == EndStep::Agent).then(Uuid::now_v7);
+    let (of_run, session_id) = (end.prompt_id, end.session_id);
     let mut entries = Entries::new(TranscriptAppend {
         session_id: end.session_id,
         key: end.key,
@@ -447,9 +445,13 @@ pub(crate) fn ending(end: TurnEnd) -> impl FnMut(&mut WriteTx<'_>) -> Result<End
             outcomes::count(tx, &key, counts)?;
         }
         entries.write(tx)?;
-        if let Some((run, session_notice)) = &mut skipped {
-            run.insert(tx)?;
-            session_notice.write(tx)?;
+        if let Some(run_id) = begins {
+            sagas::begin(tx, run_id, of_run, (session_id, &key), end.now)?;
+        }
+        if let Some(run) = &mut run
+            && !run.write(tx)?
+        {
+            tracing::error!(marker = "[GITHUB-AUTO]", prompt_id, "run of automation was advanced by another writer");
         }
         Ok(EndStored::ThisOne)
     }

@@ -1,6 +1,8 @@
 //! One metric for each member of a closed set of labels, all registered at the start.
 
-use prometheus::{Gauge, Histogram, HistogramOpts, IntCounter, IntCounterVec, IntGauge, IntGaugeVec, Opts, Registry};
+use prometheus::{
+    Gauge, Histogram, HistogramOpts, HistogramVec, IntCounter, IntCounterVec, IntGauge, IntGaugeVec, Opts, Registry,
+};
 
 use crate::telemetry::labels::Label;
 
@@ -65,6 +67,18 @@ impl Maker<'_> {
         let histogram = Histogram::with_opts(HistogramOpts::new(name, help).buckets(buckets.to_vec()))?;
         self.0.register(Box::new(histogram.clone()))?;
         Ok(histogram)
+    }
+
+    pub(crate) fn histograms<L: Label>(
+        &self,
+        name: &str,
+        help: &str,
+        labels: &[&str],
+        buckets: &[f64],
+    ) -> prometheus::Result<Family<L, Histogram>> {
+        let vec = HistogramVec::new(HistogramOpts::new(name, help).buckets(buckets.to_vec()), labels)?;
+        self.0.register(Box::new(vec.clone()))?;
+        Family::make(|values| vec.get_metric_with_label_values(values))
     }
 
     pub(crate) fn counters<L: Label>(

@@ -1,5 +1,6 @@
 //! Every metric by name, with a method for each event that it counts.
 
+mod automation;
 pub(crate) mod capacity;
 pub(crate) mod family;
 pub(crate) mod http;
@@ -15,6 +16,7 @@ use prometheus::{
 };
 
 use self::{
+    automation::AutomationMetrics,
     capacity::CapacityMetrics,
     family::{Family, Maker},
     http::{Http, HttpOperation},
@@ -88,6 +90,7 @@ struct All {
     capacity: CapacityMetrics,
     notifications: NotificationMetrics,
     webhooks: WebhookMetrics,
+    automation: AutomationMetrics,
 }
 
 impl All {
@@ -155,6 +158,7 @@ impl All {
             capacity: CapacityMetrics::new(&make)?,
             notifications: NotificationMetrics::new(&make)?,
             webhooks: WebhookMetrics::new(&make)?,
+            automation: AutomationMetrics::new(&make)?,
             registry,
         })
     }

@@ -17,8 +17,10 @@ use crate::{
             PreparedWorkspace, RemoveTenant, RemoveWorkspace, RemovedHomes, RemovedWorkspace, RuntimeStatus,
             WorkspaceDiff,
         },
+        steps::{AUTOMATION, StepOrder},
     },
     domain::{
+        automation::step::StepReport,
         ids::PromptId,
         turn::outcome::{ErrorCode, Failure},
     },
@@ -176,6 +178,8 @@ pub(crate) struct WorkspaceClient {
 const READ_TIMEOUT: Duration = Duration::from_secs(60);
 /// Limit for the deletion of all files of a folder; a million of them take about a minute.
 const ERASE_TIMEOUT: Duration = Duration::from_secs(600);
+/// Limit of a step of automation: the clone limit of large repositories, and pauses of up to `github.max_wait_s`.
+const STEP_TIMEOUT: Duration = Duration::from_secs(900);
 /// Attempts of a request whose connection closes without an answer. Each failure removes one connection from the pool.
 const TRIES: u32 = 3;
 /// Added to the limit of a clone, so that the runtime's specific error arrives before this side times out.
@@ -220,6 +224,28 @@ impl WorkspaceClient {
     /// The failure of the runtime, or [`ErrorCode::RuntimeUnavailable`]. A retry is safe.
     pub(crate) async fn diff(&self, request: &DiffWorkspace) -> Result<WorkspaceDiff, Failure> {
         self.post("workspace/diff", request, READ_TIMEOUT).await
+    }
+
+    /// Carries out a step of automation. Takes at most 15 minutes: a push of a large change, with the pauses that GitHub asks
+    /// for.
+    ///
+    /// # Errors
+    /// The failure of the runtime, or [`ErrorCode::RuntimeUnavailable`]; a failed step is a report. Steps are idempotent, so
+    /// a retry is safe.
+    pub(crate) async fn automate(&self, run: Uuid, order: &StepOrder) -> Result<StepReport, Failure> {
+        let path = format!("{}/{run}/{}", AUTOMATION.trim_start_matches('/'), order.input.name().as_str());
+        self.post(&path, order, STEP_TIMEOUT).await
+    }
+
+    /// Removes the kept commit of a run. Takes at most 60 s.
+    ///
+    /// # Errors
+    /// The failure of the runtime, or [`ErrorCode::RuntimeUnavailable`]. Idempotent, so a retry is safe.
+    pub(crate) async fn discard_rescue(&self, run: Uuid) -> Result<(), Failure> {
+        let path = format!("{}/{run}/rescue", AUTOMATION.trim_start_matches('/'));
+        let request = self.client.request(Method::DELETE, &path).timeout(READ_TIMEOUT);
+        let response = request.send().await.map_err(|cause| self.client.unavailable(&cause))?;
+        if response.status().is_success() { Ok(()) } else { Err(self.client.refusal(response).await) }
     }
 
     /// Measures a workspace on disk. Takes at most 60 s.

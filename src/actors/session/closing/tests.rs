@@ -10,6 +10,7 @@ use std::{
 };
 
 use futures_util::{FutureExt, future::BoxFuture};
+use secrecy::SecretString;
 use serde_json::{Value, value::RawValue};
 use tokio::sync::{Semaphore, watch};
 use uuid::Uuid;
@@ -19,7 +20,7 @@ use crate::{
     acp::schema::StopReason,
     actors::{
         handles::{
-            closing::{AgentEnded, Automate},
+            closing::{AgentEnded, Automate, EndedRun, Run},
             event_feed::EventFeed,
             messages::TurnEnded,
             route_gate::{RouteGate, WorkspacePace},
@@ -29,13 +30,18 @@ use crate::{
         session::turn_ticket::TurnTicket,
     },
     config::Config,
-    contract::automation::{
-        AutomationDiagnostics, AutomationMembers, AutomationMode, AutomationStatus, GithubAutomation,
+    contract::{
+        audit::AutomationRunItem,
+        automation::{AutomationDiagnostics, AutomationMembers, AutomationMode, AutomationStatus, GithubAutomation},
     },
     domain::{
-        automation::skip::{Automation, SkipDetail, WantedMode},
+        automation::{
+            saga::{Next, Verdict},
+            skip::{Automation, Credential, SkipDetail, WantedMode},
+            step::StepName,
+        },
         clock::Clock,
-        ids::{FolderId, PromptId, SessionId, WorkspaceKey},
+        ids::{FolderId, InstallationId, PromptId, SessionId, WorkspaceKey},
         redaction::Redacted,
         routing::{Route, Routing, turn_route::TurnStart},
         session::{
@@ -44,9 +50,12 @@ use crate::{
             mcp::McpServers,
             permission::PermissionPolicy,
         },
-        turn::{TurnInitiator, TurnOutcome, TurnPhase, TurnState, transcript::TranscriptEntry, update::view_update},
+        turn::{
+            TurnInitiator, TurnOutcome, TurnPhase, TurnState, outcome::Failure, transcript::TranscriptEntry,
+            update::view_update,
+        },
     },
-    store::{Acceptance, NewSession, NewTurn, NewWorkspace, PromptRow, Store},
+    store::{Acceptance, NewSession, NewTurn, NewWorkspace, PromptRow, RunEnd, SagaRow, Store, StoreError},
     telemetry::SystemClock,
     transport::fake::FakeTransport,
 };
@@ -94,31 +103,92 @@ fn made(detail: SkipDetail) -> GithubAutomation {
         rollback: None,
         diagnostics: AutomationDiagnostics::default(),
         error: None,
+        rescue: None,
+        retry_at: None,
+        dry_run: false,
     })
     .unwrap()
 }
 
+/// The run of a turn, of which only the number of steps is known.
+struct StepsRun {
+    permits: Arc<Semaphore>,
+    begun: Arc<AtomicUsize>,
+    panics: bool,
+    done: usize,
+    turn: AgentEnded,
+}
+
 impl Automate for TwoSteps {
-    fn step(
-        &self,
-        _: &AgentEnded,
-        before: Option<&GithubAutomation>,
-    ) -> Option<BoxFuture<'static, GithubAutomation>> {
-        let detail = match before.and_then(|made| made.skip_detail) {
-            None => SkipDetail::NoChanges,
-            Some(SkipDetail::NoChanges) => SkipDetail::NothingStaged,
-            Some(_) => return None,
-        };
+    fn credential(&self, _: &InstallationId, _: bool) -> Credential {
+        Credential::Present
+    }
+
+    fn open(&self, turn: &AgentEnded) -> BoxFuture<'static, Result<Box<dyn Run>, StoreError>> {
+        let (permits, begun, panics) = (self.permits.clone(), self.begun.clone(), self.panics);
+        let run: Box<dyn Run> = Box::new(StepsRun { permits, begun, panics, done: 0, turn: turn.clone() });
+        std::future::ready(Ok(run)).boxed()
+    }
+
+    fn retry(&self, _: SagaRow, _: Option<SecretString>) -> BoxFuture<'static, Result<(), Failure>> {
+        std::future::ready(Ok(())).boxed()
+    }
+}
+
+impl Run for StepsRun {
+    fn next(&self) -> Next {
+        match self.done {
+            0 | 1 => Next::Step(StepName::Changes),
+            _ => Next::End(Verdict::Skipped(SkipDetail::NothingStaged)),
+        }
+    }
+
+    fn perform(&mut self, _: StepName) -> BoxFuture<'_, Result<(), StoreError>> {
         self.begun.fetch_add(1, Ordering::AcqRel);
-        let (permits, panics) = (self.permits.clone(), self.panics);
-        Some(
-            async move {
-                permits.acquire().await.unwrap().forget();
-                assert!(!panics, "a planted panic");
-                made(detail)
-            }
-            .boxed(),
-        )
+        async {
+            self.permits.acquire().await.unwrap().forget();
+            assert!(!self.panics, "a planted panic");
+            self.done += 1;
+            Ok(())
+        }
+        .boxed()
+    }
+
+    fn progress(&self, step: StepName, _: bool) -> Value {
+        step.as_str().into()
+    }
+
+    fn end(&self, verdict: Option<Verdict>) -> Option<EndedRun> {
+        let detail = match (verdict, self.done) {
+            (Some(_), _) => SkipDetail::NothingStaged,
+            (None, 0) => return None,
+            (None, _) => SkipDetail::NoChanges,
+        };
+        let AgentEnded { prompt_id, session_id, key, .. } = &self.turn;
+        let run = AutomationRunItem {
+            run_id: Uuid::now_v7(),
+            automation_id: None,
+            installation_id: key.installation_id.clone(),
+            workspace_id: key.workspace_id.clone(),
+            session_id: *session_id,
+            prompt_id: Some(*prompt_id),
+            status: "skipped".into(),
+            mode: "github".into(),
+            issue_number: None,
+            issue_url: None,
+            pull_request_number: None,
+            pull_request_url: None,
+            branch: None,
+            commit_sha: None,
+            skip_reason: None,
+            skip_detail: None,
+            duration_ms: 0,
+            attempts: 1,
+            error_code: None,
+            logs: Value::Array(Vec::new()),
+            created_at: SystemClock.now(),
+        };
+        Some(EndedRun { automation: made(detail), rows: RunEnd { run, notice: None, saga: None } })
     }
 }
 
@@ -215,7 +285,7 @@ async fn agent_ends(services: &Arc<Services>) -> Turn {
         protocol: Route::Acp,
         epoch: 0,
         is_canary: false,
-        wanted: WantedMode::Github,
+        wanted: WantedMode::Github.into(),
         decision: Automation::Run,
         first_entry: TranscriptEntry::text("user_message", "fix it"),
         now,

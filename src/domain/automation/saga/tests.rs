@@ -3,11 +3,11 @@ use uuid::Uuid;
 
 use super::*;
 use crate::domain::{
-    automation::{skip::WantedMode, step::ChangedPath},
+    automation::{plan::Figures, skip::WantedMode, step::ChangedPath},
     ids::SessionId,
 };
 
-const NOW: Timestamp = Timestamp(1_700_000_000_000_000);
+pub(crate) const NOW: Timestamp = Timestamp(1_700_000_000_000_000);
 
 pub(crate) fn plan() -> Plan {
     Plan {
@@ -18,12 +18,14 @@ pub(crate) fn plan() -> Plan {
         at: NOW,
         prompt: "write a file".into(),
         message: String::new(),
-        diagnostics: Vec::new(),
+        figures: Figures::default(),
+        has_token: false,
         branch_name: None,
         base_branch: None,
         issue: None,
         issue_title: None,
-        branch_prefix: "claude-code/".into(),
+        branch_template: "claude-code/".into(),
+        author: None,
         is_draft: false,
         labels: Vec::new(),
         assignees: Vec::new(),

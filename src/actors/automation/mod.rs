@@ -1,0 +1,239 @@
+//! Runs of GitHub automation: each step is decided in `domain/automation/saga`, carried out by the runtime, and stored
+//! before the next one.
+
+mod credentials;
+mod outcome;
+mod plan;
+pub(crate) mod retries;
+
+use std::sync::Arc;
+
+use futures_util::{FutureExt, future::BoxFuture};
+use secrecy::SecretString;
+use serde_json::{Value, json};
+use tokio::sync::watch;
+
+pub(crate) use self::credentials::Credentials;
+use crate::{
+    actors::handles::closing::{AgentEnded, Automate, EndedRun, Run},
+    config::sections::Github,
+    contract::{
+        runtime::WorkspaceRef,
+        steps::{Remote, StepOrder},
+    },
+    domain::{
+        automation::{
+            order,
+            saga::{Next, Saga, SagaStatus, Verdict},
+            skip::Credential,
+            step::{Remedy, StepFailure, StepName, StepOutcome, StepReport},
+        },
+        clock::Clock,
+        ids::InstallationId,
+        turn::outcome::{ErrorCode, Failure},
+    },
+    store::{SagaRow, SagaUpdate, Store, StoreError},
+    telemetry::metrics::Metrics,
+    transport::http::client::WorkspaceClient,
+};
+
+/// Automates the changes of turns. Cheap to clone.
+#[derive(Clone)]
+pub(crate) struct Automation {
+    pub store: Store,
+    pub clock: Arc<dyn Clock>,
+    pub runtime: WorkspaceClient,
+    pub settings: Arc<Github>,
+    pub credentials: Credentials,
+    pub metrics: Metrics,
+    /// True once the service stops: attempts end after their running step.
+    pub stopping: watch::Receiver<bool>,
+}
+
+/// A run that this process advances.
+struct AdvancedRun {
+    automation: Automation,
+    row: SagaRow,
+    saga: Saga,
+    workspace: WorkspaceRef,
+    token: Option<SecretString>,
+    /// True for an attempt after the turn's end, which no open turn resumes.
+    is_leased: bool,
+}
+
+impl Automate for Automation {
+    fn credential(&self, tenant: &InstallationId, has_token: bool) -> Credential {
+        if has_token { Credential::Present } else { self.credentials.of_tenant(tenant) }
+    }
+
+    fn open(&self, turn: &AgentEnded) -> BoxFuture<'static, Result<Box<dyn Run>, StoreError>> {
+        let (this, turn) = (self.clone(), turn.clone());
+        async move {
+            let row = this.store.saga_of_prompt(turn.prompt_id).await?;
+            let row = row.ok_or_else(|| missing("run"))?;
+            let run = this.advance(row, turn.token).await?;
+            Ok(Box::new(run) as Box<dyn Run>)
+        }
+        .boxed()
+    }
+
+    fn retry(&self, row: SagaRow, token: Option<SecretString>) -> BoxFuture<'static, Result<(), Failure>> {
+        let this = self.clone();
+        async move { this.begin_retry(row, token).await }.boxed()
+    }
+}
+
+impl Automation {
+    /// Takes up a run where it was left, and plans it if it has no plan.
+    ///
+    /// # Errors
+    /// The database did not answer, or the turn or its workspace is not there.
+    async fn advance(&self, row: SagaRow, token: Option<SecretString>) -> Result<AdvancedRun, StoreError> {
+        let workspace = self.store.workspace(row.key.clone()).await?.ok_or_else(|| missing("workspace"))?;
+        let planned = row.saga.clone();
+        let saga = match planned {
+            Some(saga) => saga,
+            None => Saga::new(self.plan(&row, &workspace).await?, self.clock.now()),
+        };
+        let workspace = WorkspaceRef { folder_id: workspace.folder_id, path: workspace.path };
+        Ok(AdvancedRun { automation: self.clone(), row, saga, workspace, token, is_leased: false })
+    }
+}
+
+impl AdvancedRun {
+    /// Carries out a step at the runtime. An answer that does not come is a failure that may pass.
+    async fn execute(&self, step: StepName) -> StepReport {
+        match self.order(step).await {
+            Ok(order) => match self.automation.runtime.automate(self.row.run_id, &order).await {
+                Ok(report) => report,
+                Err(cause) if cause.code == ErrorCode::FolderMissing => {
+                    failed("workspace-missing", "the folder of the workspace does not exist", Remedy::Never)
+                }
+                Err(cause) => failed("runtime-unavailable", &cause.detail, Remedy::Later),
+            },
+            Err(failure) => report_of(failure),
+        }
+    }
+
+    async fn order(&self, step: StepName) -> Result<StepOrder, StepFailure> {
+        let input = order::input(&self.saga, self.row.run_id, step)?;
+        let remote = if step.is_remote() { Some(self.remote().await?) } else { None };
+        Ok(StepOrder { workspace: self.workspace.clone(), session_id: self.row.session_id, remote, input })
+    }
+
+    /// The repository with a token. A turn that was given a token uses no other credential.
+    async fn remote(&self) -> Result<Remote, StepFailure> {
+        let (plan, automation) = (&self.saga.plan, &self.automation);
+        let token = match (&self.token, plan.has_token) {
+            (Some(token), _) => token.clone(),
+            (None, true) => return Err(lost_token()),
+            (None, false) => automation.credentials.mint(&self.row.key.installation_id, plan).await?,
+        };
+        Ok(Remote {
+            repository: plan.repository.clone(),
+            api_url: automation.settings.api_url.trim_end_matches('/').to_owned(),
+            token,
+            max_wait_ms: automation.settings.max_wait_s * 1000,
+        })
+    }
+
+    /// Stores the state of the running attempt.
+    async fn store(&mut self, saga: Saga) -> Result<(), StoreError> {
+        let lease = self.is_leased.then(|| self.automation.clock.now().plus(retries::LEASE));
+        self.automation.store.save_saga(self.update(saga.clone(), SagaStatus::Running, lease)).await?;
+        self.saga = saga;
+        self.row.version += 1;
+        Ok(())
+    }
+
+    fn update(
+        &self,
+        saga: Saga,
+        status: SagaStatus,
+        retry_at: Option<crate::domain::clock::Timestamp>,
+    ) -> SagaUpdate {
+        let (run_id, version, now) = (self.row.run_id, self.row.version, self.automation.clock.now());
+        SagaUpdate { run_id, version, status, saga, retry_at, now }
+    }
+}
+
+impl Run for AdvancedRun {
+    fn next(&self) -> Next {
+        self.saga.next(self.automation.clock.now())
+    }
+
+    fn perform(&mut self, step: StepName) -> BoxFuture<'_, Result<(), StoreError>> {
+        async move {
+            let began = self.automation.clock.now();
+            let mut report = self.execute(step).await;
+            if is_refused_token(&report) && self.token.is_none() && self.automation.credentials.renew(&self.saga.plan) {
+                // An installation's token ends after an hour: one more try with a new one.
+                report = self.execute(step).await;
+            }
+            let now = self.automation.clock.now();
+            let (run_id, prompt_id) = (self.row.run_id, self.row.prompt_id);
+            self.automation.metrics.automation_step(step, &report, now.since(began));
+            if let StepOutcome::Failed(failure) = &report.outcome {
+                let (code, message) = (failure.code.as_str(), failure.message.as_str());
+                tracing::warn!(marker = "[GITHUB-AUTO]", %run_id, %prompt_id, step = step.as_str(), code, message, "step of automation failed");
+            } else {
+                tracing::info!(marker = "[GITHUB-AUTO]", %run_id, %prompt_id, step = step.as_str(), "step of automation done");
+            }
+            let mut saga = self.saga.clone();
+            saga.apply(step, report, now);
+            self.store(saga).await
+        }
+        .boxed()
+    }
+
+    fn progress(&self, step: StepName, has_ended: bool) -> Value {
+        let failure = self.saga.failures.iter().find(|failed| failed.step == step).filter(|_| has_ended);
+        let state = match (has_ended, failure) {
+            (false, _) => "started",
+            (true, None) => "done",
+            (true, Some(_)) => "failed",
+        };
+        let mut progress =
+            json!({"runId": self.row.run_id, "attempt": self.saga.attempt, "step": step.as_str(), "state": state});
+        if let Some(failed) = failure {
+            progress["code"] = failed.failure.code.as_str().into();
+        }
+        progress
+    }
+
+    fn end(&self, verdict: Option<Verdict>) -> Option<EndedRun> {
+        outcome::of(self, verdict)
+    }
+}
+
+fn report_of(failure: StepFailure) -> StepReport {
+    StepReport { outcome: StepOutcome::Failed(failure), logs: Vec::new(), rate_remaining: None }
+}
+
+fn failed(code: &str, message: &str, remedy: Remedy) -> StepReport {
+    let (code, message) = (code.to_owned(), crate::domain::text::cut(message, 300));
+    report_of(StepFailure { code, message, skip: None, remedy, retry_at: None })
+}
+
+/// Code of the failure of a step whose token was lost with the process that had it.
+pub(crate) const TOKEN_LOST: &str = "token-lost";
+
+fn lost_token() -> StepFailure {
+    StepFailure {
+        code: TOKEN_LOST.into(),
+        message: "the githubToken of the turn was lost with a restart of the service; retry the run with a token"
+            .into(),
+        skip: None,
+        remedy: Remedy::NewToken,
+        retry_at: None,
+    }
+}
+
+fn is_refused_token(report: &StepReport) -> bool {
+    matches!(&report.outcome, StepOutcome::Failed(failure) if failure.remedy == Remedy::NewToken)
+}
+
+/// A row that a run needs is not there: it was erased.
+fn missing(what: &str) -> StoreError {
+    StoreError::Conflict(format!("the {what} of a run of automation does not exist"))
+}

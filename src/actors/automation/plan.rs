@@ -1,0 +1,103 @@
+//! Makes the plan of a run from the rows of its turn.
+
+use super::{Automation, missing};
+use crate::{
+    contract::result::ACPSessionResult,
+    domain::{
+        automation::{
+            order::DEFAULT_LABELS,
+            plan::{Figures, MAX_PROMPT_CHARS, PROTECTED_PATHS, Plan, Previous, Protection},
+        },
+        redaction::Redacted,
+        routing::{FlipTrigger, Route},
+        text,
+    },
+    store::{PromptRow, SagaRow, StoreError, WorkspaceRow},
+};
+
+/// The most earlier runs of a session that are searched for its branch. Runs without changes leave none.
+const EARLIER_RUNS: usize = 50;
+/// The most remarks about the turn in a pull request.
+const MAX_REMARKS: usize = 10;
+
+impl Automation {
+    /// The plan of a run.
+    ///
+    /// # Errors
+    /// The database did not answer, or the turn is not there.
+    pub(super) async fn plan(&self, row: &SagaRow, workspace: &WorkspaceRow) -> Result<Plan, StoreError> {
+        let turn = self.store.prompt(row.prompt_id).await?.ok_or_else(|| missing("turn"))?;
+        let prompt = self.store.text_of_prompt(row.session_id, row.prompt_id).await?;
+        let previous = self.previous(row).await?;
+        let (figures, message) = figures(&turn);
+        let (wanted, settings) = (turn.wanted.options, &self.settings);
+        let mut labels: Vec<_> = DEFAULT_LABELS.map(String::from).to_vec();
+        labels.extend(wanted.labels.into_iter().filter(|label| !DEFAULT_LABELS.contains(&label.as_str())));
+        Ok(Plan {
+            session_id: row.session_id,
+            repository: workspace.repository.clone().unwrap_or_default(),
+            mode: turn.wanted.mode,
+            is_dry_run: wanted.is_dry_run,
+            at: row.created,
+            prompt: shortened(prompt.as_deref().unwrap_or(&turn.preview)),
+            message: shortened(&message),
+            figures,
+            has_token: wanted.has_token,
+            branch_name: wanted.branch_name,
+            base_branch: wanted.base_branch,
+            issue: wanted.issue,
+            issue_title: wanted.issue_title,
+            branch_template: settings.branch_template.clone(),
+            author: settings.author(),
+            is_draft: settings.draft,
+            labels,
+            assignees: Vec::new(),
+            reviewers: Vec::new(),
+            protected_paths: PROTECTED_PATHS.map(String::from).to_vec(),
+            protection: Protection::Draft,
+            previous,
+        })
+    }
+
+    /// What the newest run of the session left at GitHub.
+    async fn previous(&self, row: &SagaRow) -> Result<Option<Previous>, StoreError> {
+        let earlier = self.store.sagas_of_session(row.session_id, row.created, EARLIER_RUNS).await?;
+        Ok(earlier.into_iter().filter_map(|earlier| earlier.saga).find_map(|saga| {
+            let pushed = saga.facts.push.as_ref()?;
+            Some(Previous {
+                branch: pushed.branch.clone(),
+                head: pushed.sha.clone(),
+                issue: saga.facts.issue.clone(),
+                pull_request: saga.facts.pull_request.as_ref().map(|request| request.number),
+            })
+        }))
+    }
+}
+
+fn shortened(text: &str) -> String {
+    Redacted::new(text).map(|text| text::cut(text, MAX_PROMPT_CHARS)).into_string()
+}
+
+/// Facts about a turn, and the agent's last message.
+fn figures(turn: &PromptRow) -> (Figures, String) {
+    let result = turn.result.as_deref().and_then(|result| serde_json::from_str::<ACPSessionResult>(result).ok());
+    let Some(result) = result else { return (Figures::default(), String::new()) };
+    let Some(meta) = result.meta else { return (Figures::default(), String::new()) };
+    let tokens = meta.usage_known.then_some((result.usage.input_tokens, result.usage.output_tokens));
+    #[expect(
+        clippy::cast_possible_truncation,
+        clippy::cast_sign_loss,
+        reason = "a duration of a turn in milliseconds"
+    )]
+    let duration_ms = meta.timings.total_ms.max(0.0) as u64;
+    let figures = Figures {
+        carrier: Route::from_name(&meta.protocol),
+        stop_reason: meta.acp_stop_reason.unwrap_or_default(),
+        duration_ms,
+        updates: meta.timings.updates,
+        tokens,
+        rollback: meta.rollback.trigger.as_deref().and_then(FlipTrigger::from_name).filter(|_| meta.rollback.active),
+        remarks: result.diagnostics.into_iter().map(|remark| remark.message).take(MAX_REMARKS).collect(),
+    };
+    (figures, meta.message)
+}

@@ -1,0 +1,245 @@
+//! The input of each step, made from the state of its run: names, texts and what must be there.
+
+use std::time::Duration;
+
+use uuid::Uuid;
+
+use super::{
+    branch::{BranchName, NewBranch},
+    saga::Saga,
+    step::{Changes, Identity, StepFailure, StepInput, StepName},
+    texts::{CommentText, CommitText, IssueText, MarkerKind, Origin, PullRequestText, TurnFigures, marker},
+};
+use crate::domain::{automation::step::Remedy, redaction::Redacted, routing::Route};
+
+/// Labels of issues and pull requests, unless others are asked for.
+pub(crate) const DEFAULT_LABELS: [&str; 2] = ["automated", "claude-prompt"];
+/// Characters of a session's id that people see.
+const SUFFIX_CHARS: usize = 6;
+
+/// The texts of a run, redacted.
+struct Texts {
+    run: String,
+    suffix: String,
+    prompt: Redacted,
+    summary: Option<Redacted>,
+    title: Option<Redacted>,
+    notes: Vec<Redacted>,
+}
+
+impl Texts {
+    fn of(saga: &Saga, run: Uuid) -> Self {
+        let session = saga.plan.session_id.to_string();
+        let left = saga.facts.changes.as_ref().and_then(|changes| changes.summary.as_deref());
+        let said = Some(saga.plan.message.as_str()).filter(|said| !said.trim().is_empty());
+        Self {
+            run: run.to_string(),
+            suffix: session[session.len().saturating_sub(SUFFIX_CHARS)..].to_owned(),
+            prompt: Redacted::new(&saga.plan.prompt),
+            summary: left.or(said).map(Redacted::new),
+            title: saga.plan.issue_title.as_deref().map(Redacted::new),
+            notes: saga.plan.figures.remarks.iter().map(|line| Redacted::new(line)).collect(),
+        }
+    }
+
+    fn origin(&self) -> Origin<'_> {
+        Origin { run: &self.run, session_suffix: &self.suffix }
+    }
+}
+
+/// The input of the next step of a run.
+///
+/// # Errors
+/// A fact that the step needs is missing, or no identity of commits is known.
+pub(crate) fn input(saga: &Saga, run: Uuid, step: StepName) -> Result<StepInput, StepFailure> {
+    let missing = || failure("incomplete-run", "a fact of an earlier step is missing");
+    let (plan, facts) = (&saga.plan, &saga.facts);
+    let texts = Texts::of(saga, run);
+    let changes = || facts.changes.as_ref().ok_or_else(missing);
+    let commit = || facts.commit.as_ref().map(|commit| commit.sha.clone()).ok_or_else(missing);
+    Ok(match step {
+        StepName::Changes => StepInput::Changes { parent: plan.previous.as_ref().map(|it| it.head.clone()) },
+        StepName::Preflight => StepInput::Preflight {
+            branch: branch(saga, run),
+            base: plan.base_branch.clone().or_else(|| changes().ok()?.base_branch.clone()),
+            wants_issue: plan.wants_pull_request(),
+            wants_pull_request: plan.wants_pull_request(),
+            touches_workflows: touches_workflows(changes()?),
+            pull_request: plan.previous.as_ref().and_then(|it| it.pull_request),
+        },
+        StepName::Issue => {
+            let (title, summary) = (texts.title.as_ref(), texts.summary.as_ref());
+            let text = IssueText { origin: texts.origin(), title, summary, prompt: &texts.prompt };
+            StepInput::Issue {
+                number: plan.issue,
+                marker: marker(&texts.run, MarkerKind::Issue),
+                title: text.title(),
+                body: text.body(),
+                labels: plan.labels.clone(),
+                assignees: plan.assignees.clone(),
+            }
+        }
+        StepName::Commit => commit_input(saga, &texts, changes()?)?,
+        StepName::Push => {
+            let expected = saga.open_previous().map(|previous| previous.head.clone());
+            StepInput::Push { branch: branch(saga, run), commit: commit()?, expected }
+        }
+        StepName::PullRequest => pull_request(saga, &texts, facts.preflight.as_ref().ok_or_else(missing)?),
+        StepName::Comment => {
+            let (Some(issue), Some(request)) = (&facts.issue, &facts.pull_request) else { return Err(missing()) };
+            let (number, url) = (request.number, request.url.as_str());
+            let text = CommentText { origin: texts.origin(), number, url, is_update: request.is_adopted };
+            let marker = marker(&texts.run, MarkerKind::Comment);
+            StepInput::Comment { issue: issue.number, marker, body: text.body() }
+        }
+        StepName::Rescue => {
+            let parent = changes()?.parent.clone();
+            StepInput::Rescue { parent, commit: commit()?, branch: branch(saga, run) }
+        }
+    })
+}
+
+fn failure(code: &str, message: &str) -> StepFailure {
+    let (code, message) = (code.to_owned(), message.to_owned());
+    StepFailure { code, message, skip: None, remedy: Remedy::Never, retry_at: None }
+}
+
+fn touches_workflows(changes: &Changes) -> bool {
+    changes.files.iter().any(|file| file.path.to_ascii_lowercase().starts_with(".github/workflows/"))
+}
+
+/// The branch of a run: that of the session's open pull request, else the caller's, else a new one.
+pub(crate) fn branch(saga: &Saga, run: Uuid) -> String {
+    if let Some(pushed) = &saga.facts.push {
+        return pushed.branch.clone();
+    }
+    if let Some(previous) = saga.open_previous() {
+        return previous.branch.clone();
+    }
+    let given = saga.plan.branch_name.as_deref().and_then(|name| BranchName::parse(name).ok());
+    let name = given.unwrap_or_else(|| {
+        let issue = saga.facts.issue.as_ref().map(|issue| issue.number);
+        let session = saga.plan.session_id.to_string();
+        BranchName::new(&NewBranch {
+            template: &saga.plan.branch_template,
+            issue,
+            session: &session,
+            at: saga.plan.at,
+        })
+    });
+    match saga.has_other_name {
+        true => name.alternative(None, &run.simple().to_string()[24..]).into_string(),
+        false => name.into_string(),
+    }
+}
+
+fn commit_input(saga: &Saga, texts: &Texts, changes: &Changes) -> Result<StepInput, StepFailure> {
+    let text = CommitText {
+        explicit: None,
+        issue: saga.facts.issue.as_ref().map(|issue| issue.number),
+        title: texts.title.as_ref(),
+        summary: texts.summary.as_ref(),
+        prompt: &texts.prompt,
+        requester: None,
+    };
+    let identity = identity(saga)?;
+    Ok(StepInput::Commit {
+        parent: changes.parent.clone(),
+        tree: changes.tree.clone(),
+        message: text.message(),
+        author: identity.clone(),
+        committer: identity,
+        at: saga.plan.at,
+    })
+}
+
+/// The identity of commits. A commit that is only kept, because no step before it could ask GitHub, has one that names no
+/// person; its delivery is a commit of its own then.
+fn identity(saga: &Saga) -> Result<Identity, StepFailure> {
+    let known = saga.facts.preflight.as_ref().map(|preflight| preflight.identity.clone());
+    match (saga.plan.author.clone(), known) {
+        (Some(author), _) | (None, Some(Some(author))) => Ok(author),
+        (None, None) => Ok(Identity { name: "LumiLink".into(), email: "noreply@lumilink.invalid".into() }),
+        (None, Some(None)) => Err(failure(
+            "no-identity",
+            "GitHub names no identity for the credential: set `github.author_name` and `github.author_email`",
+        )),
+    }
+}
+
+fn pull_request(saga: &Saga, texts: &Texts, preflight: &super::step::Preflight) -> StepInput {
+    let (plan, facts) = (&saga.plan, &saga.facts);
+    let figures = TurnFigures {
+        route: plan.figures.carrier.unwrap_or(Route::Acp),
+        stop_reason: &plan.figures.stop_reason,
+        duration: Duration::from_millis(plan.figures.duration_ms),
+        updates: plan.figures.updates,
+        tokens: plan.figures.tokens,
+        rollback: plan.figures.rollback,
+    };
+    let text = PullRequestText {
+        origin: texts.origin(),
+        title: texts.title.as_ref(),
+        summary: texts.summary.as_ref(),
+        prompt: &texts.prompt,
+        figures,
+        notes: &texts.notes,
+        issue: facts.issue.as_ref().map(|issue| issue.number),
+    };
+    let cloned = facts.changes.as_ref().and_then(|changes| changes.base_branch.clone());
+    StepInput::PullRequest {
+        number: saga.open_previous().and_then(|previous| previous.pull_request),
+        marker: marker(&texts.run, MarkerKind::PullRequest),
+        head: facts.push.as_ref().map(|push| push.branch.clone()).unwrap_or_default(),
+        base: plan.base_branch.clone().or(cloned).unwrap_or_else(|| preflight.default_branch.clone()),
+        title: text.title(),
+        body: text.body(),
+        is_draft: plan.is_draft || saga.touches_protected(),
+        labels: plan.labels.clone(),
+        assignees: plan.assignees.clone(),
+        reviewers: plan.reviewers.clone(),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::domain::automation::{
+        saga::tests::{NOW, fact_of, plan},
+        step::{StepOutcome, StepReport},
+    };
+
+    const RUN: Uuid = Uuid::from_u128(0x0197_7c2e_7c1a_7d3b_9b1e_3f0a_5c2d_4e6f);
+
+    fn saga_after(steps: &[StepName]) -> Saga {
+        let mut saga = Saga::new(plan(), NOW);
+        for step in steps {
+            let outcome = StepOutcome::Done(fact_of(*step));
+            saga.apply(*step, StepReport { outcome, logs: Vec::new(), rate_remaining: None }, NOW);
+        }
+        saga
+    }
+
+    #[test]
+    fn branch_commit_and_pull_request_name_the_issue() {
+        let mut saga = saga_after(&[StepName::Changes, StepName::Preflight, StepName::Issue]);
+        saga.plan.author = Some(Identity { name: "bot".into(), email: "bot@users.noreply.github.com".into() });
+        let name = branch(&saga, RUN);
+        assert_eq!(name, "claude-code/issue-4-2023-11-14-221320");
+        let Ok(StepInput::Commit { message, .. }) = input(&saga, RUN, StepName::Commit) else { panic!("a commit") };
+        assert!(message.starts_with("Fix issue #4"), "{message}");
+        let Ok(StepInput::PullRequest { body, base, .. }) = input(&saga, RUN, StepName::PullRequest) else {
+            panic!("a pull request")
+        };
+        assert!(body.contains("Fixes #4") && base == "main", "{body}");
+        saga.has_other_name = true;
+        assert_ne!(branch(&saga, RUN), name);
+    }
+
+    #[test]
+    fn unknown_identity_fails_the_commit_before_the_push() {
+        let saga = saga_after(&[StepName::Changes, StepName::Preflight]);
+        assert_eq!(input(&saga, RUN, StepName::Commit).unwrap_err().code, "no-identity");
+        assert_eq!(input(&saga, RUN, StepName::Push).unwrap_err().code, "incomplete-run");
+    }
+}

@@ -1,0 +1,290 @@
+//! The table of sagas: the state of each run of automation, from the end of its turn's agent on.
+//!
+//! A saga is written in the transaction of that end, so no run is lost; later writes name the version that they replace,
+//! so that one writer advances a run.
+
+use diesel::{ExpressionMethods, Insertable, OptionalExtension, QueryDsl, Queryable, RunQueryDsl};
+use uuid::Uuid;
+
+use super::runs;
+use crate::{
+    contract::audit::AutomationRunItem,
+    domain::{
+        automation::saga::{Saga, SagaStatus},
+        clock::Timestamp,
+        ids::{PromptId, SessionId, WorkspaceKey},
+        notify::notification::SessionNotice,
+        redaction::RedactedJson,
+    },
+    store::{
+        Store, StoreError,
+        engine::{
+            columns::{self, Cursor, Listed},
+            writer::WriteTx,
+        },
+        notifications::notes::SessionNoticeRows,
+        schema::automation_sagas,
+    },
+};
+
+/// A run of automation.
+#[derive(Debug, Clone, PartialEq)]
+pub(crate) struct SagaRow {
+    pub run_id: Uuid,
+    pub prompt_id: PromptId,
+    pub session_id: SessionId,
+    pub key: WorkspaceKey,
+    /// Number of writes after the first one.
+    pub version: u64,
+    pub status: SagaStatus,
+    /// Absent until the run has a plan.
+    pub saga: Option<Saga>,
+    /// Time of the next attempt, if the service begins it.
+    pub retry_at: Option<Timestamp>,
+    pub created: Timestamp,
+    pub updated: Timestamp,
+}
+
+/// A change of a run.
+#[derive(Debug, Clone)]
+pub(crate) struct SagaUpdate {
+    pub run_id: Uuid,
+    /// The version that this change replaces.
+    pub version: u64,
+    pub status: SagaStatus,
+    pub saga: Saga,
+    pub retry_at: Option<Timestamp>,
+    pub now: Timestamp,
+}
+
+/// The end of an attempt: the record for the audit, and the notice to the session's user, if there is one.
+#[derive(Debug, Clone)]
+pub(crate) struct RunEnd {
+    pub run: AutomationRunItem,
+    pub notice: Option<SessionNotice>,
+    /// Absent for a run that never began.
+    pub saga: Option<SagaUpdate>,
+}
+
+/// [`RunEnd`] as rows; may be written again after a rollback.
+pub(crate) struct RunEndRows {
+    run: runs::Record,
+    notice: Option<SessionNoticeRows>,
+    saga: Option<Changed>,
+}
+
+impl RunEndRows {
+    pub(crate) fn new(key: &WorkspaceKey, session: SessionId, prompt: PromptId, end: RunEnd, now: Timestamp) -> Self {
+        let notice = end.notice.map(|it| SessionNoticeRows::new(key.clone(), session, Some(prompt), it, now));
+        Self { run: runs::Record::new(end.run), notice, saga: end.saga.map(Changed::new) }
+    }
+
+    /// Writes the rows. Returns false, and writes nothing, if another writer has advanced the run.
+    pub(crate) fn write(&mut self, tx: &mut WriteTx<'_>) -> Result<bool, StoreError> {
+        if let Some(saga) = &self.saga
+            && !saga.write(tx)?
+        {
+            return Ok(false);
+        }
+        self.run.insert(tx)?;
+        if let Some(notice) = &mut self.notice {
+            notice.write(tx)?;
+        }
+        Ok(true)
+    }
+}
+
+impl Listed for SagaRow {
+    fn cursor(&self) -> Cursor {
+        Cursor { created: self.created, id: self.run_id.to_string() }
+    }
+}
+
+#[derive(Queryable, Insertable)]
+#[diesel(table_name = automation_sagas)]
+pub(crate) struct Record {
+    run_id: String,
+    prompt_id: String,
+    session_id: String,
+    installation_id: String,
+    workspace_id: String,
+    version: i64,
+    status: String,
+    state: Option<String>,
+    retry_us: Option<i64>,
+    created_us: i64,
+    updated_us: i64,
+}
+
+const STATE: &str = "automation_sagas.state";
+
+impl Record {
+    pub(crate) fn read(self) -> Result<SagaRow, StoreError> {
+        Ok(SagaRow {
+            run_id: columns::parse(&self.run_id, "automation_sagas.run_id")?,
+            prompt_id: columns::parse(&self.prompt_id, "automation_sagas.prompt_id")?,
+            session_id: columns::parse(&self.session_id, "automation_sagas.session_id")?,
+            key: columns::workspace_key(self.installation_id, self.workspace_id)?,
+            version: columns::unsigned(self.version),
+            status: SagaStatus::tolerant(&self.status),
+            saga: self.state.as_deref().map(|state| columns::json(state, STATE)).transpose()?,
+            retry_at: self.retry_us.map(Timestamp),
+            created: Timestamp(self.created_us),
+            updated: Timestamp(self.updated_us),
+        })
+    }
+}
+
+/// Begins the run of a turn, in the transaction in which the turn leaves the phase of its agent, and so once.
+pub(crate) fn begin(
+    tx: &mut WriteTx<'_>,
+    run_id: Uuid,
+    prompt_id: PromptId,
+    (session_id, key): (SessionId, &WorkspaceKey),
+    now: Timestamp,
+) -> Result<(), StoreError> {
+    let record = Record {
+        run_id: run_id.to_string(),
+        prompt_id: prompt_id.to_string(),
+        session_id: session_id.to_string(),
+        installation_id: key.installation_id.to_string(),
+        workspace_id: key.workspace_id.to_string(),
+        version: 0,
+        status: SagaStatus::Running.as_str().to_owned(),
+        state: None,
+        retry_us: None,
+        created_us: now.0,
+        updated_us: now.0,
+    };
+    tx.rows += diesel::insert_into(automation_sagas::table).values(record).execute(tx.connection)?;
+    Ok(())
+}
+
+/// A [`SagaUpdate`] as values of columns.
+struct Changed {
+    run_id: String,
+    version: i64,
+    status: &'static str,
+    state: String,
+    retry_us: Option<i64>,
+    updated_us: i64,
+}
+
+impl Changed {
+    fn new(update: SagaUpdate) -> Self {
+        Self {
+            run_id: update.run_id.to_string(),
+            version: columns::signed(update.version),
+            status: update.status.as_str(),
+            state: columns::clean(RedactedJson::of(&update.saga).into_string()),
+            retry_us: update.retry_at.map(|at| at.0),
+            updated_us: update.now.0,
+        }
+    }
+
+    /// Writes the change; false if the run has another version.
+    fn write(&self, tx: &mut WriteTx<'_>) -> Result<bool, StoreError> {
+        let row =
+            automation_sagas::table.find(self.run_id.as_str()).filter(automation_sagas::version.eq(self.version));
+        let changed = diesel::update(row)
+            .set((
+                automation_sagas::version.eq(self.version + 1),
+                automation_sagas::status.eq(self.status),
+                automation_sagas::state.eq(Some(self.state.as_str())),
+                automation_sagas::retry_us.eq(self.retry_us),
+                automation_sagas::updated_us.eq(self.updated_us),
+            ))
+            .execute(tx.connection)?;
+        tx.rows += changed;
+        if changed == 0 && tx.in_doubt {
+            // The commit of an earlier attempt reported an error and took effect nevertheless.
+            let stored: Option<(i64, Option<String>)> = automation_sagas::table
+                .find(self.run_id.as_str())
+                .select((automation_sagas::version, automation_sagas::state))
+                .first(tx.connection)
+                .optional()?;
+            return Ok(stored == Some((self.version + 1, Some(self.state.clone()))));
+        }
+        Ok(changed > 0)
+    }
+}
+
+impl Store {
+    /// The run of a turn. Cancel-safe.
+    pub(crate) async fn saga_of_prompt(&self, prompt_id: PromptId) -> Result<Option<SagaRow>, StoreError> {
+        self.read(move |connection| {
+            let row = automation_sagas::table.filter(automation_sagas::prompt_id.eq(prompt_id.to_string()));
+            let record: Option<Record> = row.first(connection).optional()?;
+            record.map(Record::read).transpose()
+        })
+        .await
+    }
+
+    /// A run. Cancel-safe.
+    pub(crate) async fn saga(&self, run_id: Uuid) -> Result<Option<SagaRow>, StoreError> {
+        self.read(move |connection| {
+            let record: Option<Record> =
+                automation_sagas::table.find(run_id.to_string()).first(connection).optional()?;
+            record.map(Record::read).transpose()
+        })
+        .await
+    }
+
+    /// The newest runs of a session that began before `before`, the newest first, at most `most`. Cancel-safe.
+    pub(crate) async fn sagas_of_session(
+        &self,
+        session_id: SessionId,
+        before: Timestamp,
+        most: usize,
+    ) -> Result<Vec<SagaRow>, StoreError> {
+        self.read(move |connection| {
+            let records: Vec<Record> = automation_sagas::table
+                .filter(automation_sagas::session_id.eq(session_id.to_string()))
+                .filter(automation_sagas::created_us.lt(before.0))
+                .order((automation_sagas::created_us.desc(), automation_sagas::run_id.desc()))
+                .limit(columns::limit(most))
+                .load(connection)?;
+            records.into_iter().map(Record::read).collect()
+        })
+        .await
+    }
+
+    /// Runs whose next attempt is due, those that waited longest first, at most `most`. Cancel-safe.
+    pub(crate) async fn due_sagas(&self, now: Timestamp, most: usize) -> Result<Vec<SagaRow>, StoreError> {
+        self.read(move |connection| {
+            let records: Vec<Record> = automation_sagas::table
+                .filter(automation_sagas::retry_us.le(now.0))
+                .order(automation_sagas::retry_us)
+                .limit(columns::limit(most))
+                .load(connection)?;
+            records.into_iter().map(Record::read).collect()
+        })
+        .await
+    }
+
+    /// Writes a change of a run.
+    ///
+    /// # Errors
+    /// [`StoreError::Fenced`] if the run has another version: another writer advances it.
+    ///
+    /// # Cancel safety
+    /// A dropped future may have written.
+    pub(crate) async fn save_saga(&self, update: SagaUpdate) -> Result<(), StoreError> {
+        let changed = Changed::new(update);
+        let written = self.write(move |tx| changed.write(tx)).await?;
+        if written { Ok(()) } else { Err(StoreError::Fenced) }
+    }
+
+    /// Writes the end of an attempt that began after the turn was closed.
+    ///
+    /// # Errors
+    /// As [`Store::save_saga`].
+    ///
+    /// # Cancel safety
+    /// A dropped future may have written.
+    pub(crate) async fn end_attempt(&self, of: &SagaRow, end: RunEnd, now: Timestamp) -> Result<(), StoreError> {
+        let mut rows = RunEndRows::new(&of.key, of.session_id, of.prompt_id, end, now);
+        let written = self.write(move |tx| rows.write(tx)).await?;
+        if written { Ok(()) } else { Err(StoreError::Fenced) }
+    }
+}
