@@ -49,24 +49,41 @@ pub(crate) fn one_line(text: &str) -> String {
 
 fn line_of_clusters(text: &str) -> String {
     let mut seen = String::with_capacity(text.len());
+    each_seen(text, |c| match c {
+        c if c.is_control() || matches!(c, '\u{2028}' | '\u{2029}') => seen.push(' '),
+        '`' => {}
+        '<' => seen.push('‹'),
+        '>' => seen.push('›'),
+        '(' | '[' | ':' if seen.ends_with(']') => seen.extend([' ', c]),
+        c => seen.push(c),
+    });
+    seen.trim().to_owned()
+}
+
+/// Drops invisible characters as [`one_line`] does, and control characters except tabs, from a text of several lines. Every
+/// kind of line break becomes `\n`. Markup is kept. Idempotent.
+pub(crate) fn visible(text: &str) -> String {
+    let mut seen = String::with_capacity(text.len());
+    each_seen(&text.replace("\r\n", "\n"), |c| match c {
+        '\n' | '\r' | '\u{85}' | '\u{2028}' | '\u{2029}' => seen.push('\n'),
+        c if c.is_control() && c != '\t' => {}
+        c => seen.push(c),
+    });
+    seen
+}
+
+/// Visits all characters except invisible ones that join nothing.
+fn each_seen(text: &str, mut visit: impl FnMut(char)) {
     for cluster in text.graphemes(true) {
         let mut rest = cluster.chars().peekable();
         let mut before = None;
         while let Some(c) = rest.next() {
-            let joins = c == JOINER && joins(before, rest.peek().copied());
-            match c {
-                c if c.is_control() || matches!(c, '\u{2028}' | '\u{2029}') => seen.push(' '),
-                '`' => {}
-                c if is_unseen(c) && !joins => {}
-                '<' => seen.push('‹'),
-                '>' => seen.push('›'),
-                '(' | '[' | ':' if seen.ends_with(']') => seen.extend([' ', c]),
-                c => seen.push(c),
+            if !is_unseen(c) || c == JOINER && joins(before, rest.peek().copied()) {
+                visit(c);
             }
             before = Some(c);
         }
     }
-    seen.trim().to_owned()
 }
 
 /// Zero width joiner.
@@ -80,7 +97,7 @@ fn joins(before: Option<char>, after: Option<char>) -> bool {
 
 /// True for invisible characters: Unicode's `Default_Ignorable_Code_Point` and interlinear annotation marks, without the
 /// two variation selectors that choose an emoji's presentation.
-fn is_unseen(c: char) -> bool {
+pub(crate) fn is_unseen(c: char) -> bool {
     matches!(c,
         '\u{AD}' | '\u{34F}' | '\u{61C}' | '\u{115F}'..='\u{1160}' | '\u{17B4}'..='\u{17B5}'
         | '\u{180B}'..='\u{180F}' | '\u{200B}'..='\u{200F}' | '\u{202A}'..='\u{202E}' | '\u{2060}'..='\u{206F}'
@@ -193,6 +210,12 @@ mod tests {
     }
 
     #[test]
+    fn visible_text_keeps_its_lines_and_markup() {
+        assert_eq!(visible("# a\r\n\tb\rc\u{2028}d\u{85}e"), "# a\n\tb\nc\nd\ne");
+        assert_eq!(visible(&format!("p\u{200B}ay\u{202E}load\u{1b}[31m {FAMILY}")), format!("payload[31m {FAMILY}"));
+    }
+
+    #[test]
     fn markup_is_neutralised() {
         for (text, shown) in [
             ("<img src=x onerror=y>", "‹img src=x onerror=y›"),
@@ -230,6 +253,7 @@ mod tests {
             prop_assert!(shown.chars().count() <= max);
             prop_assert_eq!(&plain(&shown, max), &shown, "idempotent");
             prop_assert_eq!(&one_line(&line), &line, "idempotent");
+            prop_assert_eq!(&visible(&visible(&text)), &visible(&text), "idempotent");
             let kept = shown.strip_suffix(CUT_MARK).unwrap_or(&shown);
             prop_assert!(line.starts_with(kept));
             let mut ends = line.grapheme_indices(true).map(|(at, cluster)| at + cluster.len());
