@@ -29,6 +29,7 @@ mod erasure;
 mod fallback;
 mod faults;
 mod flip_kills;
+mod github_stand_in;
 mod http_manners;
 mod idempotency;
 mod interop;

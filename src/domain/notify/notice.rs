@@ -266,12 +266,11 @@ fn texts_of_refusal(detail: SkipDetail) -> (&'static str, &'static str) {
         ),
         SkipDetail::WorkflowPermission => (
             "the credential may not change workflows",
-            "Grant the permission `workflows`, and accept it in the settings of the installation.",
+            "Grant the permission workflows, and accept it in the settings of the installation.",
         ),
-        SkipDetail::SigningRequired => (
-            "the repository demands signed commits",
-            "An operator can configure a key for signatures; the changes are kept.",
-        ),
+        SkipDetail::SigningRequired => {
+            ("the repository demands signed commits", "An operator can configure a key for signatures.")
+        }
         SkipDetail::Sso => (
             "the token is not authorised for single sign-on",
             "Authorise it for the organisation at GitHub, then retry the run.",
@@ -282,7 +281,7 @@ fn texts_of_refusal(detail: SkipDetail) -> (&'static str, &'static str) {
         ),
         SkipDetail::Lfs => (
             "the change touches a file of Git LFS",
-            "Change such files outside the session; the other changes are kept.",
+            "Change such files outside the session, and the others in a new turn.",
         ),
         SkipDetail::ClosedByPerson => (
             "a person closed the pull request of the session",

@@ -17,6 +17,11 @@ impl Dice {
         Self(seed)
     }
 
+    /// Takes a fixed seed.
+    pub(crate) fn of_seed(seed: u64) -> Self {
+        Self(seed)
+    }
+
     /// An independent generator seeded by this one.
     pub(crate) fn fork(&mut self) -> Self {
         Self(self.roll())

@@ -12,6 +12,7 @@ pub(crate) mod dice;
 pub(crate) mod disk;
 pub(crate) mod gate;
 pub(crate) mod git_server;
+pub(crate) mod github;
 pub(crate) mod hostile;
 pub(crate) mod metrics;
 pub(crate) mod notifications;

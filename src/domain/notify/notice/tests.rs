@@ -148,6 +148,30 @@ skip rateLimited secondary-limit: warning automationSkipped: GitHub automation f
   note: GitHub automation for octo-org/hello-world was skipped: GitHub's secondary rate limit is reached. Prompt again in a few minutes, with fewer turns at a time. The changes stay in the workspace.
 skip workspaceRollback fallback-cannot: warning automationSkipped: GitHub automation for octo-org/hello-world was skipped: the HTTP fallback does not support it.
   note: GitHub automation for octo-org/hello-world was skipped: the HTTP fallback does not support it. Prompt again once the workspace is back on ACP. The changes stay in the workspace.
+skip other empty-repository: warning automationSkipped: GitHub automation for octo-org/hello-world was skipped: the repository is empty.
+  note: GitHub automation for octo-org/hello-world was skipped: the repository is empty. Push a first commit to its default branch. The changes stay in the workspace.
+skip other archived: warning automationSkipped: GitHub automation for octo-org/hello-world was skipped: the repository is archived.
+  note: GitHub automation for octo-org/hello-world was skipped: the repository is archived. Its owner can unarchive it. The changes stay in the workspace.
+skip other ruleset: warning automationSkipped: GitHub automation for octo-org/hello-world was skipped: a rule of the repository forbids the push.
+  note: GitHub automation for octo-org/hello-world was skipped: a rule of the repository forbids the push. The log of the run names the rule; change it, or the branch name in the tenant's settings. The changes stay in the workspace.
+skip other push-protection: warning automationSkipped: GitHub automation for octo-org/hello-world was skipped: the change contains a secret.
+  note: GitHub automation for octo-org/hello-world was skipped: the change contains a secret. The log of the run names path and line. Remove the secret, and replace it where it is valid. The changes stay in the workspace.
+skip other too-large: warning automationSkipped: GitHub automation for octo-org/hello-world was skipped: the change is too large for GitHub.
+  note: GitHub automation for octo-org/hello-world was skipped: the change is too large for GitHub. The log of the run names the files. Remove or ignore them, and prompt again. The changes stay in the workspace.
+skip other protected-path: warning automationSkipped: GitHub automation for octo-org/hello-world was skipped: the change touches a protected path.
+  note: GitHub automation for octo-org/hello-world was skipped: the change touches a protected path. The log of the run names the paths. An administrator can permit them in the tenant's settings. The changes stay in the workspace.
+skip missingCredential workflow-permission: warning automationSkipped: GitHub automation for octo-org/hello-world was skipped: the credential may not change workflows.
+  note: GitHub automation for octo-org/hello-world was skipped: the credential may not change workflows. Grant the permission workflows, and accept it in the settings of the installation. The changes stay in the workspace.
+skip other signing-required: warning automationSkipped: GitHub automation for octo-org/hello-world was skipped: the repository demands signed commits.
+  note: GitHub automation for octo-org/hello-world was skipped: the repository demands signed commits. An operator can configure a key for signatures. The changes stay in the workspace.
+skip missingCredential sso: warning automationSkipped: GitHub automation for octo-org/hello-world was skipped: the token is not authorised for single sign-on.
+  note: GitHub automation for octo-org/hello-world was skipped: the token is not authorised for single sign-on. Authorise it for the organisation at GitHub, then retry the run. The changes stay in the workspace.
+skip missingCredential ip-allow-list: warning automationSkipped: GitHub automation for octo-org/hello-world was skipped: the organisation does not permit this network address.
+  note: GitHub automation for octo-org/hello-world was skipped: the organisation does not permit this network address. Its owner can add the address of the runtime to the IP allow list. The changes stay in the workspace.
+skip other lfs: warning automationSkipped: GitHub automation for octo-org/hello-world was skipped: the change touches a file of Git LFS.
+  note: GitHub automation for octo-org/hello-world was skipped: the change touches a file of Git LFS. Change such files outside the session, and the others in a new turn. The changes stay in the workspace.
+skip other closed-by-person: warning automationSkipped: GitHub automation for octo-org/hello-world was skipped: a person closed the pull request of the session.
+  note: GitHub automation for octo-org/hello-world was skipped: a person closed the pull request of the session. Reopen it, or open a new session for a new pull request. The changes stay in the workspace.
 skip repoBlocked -: warning automationSkipped: GitHub automation for octo-org/hello-world was skipped: the repository is blocked.
   note: GitHub automation for octo-org/hello-world was skipped: the repository is blocked. A pattern of the tenant's settings or of the configuration matches it; ask an administrator. The changes stay in the workspace.
 skip missingCredential -: warning automationSkipped: GitHub automation for octo-org/hello-world was skipped: no GitHub credential is available.
@@ -190,6 +214,19 @@ fn texts_fit_uncut_and_hold_no_markup() {
                 "{}",
                 notice.body
             );
+        }
+    }
+}
+
+#[test]
+fn every_detail_of_a_skip_has_its_own_text_and_advice() {
+    let unknown = texts_of_skip(SkipReason::Other, None);
+    for (at, detail) in SkipDetail::ALL.into_iter().enumerate() {
+        let (why, advice) = texts_of_detail(detail);
+        assert!(why != unknown.0 && advice != unknown.1, "{} has only the general text", detail.as_str());
+        for other in &SkipDetail::ALL[..at] {
+            let texts = texts_of_detail(*other);
+            assert!(texts.0 != why && texts.1 != advice, "{} and {} share a text", detail.as_str(), other.as_str());
         }
     }
 }
