@@ -33,7 +33,7 @@
 //! | 6 | [`http`]: the public API · [`runtime`]: the container side · [`demo_agent`] · [`client`]: our own HTTP client |
 //! | 5 | [`actors`]: apply the rules of `domain` to messages, rows and timers |
 //! | 4 | [`process`]: agents and commands as child processes · [`cluster`]: supervisors that share a database |
-//! | 3 | [`transport`]: ways to an agent · [`store`]: the only place with SQL · [`webhook`]: signs and posts alerts |
+//! | 3 | [`transport`]: ways to an agent · [`store`]: the only place with SQL · [`webhook`]: signs and posts alerts · [`github`]: client of GitHub's REST API, authentication of the App |
 //! | 2 | [`contract`]: wire types · [`config`]: settings, and the only reader of the environment · [`telemetry`]: metrics and logs |
 //! | 1 | [`domain`]: every rule and constant, and every notification text; pure, `now` is an argument |
 //! | 0 | [`acp`]: JSON-RPC frames, the numbers of messages on a resumable connection, matching of answers to requests, ACP messages under their spec names |
@@ -49,7 +49,7 @@
 //! | migrations of fleets | `http/routing/migrations` | `actors/migrations` | `domain/migration` | `store/routing/migrations` | |
 //! | notifications | `http/notifications` | `actors/notifications` | `domain/notify` | `store/notifications` | `webhook`, `client/notifications` |
 //! | capacity and retention | `http/health` | `actors/upkeep`, `actors/handles/capacity_guard` | `domain/capacity` | `store/audit`, `store/retention` | |
-//! | automation | `contract/automation` | `actors/session/automation`, `actors/session/closing` | `domain/automation` | `store/automation` | |
+//! | automation | `contract/automation` | `actors/session/automation`, `actors/session/closing` | `domain/automation` | `store/automation` | `runtime/automation`, `github` |
 //! | tenants' limits and ceilings | `http/tenants` | `actors/handles/tenants` | `domain/tenant`, `domain/limits` | `store/tenants` | |
 //! | erasure | `http/erasure` | `actors/erasure` | `domain/erasure` | `store/erasure` | `POST /workspace/remove`, `POST /tenant/remove` of the runtime |
 //! | audit | `http/audit` | | `domain/explain` | `store/audit` | |
@@ -292,6 +292,7 @@ mod config;
 mod contract;
 mod demo_agent;
 mod domain;
+mod github;
 mod http;
 mod process;
 mod runtime;

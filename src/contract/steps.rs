@@ -4,6 +4,8 @@
 //! A failed step is an answer with status 200. Problem documents are for orders that the runtime cannot read, and for
 //! workspaces that do not exist.
 
+use std::collections::BTreeMap;
+
 use secrecy::{ExposeSecret, SecretString};
 use serde::{Deserialize, Serialize, Serializer};
 
@@ -37,6 +39,22 @@ pub(crate) struct Remote {
     pub token: SecretString,
     /// The longest time that one step waits for a rate limit, in milliseconds.
     pub max_wait_ms: u64,
+    /// The installation to which the token belongs; absent for the token of a user.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub app: Option<AppInstallation>,
+}
+
+/// The installation of a GitHub App.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub(crate) struct AppInstallation {
+    pub id: u64,
+    /// Name of the App in addresses; the login of its bot is this name with `[bot]`.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub slug: Option<String>,
+    /// The permissions of the token, such as `contents` with `write`; empty if they are not known.
+    #[serde(default)]
+    pub permissions: BTreeMap<String, String>,
 }
 
 /// Writes a secret into a body for the runtime.

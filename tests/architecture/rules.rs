@@ -127,6 +127,7 @@ fn allowed(outside: &str) -> Option<Allowed> {
         "diesel" | "diesel_migrations" | "r2d2" | "libsqlite3_sys" | "pq_sys" => Only(&["store/"]),
         "tokio" | "libc" | "memchr" | "reqwest" | "tokio_tungstenite" => From(3),
         "hmac" => Only(&["webhook/"]),
+        "jsonwebtoken" => Only(&["github/"]),
         "actix" => From(5),
         "actix_web" | "utoipa_actix_web" | "utoipa_swagger_ui" | "flate2" => From(6),
         "cap_std" => Only(&["runtime/"]),

@@ -1,6 +1,9 @@
 //! GitHub automation: which repositories are blocked, why automation is skipped, and the runs with their steps and texts.
 
 pub(crate) mod branch;
+pub(crate) mod branch_rules;
+pub(crate) mod github_answer;
+pub(crate) mod github_host;
 mod markdown;
 pub(crate) mod order;
 pub(crate) mod plan;

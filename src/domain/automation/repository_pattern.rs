@@ -50,6 +50,15 @@ impl RepositoryName {
         is_name.then(|| Self { owner: owner.to_owned(), name: name.to_owned() })
     }
 
+    pub(crate) fn owner(&self) -> &str {
+        &self.owner
+    }
+
+    /// The part behind the owner.
+    pub(crate) fn name(&self) -> &str {
+        &self.name
+    }
+
     /// True if the pattern matches the name, ignoring case as GitHub does; `*` matches any number of characters within
     /// one part. A malformed pattern matches nothing. Linear time for every pattern.
     pub(crate) fn matches(&self, pattern: &str) -> bool {

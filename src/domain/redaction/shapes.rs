@@ -15,8 +15,10 @@ use super::{REDACTED, known};
 
 /// Tokens that begin at the edge of a word. The class of characters at the end takes the whole token; `{end}` refuses
 /// an identifier that continues.
-const TOKENS: [&str; 26] = [
+const TOKENS: [&str; 27] = [
     r"gh[pousr]_[A-Za-z0-9]{20,}{end}",
+    // Tokens of installations that hold a JSON Web Token, of some 520 characters, also cut ones.
+    r"gh[pousr]_[A-Za-z0-9]{1,20}_eyJ[A-Za-z0-9_-]{8,}(?:\.[A-Za-z0-9_-]*){0,4}",
     r"github_pat_[A-Za-z0-9_]{20,}",
     r"glpat-[A-Za-z0-9_.-]{20,}",
     r"sk-[A-Za-z0-9_-]{16,}",

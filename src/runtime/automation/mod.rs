@@ -24,6 +24,7 @@ use crate::{
         text,
         turn::outcome::ErrorCode,
     },
+    github::{Github, GithubLimits},
 };
 
 /// Largest order, in bytes: two bodies of GitHub's largest size, 64 KiB, with room for escapes and the token.
@@ -37,11 +38,13 @@ const MAX_LINE_CHARS: usize = 300;
 #[derive(Clone)]
 pub(super) struct Automation {
     workspaces: Arc<Workspaces>,
+    github: Github,
 }
 
 /// One execution of a step.
 struct Step<'a> {
     workspaces: &'a Arc<Workspaces>,
+    github: &'a Github,
     run: Uuid,
     order: &'a StepOrder,
     logs: Vec<String>,
@@ -51,7 +54,7 @@ struct Step<'a> {
 
 type Made = Result<StepFact, StepFailure>;
 
-impl Step<'_> {
+impl<'a> Step<'a> {
     /// Adds a line to the run's log, redacted and cut; lines beyond the limit are dropped.
     fn log(&mut self, line: &str) {
         if self.logs.len() < MAX_LOG_LINES {
@@ -63,7 +66,7 @@ impl Step<'_> {
     ///
     /// # Errors
     /// The order has none, which is a fault of the supervisor.
-    fn remote(&self) -> Result<&Remote, StepFailure> {
+    fn remote(&self) -> Result<&'a Remote, StepFailure> {
         self.order
             .remote
             .as_ref()
@@ -79,22 +82,23 @@ fn failure(code: &str, message: &str, remedy: Remedy) -> StepFailure {
 
 impl Automation {
     pub(super) fn new(workspaces: Arc<Workspaces>) -> Self {
-        Self { workspaces }
+        Self { workspaces, github: Github::new(GithubLimits::default()) }
     }
 
     /// Carries out one step.
     async fn perform(&self, run: Uuid, order: &StepOrder) -> StepReport {
         let (logs, rate_remaining) = (Vec::new(), None);
-        let mut step = Step { workspaces: &self.workspaces, run, order, logs, rate_remaining };
+        let (workspaces, github) = (&self.workspaces, &self.github);
+        let mut step = Step { workspaces, github, run, order, logs, rate_remaining };
         let made = match &order.input {
             StepInput::Changes { .. } => local::changes(&mut step).await,
             StepInput::Commit { .. } => local::commit(&mut step).await,
             StepInput::Rescue { .. } => local::rescue(&mut step).await,
             StepInput::Push { .. } => push::push(&mut step).await,
-            StepInput::Preflight { .. } => api::preflight(&mut step).await,
-            StepInput::Issue { .. } => api::issue(&mut step).await,
-            StepInput::PullRequest { .. } => api::pull_request(&mut step).await,
-            StepInput::Comment { .. } => api::comment(&mut step).await,
+            StepInput::Preflight { .. }
+            | StepInput::Issue { .. }
+            | StepInput::PullRequest { .. }
+            | StepInput::Comment { .. } => api::request(&mut step).await,
         };
         let Step { logs, rate_remaining, .. } = step;
         StepReport { outcome: made.map_or_else(StepOutcome::Failed, StepOutcome::Done), logs, rate_remaining }
