@@ -4,9 +4,10 @@
 //! A failed step is an answer with status 200. Problem documents are for orders that the runtime cannot read, and for
 //! workspaces that do not exist.
 
-use secrecy::{ExposeSecret, SecretString};
-use serde::{Deserialize, Serialize, Serializer};
+use secrecy::SecretString;
+use serde::{Deserialize, Serialize};
 
+pub(crate) use super::exposed::expose;
 use super::runtime::WorkspaceRef;
 use crate::domain::{automation::step::StepInput, ids::SessionId};
 
@@ -37,12 +38,4 @@ pub(crate) struct Remote {
     pub token: SecretString,
     /// The longest time that one step waits for a rate limit, in milliseconds.
     pub max_wait_ms: u64,
-}
-
-/// Writes a secret into a body for the runtime.
-///
-/// # Errors
-/// None of its own.
-pub(crate) fn expose<S: Serializer>(secret: &SecretString, to: S) -> Result<S::Ok, S::Error> {
-    to.serialize_str(secret.expose_secret())
 }
