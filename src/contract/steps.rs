@@ -39,3 +39,12 @@ pub(crate) struct Remote {
     /// The longest time that one step waits for a rate limit, in milliseconds.
     pub max_wait_ms: u64,
 }
+
+/// Answer to `DELETE /automation/{run}/rescue`, which deletes the kept commit of a run. `GET /automation/{run}/rescue/bundle`
+/// and `…/patch` answer with the files.
+#[derive(Debug, Clone, Copy, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub(crate) struct DeletedRescue {
+    /// False if there was none.
+    pub deleted: bool,
+}

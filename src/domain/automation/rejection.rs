@@ -28,6 +28,7 @@ fn failure(code: &str, skip: Option<SkipDetail>, remedy: Remedy, message: &str) 
 fn skipped(detail: SkipDetail, message: &str) -> StepFailure {
     let remedy = match detail {
         SkipDetail::TokenRefused | SkipDetail::WorkflowPermission | SkipDetail::Sso => Remedy::NewToken,
+        SkipDetail::SecondaryLimit => Remedy::Later,
         _ => Remedy::Never,
     };
     failure(detail.as_str(), Some(detail), remedy, message)
@@ -189,8 +190,9 @@ pub(crate) fn of_status(status: u16, body: &str, sso: Option<&str>) -> StepFailu
             skipped(SkipDetail::IpAllowList, "The organisation's IP allow list does not have the address of this service")
         }
         403 if says("archived") => skipped(SkipDetail::Archived, "The repository is archived, and takes no push"),
+        429 => skipped(SkipDetail::SecondaryLimit, &format!("GitHub limits the rate of requests: {detail}")),
         403 if says("rate limit") || says("abuse") => {
-            failure("github-unavailable", None, Remedy::Later, &format!("GitHub limits the rate of requests: {detail}"))
+            skipped(SkipDetail::SecondaryLimit, &format!("GitHub limits the rate of requests: {detail}"))
         }
         403 => skipped(SkipDetail::TokenRefused, &format!("The token may not write to the repository (403): {detail}")),
         404 => {
@@ -198,7 +200,7 @@ pub(crate) fn of_status(status: u16, body: &str, sso: Option<&str>) -> StepFailu
             skipped(SkipDetail::TokenRefused, message)
         }
         413 => skipped(SkipDetail::TooLarge, "GitHub refused the push as too large (413)"),
-        408 | 429 | 500.. => {
+        408 | 500.. => {
             failure("github-unavailable", None, Remedy::Later, &format!("GitHub answered with status {status}: {detail}"))
         }
         _ => failure("push-rejected", None, Remedy::Never, &format!("GitHub answered with status {status}: {detail}")),
@@ -307,7 +309,7 @@ mod tests {
             (403, "The 'o' organization has an IP allow list enabled, and 1.2.3.4 is not permitted", None, "ip-allow-list"),
             (403, "remote: This repository was archived so it is read-only.", None, "archived"),
             (404, "remote: Repository not found.", None, "token-refused"),
-            (429, "", None, "github-unavailable"),
+            (429, "", None, "secondary-limit"),
             (503, "", None, "github-unavailable"),
             (400, "", None, "push-rejected"),
         ] {

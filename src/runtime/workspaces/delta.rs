@@ -42,6 +42,8 @@ const IGNORED_BYTES: usize = 8 * 1024 * 1024;
 pub(crate) struct Delta {
     /// Changed paths with their new contents, in the pack.
     pub entries: Vec<TreeEntry>,
+    /// True if git's list of changed files is too long to read.
+    pub is_incomplete: bool,
     /// Files that are too large for a commit; those of a change that is too large as a whole. They are not in `entries`.
     pub refused: Vec<TreeChange>,
     /// The files that git ignores.
@@ -76,10 +78,11 @@ impl Baseline {
         let _ = run(refresh, 0).await;
         let listing = ["ls-files", "-z", "--modified", "--others", "--exclude-standard"].map(OsString::from);
         let listed = run(listing.to_vec(), PATHS_BYTES).await?;
-        let top = workspace.to_owned();
-        let found = blocking(move || as_user(user, || Found::among(&listed.bytes, &top, file_bytes, &then))).await?;
+        let (top, paths) = (workspace.to_owned(), listed.bytes);
+        let found = blocking(move || as_user(user, || Found::among(&paths, &top, file_bytes, &then))).await?;
         let mut delta = Delta { summary: found.summary, ..Delta::default() };
         delta.ignored = ignored(&scratch, git, workspace, &objects, &kept).await?;
+        delta.is_incomplete = listed.cut;
         if listed.cut || !too_large(&found.small).is_empty() {
             delta.refused = found.small.into_iter().chain(found.oversized).collect();
             return Ok(delta);
@@ -89,12 +92,13 @@ impl Baseline {
         let fixed = ["diff", "--cached", "--raw", "-z", "--no-abbrev", "--no-renames", "--no-ext-diff"];
         let args = fixed.iter().map(OsString::from).chain([tree.into(), "--".into()]).collect();
         let changed = run(args, CHANGES_BYTES).await?;
+        delta.is_incomplete = changed.cut;
         delta.entries = raw_entries(&changed.bytes);
         let gone = found.gone.into_iter().map(|path| TreeEntry {
             path,
             mode: None,
             object: String::new(),
-            is_added: false,
+            old: None,
         });
         delta.entries.extend(gone);
         delta.entries.retain(|entry| entry.path != SUMMARY.as_bytes());

@@ -23,7 +23,13 @@ use url::Url;
 use uuid::Uuid;
 
 use super::repository::{Repository, Scheme};
-use crate::domain::turn::outcome::{ErrorCode, Failure};
+use crate::{
+    domain::{
+        clock::{Clock, Timestamp},
+        turn::outcome::{ErrorCode, Failure},
+    },
+    telemetry::clock::SystemClock,
+};
 
 /// Header with the key of a step.
 const KEY: &str = "x-lumilink-step";
@@ -57,8 +63,8 @@ pub(crate) struct RefusedAnswer {
     pub text: String,
     /// The header `X-GitHub-SSO`.
     pub sso: Option<String>,
-    /// The header `Retry-After`, if it is a number of seconds.
-    pub retry_after_s: Option<u64>,
+    /// The time of the header `Retry-After`, if that is a number of seconds.
+    pub retry_at: Option<Timestamp>,
 }
 
 /// The last failure that the proxy saw.
@@ -338,8 +344,9 @@ async fn refused(mut answer: reqwest::Response, shared: &Shared) -> HttpResponse
         bytes.extend_from_slice(&chunk[..chunk.len().min(MAX_REFUSAL_BYTES - bytes.len())]);
     }
     let text = String::from_utf8_lossy(&bytes).into_owned();
-    let retry_after_s = retry_after.and_then(|seconds| seconds.trim().parse().ok());
-    *shared.failure.lock() = Some(ProxyFailure::Refused(RefusedAnswer { status, text, sso, retry_after_s }));
+    let seconds = retry_after.and_then(|seconds| seconds.trim().parse::<u32>().ok());
+    let retry_at = seconds.map(|seconds| SystemClock.now().plus(Duration::from_secs(seconds.into())));
+    *shared.failure.lock() = Some(ProxyFailure::Refused(RefusedAnswer { status, text, sso, retry_at }));
     // A redirect must not make git leave the proxy, and 401 not make it ask for a password.
     let status = if (300..=401).contains(&status) { 403 } else { status };
     HttpResponse::build(StatusCode::from_u16(status).unwrap_or(StatusCode::BAD_GATEWAY)).finish()

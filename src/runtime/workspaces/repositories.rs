@@ -15,7 +15,11 @@ use super::{
     git::{Call, Finished, Git, Input, Output},
     proxy::Proxy,
 };
-use crate::domain::turn::outcome::{ErrorCode, Failure};
+use crate::domain::{
+    automation::step::Identity,
+    clock::Timestamp,
+    turn::outcome::{ErrorCode, Failure},
+};
 
 /// Time limit of a call without network.
 const TIMEOUT: Duration = Duration::from_secs(120);
@@ -55,8 +59,19 @@ pub(crate) struct TreeEntry {
     pub mode: Option<u32>,
     /// 40 hexadecimal digits.
     pub object: String,
-    /// True if the older tree has no such path.
-    pub is_added: bool,
+    /// The object of the older tree; absent if that has no such path, and for an entry of one tree.
+    pub old: Option<String>,
+}
+
+/// A commit to make.
+#[derive(Debug)]
+pub(crate) struct NewCommit<'a> {
+    pub tree: &'a str,
+    pub parent: &'a str,
+    pub message: &'a str,
+    pub author: &'a Identity,
+    pub committer: &'a Identity,
+    pub at: Timestamp,
 }
 
 fn failed(cause: &dyn std::fmt::Display) -> Failure {
@@ -425,6 +440,25 @@ impl BareRepository {
         self.write_commit(text.into_bytes()).await
     }
 
+    /// Makes a commit. The same input makes the same commit.
+    ///
+    /// # Errors
+    /// As [`Git::run`], also for an empty name and a missing object.
+    pub(crate) async fn commit(&self, commit: &NewCommit<'_>) -> Result<String, Failure> {
+        let at = format!("@{} +0000", commit.at.0.div_euclid(1_000_000));
+        let mut call = self.call(strings(["commit-tree", commit.tree, "-p", commit.parent, "-F", "-"]), LINE_BYTES);
+        call.env.extend([
+            ("GIT_AUTHOR_NAME", commit.author.name.as_str().into()),
+            ("GIT_AUTHOR_EMAIL", commit.author.email.as_str().into()),
+            ("GIT_AUTHOR_DATE", at.as_str().into()),
+            ("GIT_COMMITTER_NAME", commit.committer.name.as_str().into()),
+            ("GIT_COMMITTER_EMAIL", commit.committer.email.as_str().into()),
+            ("GIT_COMMITTER_DATE", at.as_str().into()),
+        ]);
+        let message = commit.message.replace('\0', "");
+        one_line(&self.git.run(Call { input: Input::Bytes(message.into_bytes()), ..call }).await?.bytes)
+    }
+
     /// Writes a commit object, given as git stores it.
     ///
     /// # Errors
@@ -454,7 +488,7 @@ fn file_of_tree(line: &[u8]) -> Option<TreeEntry> {
     let mut fields = std::str::from_utf8(&line[..at]).ok()?.split(' ');
     let (mode, _, object) = (fields.next()?, fields.next()?, fields.next()?);
     let mode = u32::from_str_radix(mode, 8).ok()?;
-    Some(TreeEntry { path: line[at + 1..].to_vec(), mode: Some(mode), object: object.to_owned(), is_added: false })
+    Some(TreeEntry { path: line[at + 1..].to_vec(), mode: Some(mode), object: object.to_owned(), old: None })
 }
 
 /// Reads `:100644 100644 <name> <name> M`, NUL, path, NUL.
@@ -464,10 +498,11 @@ pub(super) fn raw_entries(bytes: &[u8]) -> Vec<TreeEntry> {
     while let (Some(head), Some(path)) = (fields.next(), fields.next()) {
         let Ok(head) = std::str::from_utf8(head) else { continue };
         let head: Vec<_> = head.trim_start_matches(':').split(' ').collect();
-        let [old, new, _, object, _] = head.as_slice() else { continue };
+        let [_, new, old, object, _] = head.as_slice() else { continue };
         let mode = u32::from_str_radix(new, 8).ok().filter(|mode| *mode != 0);
         let object = (*object).to_owned();
-        entries.push(TreeEntry { path: path.to_vec(), mode, object, is_added: *old == "000000" });
+        let old = Some((*old).to_owned()).filter(|old| old.bytes().any(|byte| byte != b'0'));
+        entries.push(TreeEntry { path: path.to_vec(), mode, object, old });
     }
     entries
 }
