@@ -9,6 +9,7 @@ pub(crate) mod automation;
 pub(crate) mod browsers;
 pub(crate) mod events;
 pub(crate) mod explain;
+pub(crate) mod exposed;
 pub(crate) mod fallback;
 pub(crate) mod health;
 pub(crate) mod inputs;

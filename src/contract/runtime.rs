@@ -8,6 +8,7 @@
 
 use std::collections::BTreeMap;
 
+use secrecy::SecretString;
 use serde::{Deserialize, Serialize};
 use uuid::Uuid;
 
@@ -184,6 +185,14 @@ pub(crate) struct PrepareWorkspace {
     /// Repository to clone (shallow) into a new workspace.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub checkout: Option<Checkout>,
+    /// Token for GitHub with which the repository is cloned over HTTPS; absent: without credentials, or with the keys of the
+    /// runtime's user. It is used for the clone and not kept.
+    #[serde(
+        default,
+        skip_serializing_if = "Option::is_none",
+        serialize_with = "super::exposed::expose_optional"
+    )]
+    pub github_token: Option<SecretString>,
 }
 
 /// Answer to [`PrepareWorkspace`].

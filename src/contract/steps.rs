@@ -6,9 +6,10 @@
 
 use std::collections::BTreeMap;
 
-use secrecy::{ExposeSecret, SecretString};
-use serde::{Deserialize, Serialize, Serializer};
+use secrecy::SecretString;
+use serde::{Deserialize, Serialize};
 
+pub(crate) use super::exposed::expose;
 use super::runtime::WorkspaceRef;
 use crate::domain::{automation::step::StepInput, ids::SessionId};
 
@@ -57,10 +58,11 @@ pub(crate) struct AppInstallation {
     pub permissions: BTreeMap<String, String>,
 }
 
-/// Writes a secret into a body for the runtime.
-///
-/// # Errors
-/// None of its own.
-pub(crate) fn expose<S: Serializer>(secret: &SecretString, to: S) -> Result<S::Ok, S::Error> {
-    to.serialize_str(secret.expose_secret())
+/// Answer to `DELETE /automation/{run}/rescue`, which deletes the kept commit of a run. `GET /automation/{run}/rescue/bundle`
+/// and `…/patch` answer with the files.
+#[derive(Debug, Clone, Copy, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub(crate) struct DeletedRescue {
+    /// False if there was none.
+    pub deleted: bool,
 }

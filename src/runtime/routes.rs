@@ -21,7 +21,7 @@ use tracing::Instrument;
 use uuid::Uuid;
 
 use super::{
-    automation::{self, Automation},
+    automation::{self, Automation, rescue},
     fallback::{self, Fallback},
     reply::{answer, answer_failure, answer_stranger, read, refuse},
     socket::{self, SocketSettings},
@@ -108,7 +108,17 @@ pub(super) fn configure(state: RuntimeState) -> impl FnOnce(&mut web::ServiceCon
             .service(resource("/workspace/measure", POST, web::post().to(measure)))
             .service(resource("/workspace/remove", POST, web::post().to(remove)))
             .service(resource("/tenant/remove", POST, web::post().to(remove_tenant)))
+            // Also `POST /automation/{run}/rescue`, a step.
+            .service(
+                resource(&format!("{AUTOMATION}/{{run}}/rescue"), POST_OR_DELETE, web::delete().to(rescue::delete))
+                    .route(web::post().to(automation::perform_rescue)),
+            )
             .service(resource(&format!("{AUTOMATION}/{{run}}/{{step}}"), POST, web::post().to(automation::perform)))
+            .service(resource(
+                &format!("{AUTOMATION}/{{run}}/rescue/{{part}}"),
+                GET_OR_HEAD,
+                get_or_head().to(rescue::read),
+            ))
             .service(resource(PROCESS_PROMPT, POST, web::post().to(fallback::process)))
             .service(
                 resource(&format!("{PROCESS_PROMPT}/{{prompt_id}}"), GET_OR_DELETE, web::get().to(fallback::join))
@@ -124,6 +134,7 @@ const GET: &str = "GET";
 const POST: &str = "POST";
 const GET_OR_HEAD: &str = "GET, HEAD";
 const GET_OR_DELETE: &str = "GET, DELETE";
+const POST_OR_DELETE: &str = "POST, DELETE";
 
 /// Probes of an orchestrator, which has no token.
 const LIVEZ: &str = "/livez";

@@ -96,6 +96,7 @@ pub(crate) async fn find_or_make(
                 agent: request.agent.clone(),
                 installation_id: Some(request.workspace.installation_id.clone()),
                 checkout: request.checkout.clone(),
+                github_token: None,
             };
             (new.folder_id, Some(workspace_client.prepare(&prepare).await?))
         }
@@ -123,7 +124,8 @@ pub(crate) async fn prepare(
 ) -> Result<PreparedWorkspace, Failure> {
     let checkout = row.repository.clone().map(|repository| Checkout { repository, branch: row.branch.clone() });
     let installation_id = Some(row.key.installation_id.clone());
-    let prepare = PrepareWorkspace { workspace: reference(row), agent: None, installation_id, checkout };
+    let workspace = reference(row);
+    let prepare = PrepareWorkspace { workspace, agent: None, installation_id, checkout, github_token: None };
     let prepared = workspace_client.prepare(&prepare).await?;
     Ok(PreparedWorkspace { is_ephemeral: row.is_ephemeral, ..prepared })
 }
@@ -168,7 +170,7 @@ async fn is_path_of(
     // Only the runtime can resolve links and `..`.
     let workspace = WorkspaceRef { folder_id: row.folder_id, path: Some(asked.to_owned()) };
     let installation_id = Some(row.key.installation_id.clone());
-    let prepare = PrepareWorkspace { workspace, agent, installation_id, checkout: None };
+    let prepare = PrepareWorkspace { workspace, agent, installation_id, checkout: None, github_token: None };
     let prepared = workspace_client.prepare(&prepare).await?;
     Ok(row.workspace_path.as_ref() == Some(&prepared.path))
 }

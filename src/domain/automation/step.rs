@@ -170,6 +170,10 @@ pub(crate) struct Changes {
     /// Reasons not to commit, found in the tree; the first decides.
     #[serde(default)]
     pub findings: Vec<Finding>,
+    /// Changed paths that must not be in a commit, and are not in `tree`: at most 20. A run with one fails with the code
+    /// `unsafe-path`.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub unsafe_paths: Vec<UnsafePath>,
 }
 
 /// The most files of [`Changes::files`].
@@ -184,6 +188,16 @@ pub(crate) struct ChangedPath {
     /// Bytes of the new content; 0 for a deleted file.
     pub bytes: u64,
     pub is_deleted: bool,
+}
+
+/// A changed path that must not be in a commit.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub(crate) struct UnsafePath {
+    /// As [`ChangedPath::path`], without control characters.
+    pub path: String,
+    /// The reason, as a part of a sentence whose subject is the path.
+    pub why: String,
 }
 
 /// Something in a change that cannot or must not be pushed.

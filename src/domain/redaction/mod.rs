@@ -116,6 +116,12 @@ pub(crate) fn of_json(json: &str) -> Cow<'_, str> {
     json::redact(json)
 }
 
+/// Finds secrets that must not be published, in the order of their places: the offset and the name of the rule. Stricter
+/// than redaction: tokens with a prefix of their own, private keys, and known values.
+pub(crate) fn secrets(text: &str) -> Vec<(usize, &'static str)> {
+    shapes::secrets(text)
+}
+
 /// Redacts known values in text that is passed on.
 pub(crate) fn known_of_text(text: &str) -> Cow<'_, str> {
     known::redact(Cow::Borrowed(text))

@@ -121,6 +121,52 @@ pub(super) fn redact(text: &str) -> Cow<'_, str> {
     text
 }
 
+/// Names of rules by the start of a token. Tokens without one here have shapes that examples use, too.
+const RULES: [(&str, &str); 25] = [
+    ("gh", "github-token"),
+    ("github_pat_", "github-token"),
+    ("glpat-", "gitlab-token"),
+    ("sk-", "model-provider-key"),
+    ("sk_", "payment-key"),
+    ("rk_", "payment-key"),
+    ("whsec_", "webhook-secret"),
+    ("AKIA", "aws-access-key"),
+    ("ASIA", "aws-access-key"),
+    ("AIza", "google-api-key"),
+    ("ya29.", "google-token"),
+    ("GOCSPX-", "google-client-secret"),
+    ("xox", "slack-token"),
+    ("xapp-", "slack-token"),
+    ("npm_", "npm-token"),
+    ("pypi-", "pypi-token"),
+    ("hf_", "model-provider-key"),
+    ("gsk_", "model-provider-key"),
+    ("xai-", "model-provider-key"),
+    ("pplx-", "model-provider-key"),
+    ("r8_", "model-provider-key"),
+    ("do", "digitalocean-token"),
+    ("dckr_pat_", "docker-token"),
+    ("SG.", "sendgrid-key"),
+    ("AGE-SECRET-KEY-1", "private-key"),
+];
+
+/// See [`super::secrets`].
+pub(super) fn secrets(text: &str) -> Vec<(usize, &'static str)> {
+    let rule_of = |token: &str| RULES.iter().find(|(start, _)| token.starts_with(start)).map(|(_, rule)| *rule);
+    // Examples of documentation.
+    let is_real = |token: &str| is_token(token) && !token.ends_with("EXAMPLE");
+    let tokens = PLAIN.find_iter(text).filter(|found| is_real(found.as_str()));
+    let mut found: Vec<_> = tokens.filter_map(|found| Some((found.start(), rule_of(found.as_str())?))).collect();
+    if text.contains("PRIVATE KEY") {
+        found.extend(PRIVATE_KEY.find_iter(text).map(|key| (key.start(), "private-key")));
+    }
+    let own = known::values().map(|known| known.places_in(text.as_bytes())).unwrap_or_default();
+    let own = own.into_iter().map(|place| place.start).filter(|at| text.is_char_boundary(*at));
+    found.extend(own.map(|at| (at, "secret-of-this-service")));
+    found.sort_unstable();
+    found
+}
+
 fn replaced<'a>(text: Cow<'a, str>, shape: &Regex, with: impl Fn(&Captures<'_>) -> String) -> Cow<'a, str> {
     // Without a match, which is the usual case, this costs a third of a search for captures.
     if !shape.is_match(&text) {

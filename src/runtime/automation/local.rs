@@ -1,17 +1,73 @@
-//! Steps without network: changes, commit and rescue.
+//! The commit, and the parts that the local steps share.
 
 use super::{Made, Step, failure};
-use crate::domain::automation::step::Remedy;
+use crate::{
+    domain::{
+        automation::{
+            skip::SkipDetail,
+            step::{CommitFact, Remedy, StepFact, StepFailure, StepInput},
+        },
+        turn::outcome::{ErrorCode, Failure},
+    },
+    runtime::workspaces::repositories::{BareRepository, NewCommit, is_object_name},
+};
 
-pub(super) async fn changes(step: &mut Step<'_>) -> Made {
-    step.log("");
-    Err(failure("not-implemented", "not implemented", Remedy::Never))
+/// The failure of a step for a failed call of git or of the file system.
+pub(super) fn broken(cause: Failure) -> StepFailure {
+    let (code, remedy) = match cause.code {
+        ErrorCode::FolderMissing => ("folder-missing", Remedy::Never),
+        ErrorCode::InvalidRequest => ("invalid-repository", Remedy::Never),
+        _ => ("git-failed", Remedy::Later),
+    };
+    failure(code, &cause.detail, remedy)
+}
+
+/// A failure for which the run is skipped.
+pub(super) fn skipped(detail: SkipDetail, message: &str) -> StepFailure {
+    StepFailure { skip: Some(detail), ..failure(detail.as_str(), message, Remedy::Never) }
+}
+
+/// The failure of an order that is executed as another step.
+pub(super) fn other_step() -> StepFailure {
+    failure("invalid-order", "the input is of another step", Remedy::Never)
+}
+
+pub(super) fn missing_parent(commit: &str) -> StepFailure {
+    let message = format!("The commit {commit} was not made in this workspace: open a new session");
+    failure("parent-missing", &message, Remedy::Never)
+}
+
+/// The runtime's repository of the workspace.
+///
+/// # Errors
+/// `repository-missing`.
+pub(super) fn repository(step: &Step<'_>) -> Result<BareRepository, StepFailure> {
+    let workspace = &step.order.workspace;
+    let repository = step.workspaces.kept(workspace.folder_id);
+    if workspace.path.is_none() && repository.exists() {
+        return Ok(repository);
+    }
+    let message = "The workspace is not a clone that this version made: open a new session with `repository`";
+    Err(failure("repository-missing", message, Remedy::Never))
 }
 
 pub(super) async fn commit(step: &mut Step<'_>) -> Made {
-    changes(step).await
-}
-
-pub(super) async fn rescue(step: &mut Step<'_>) -> Made {
-    changes(step).await
+    let StepInput::Commit { parent, tree, message, author, committer, at } = &step.order.input else {
+        return Err(other_step());
+    };
+    let repository = repository(step)?;
+    let busy = step.workspaces.busy_with(repository.folder());
+    let _turn = busy.lock().await;
+    if !is_object_name(parent) || !is_object_name(tree) {
+        return Err(failure("invalid-order", "parent and tree must be names of objects", Remedy::Never));
+    }
+    let parent_tree = repository.tree_of(parent).await.map_err(broken)?.ok_or_else(|| missing_parent(parent))?;
+    if parent_tree == *tree {
+        return Err(skipped(SkipDetail::NoChanges, "The turn changed nothing"));
+    }
+    let new = NewCommit { tree, parent, message, author, committer, at: *at };
+    let sha = repository.commit(&new).await.map_err(broken)?;
+    let folder = repository.recorded_folder(tree).await;
+    repository.record_folder(&sha, folder.as_deref().unwrap_or(tree)).await.map_err(broken)?;
+    Ok(StepFact::Commit(CommitFact { sha, message: message.clone() }))
 }

@@ -4,8 +4,10 @@
 //! what an earlier execution of it made.
 
 mod api;
+mod changes;
 mod local;
 mod push;
+pub(super) mod rescue;
 
 use std::sync::Arc;
 
@@ -91,9 +93,9 @@ impl Automation {
         let (workspaces, github) = (&self.workspaces, &self.github);
         let mut step = Step { workspaces, github, run, order, logs, rate_remaining };
         let made = match &order.input {
-            StepInput::Changes { .. } => local::changes(&mut step).await,
+            StepInput::Changes { .. } => changes::changes(&mut step).await,
             StepInput::Commit { .. } => local::commit(&mut step).await,
-            StepInput::Rescue { .. } => local::rescue(&mut step).await,
+            StepInput::Rescue { .. } => rescue::rescue(&mut step).await,
             StepInput::Push { .. } => push::push(&mut step).await,
             StepInput::Preflight { .. }
             | StepInput::Issue { .. }
@@ -113,10 +115,33 @@ pub(super) async fn perform(
     automation: web::Data<Automation>,
 ) -> HttpResponse {
     let (run, step) = path.into_inner();
-    let (Ok(run), Some(step)) = (run.parse::<Uuid>(), StepName::from_name(&step)) else {
+    match StepName::from_name(&step) {
+        Some(step) => perform_step(&request, body, &run, step, &automation).await,
+        None => refuse(ErrorCode::NotFound, "no such step of automation"),
+    }
+}
+
+/// `POST /automation/{run}/rescue`.
+pub(super) async fn perform_rescue(
+    request: HttpRequest,
+    body: web::Payload,
+    run: web::Path<String>,
+    automation: web::Data<Automation>,
+) -> HttpResponse {
+    perform_step(&request, body, &run, StepName::Rescue, &automation).await
+}
+
+async fn perform_step(
+    request: &HttpRequest,
+    body: web::Payload,
+    run: &str,
+    step: StepName,
+    automation: &Automation,
+) -> HttpResponse {
+    let Ok(run) = run.parse::<Uuid>() else {
         return refuse(ErrorCode::NotFound, "no such step of automation");
     };
-    match read::<StepOrder>(&request, body, MAX_ORDER_BYTES, "a step of automation").await {
+    match read::<StepOrder>(request, body, MAX_ORDER_BYTES, "a step of automation").await {
         Ok(order) if order.input.name() != step => refuse(ErrorCode::InvalidRequest, "the body is of another step"),
         Ok(order) => answer(Ok(automation.perform(run, &order).await)),
         Err(failure) => answer_failure(&failure),

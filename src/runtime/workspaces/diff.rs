@@ -29,11 +29,11 @@ use crate::{
 /// Id of the empty tree, which git knows without an object.
 const EMPTY_TREE: &str = "4b825dc642cb6eb9a060e54bf8d69288fbee4904";
 /// Time limit of one git call. Adding a checkout of 100,000 files, the slowest call, takes 20 s.
-const TIMEOUT: Duration = Duration::from_secs(120);
+pub(super) const TIMEOUT: Duration = Duration::from_secs(120);
 /// Largest file list of a diff, in bytes. Enough for [`MAX_FILES`] entries of 500 bytes; one takes about 200.
 const LIST_BYTES: usize = 512 * 1024;
 /// Largest list of all files of a workspace, in bytes: half a million paths of 60 bytes.
-const PATHS_BYTES: usize = 32 * 1024 * 1024;
+pub(super) const PATHS_BYTES: usize = 32 * 1024 * 1024;
 /// Paths in one command line: of 4 KiB each they take a quarter of what the kernel allows.
 const PATHS_IN_CALL: usize = 100;
 /// Largest number of folders that are searched for repositories inside the workspace, which bounds the time.
@@ -51,14 +51,14 @@ pub(crate) struct DiffLimits {
 /// Location of one workspace's baseline.
 #[derive(Debug, Clone)]
 pub(crate) struct Baseline {
-    folder: PathBuf,
+    pub(super) folder: PathBuf,
     scratch: PathBuf,
 }
 
 /// Temporary git folder, with the rights of the calls that use it. Dropping it removes the folder.
-struct Scratch {
-    folder: PathBuf,
-    rights: Rights,
+pub(super) struct Scratch {
+    pub(super) folder: PathBuf,
+    pub(super) rights: Rights,
 }
 
 impl Drop for Scratch {
@@ -73,12 +73,12 @@ fn failed(cause: &io::Error) -> Failure {
 }
 
 /// Does work on files with the rights of a user, if one is given.
-fn as_user<T>(user: Option<RunAs>, work: impl FnOnce() -> io::Result<T>) -> io::Result<T> {
+pub(super) fn as_user<T>(user: Option<RunAs>, work: impl FnOnce() -> io::Result<T>) -> io::Result<T> {
     let _identity = user.map(RunAs::assume_for_files).transpose()?;
     work()
 }
 
-async fn blocking<T: Send + 'static>(work: impl FnOnce() -> io::Result<T> + Send + 'static) -> Result<T, Failure> {
+pub(super) async fn blocking<T: Send + 'static>(work: impl FnOnce() -> io::Result<T> + Send + 'static) -> Result<T, Failure> {
     let done = tokio::task::spawn_blocking(work).await.map_err(io::Error::other);
     done.and_then(|result| result).map_err(|cause| failed(&cause))
 }
@@ -184,7 +184,12 @@ impl Baseline {
     }
 
     /// Makes a temporary git folder with the index of the baseline, and reads the name of its tree and its large files.
-    fn open(&self, git: &Git, workspace: &Path, user: Option<RunAs>) -> io::Result<(Scratch, String, LargeFiles)> {
+    pub(super) fn open(
+        &self,
+        git: &Git,
+        workspace: &Path,
+        user: Option<RunAs>,
+    ) -> io::Result<(Scratch, String, LargeFiles)> {
         if self.folder.exists() {
             give(&self.folder, user)?;
         }
@@ -294,7 +299,7 @@ impl Scratch {
         Ok(self.call(git, workspace, objects, kept, args, max_output).await?.bytes)
     }
 
-    async fn call(
+    pub(super) async fn call(
         &self,
         git: &Git,
         workspace: &Path,
@@ -303,6 +308,17 @@ impl Scratch {
         args: Vec<OsString>,
         max_output: usize,
     ) -> Result<super::git::Output, Failure> {
+        let (env, rights) = (self.variables(workspace, objects, kept), self.rights.clone());
+        git.run(Call { env, max_output, rights, ..Call::local(workspace, args, TIMEOUT) }).await
+    }
+
+    /// Variables by which git uses this folder, and not that of the workspace.
+    pub(super) fn variables(
+        &self,
+        workspace: &Path,
+        objects: &Path,
+        kept: Option<&Path>,
+    ) -> Vec<(&'static str, OsString)> {
         let mut env = vec![
             ("GIT_DIR", self.folder.clone().into()),
             ("GIT_WORK_TREE", workspace.to_owned().into()),
@@ -312,14 +328,13 @@ impl Scratch {
         if let Some(kept) = kept {
             env.push(("GIT_ALTERNATE_OBJECT_DIRECTORIES", kept.to_owned().into()));
         }
-        let rights = self.rights.clone();
-        git.run(Call { args, env, cwd: workspace, timeout: TIMEOUT, max_output, scheme: None, rights }).await
+        env
     }
 }
 
 /// Adds the workspace's files to the index. git records a repository inside the workspace as one entry and fails on
 /// one without a commit, and on a file that it cannot read; all inner repositories and unreadable files are excluded then.
-async fn add_all(
+pub(super) async fn add_all(
     git: &Git,
     scratch: &Scratch,
     workspace: &Path,
@@ -448,7 +463,7 @@ fn with_large_files(
 }
 
 /// Splits at NUL and drops a last part without one.
-fn whole_parts(bytes: &[u8]) -> impl Iterator<Item = &[u8]> {
+pub(super) fn whole_parts(bytes: &[u8]) -> impl Iterator<Item = &[u8]> {
     bytes.split_inclusive(|byte| *byte == 0).filter_map(|part| part.strip_suffix(b"\0"))
 }
 

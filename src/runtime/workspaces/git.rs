@@ -5,12 +5,16 @@ use std::{
     collections::BTreeMap,
     ffi::{OsStr, OsString},
     io,
-    path::Path,
+    path::{Path, PathBuf},
     sync::Arc,
     time::Duration,
 };
 
-use tokio::io::AsyncReadExt;
+use tokio::{
+    fs::File,
+    io::{AsyncReadExt, AsyncWriteExt},
+    net::unix::pipe,
+};
 
 use super::repository::Scheme;
 use crate::{
@@ -20,7 +24,7 @@ use crate::{
         turn::outcome::{ErrorCode, Failure},
     },
     process::{
-        group::{self, GroupCommand, Streams},
+        group::{self, Ended, GroupCommand, Streams},
         limits::Limits,
         sandbox::{Sandbox, enforce::Enforcement},
         user::RunAs,
@@ -79,6 +83,75 @@ pub(crate) struct Call<'a> {
     pub scheme: Option<Scheme>,
     /// The rights with which it runs.
     pub rights: Rights,
+    pub input: Input,
+    /// File that is created with the output, in place of [`Output::bytes`].
+    pub target: Option<PathBuf>,
+    /// True to read stdout and stderr as one text; excludes an input.
+    pub is_merged: bool,
+}
+
+impl<'a> Call<'a> {
+    /// A call without network, input and output, with this program's own rights.
+    pub(crate) fn local(cwd: &'a Path, args: Vec<OsString>, timeout: Duration) -> Self {
+        let (env, rights, input) = Default::default();
+        Self { args, env, cwd, timeout, max_output: 0, scheme: None, rights, input, target: None, is_merged: false }
+    }
+}
+
+/// The standard input of a call.
+#[derive(Debug, Default)]
+pub(crate) enum Input {
+    #[default]
+    Nothing,
+    Bytes(Vec<u8>),
+    File(PathBuf),
+}
+
+impl Input {
+    /// Writes everything, as far as git reads it: git may end earlier, and its exit status reports why.
+    async fn feed(self, pipe: Option<pipe::Sender>) {
+        let Some(mut pipe) = pipe else { return };
+        let _ = match self {
+            Self::Nothing => Ok(()),
+            Self::Bytes(bytes) => pipe.write_all(&bytes).await,
+            Self::File(path) => match File::open(path).await {
+                Ok(mut file) => tokio::io::copy(&mut file, &mut pipe).await.map(drop),
+                Err(cause) => Err(cause),
+            },
+        };
+    }
+}
+
+/// The end of a call.
+pub(crate) struct Finished {
+    pub output: Output,
+    /// Absent if git was ended because its output was cut.
+    pub ended: Option<Ended>,
+}
+
+impl Finished {
+    pub(crate) fn exit_code(&self) -> Option<i32> {
+        self.ended.as_ref().and_then(|ended| ended.exit_code)
+    }
+
+    /// The output of a call that succeeded or was cut.
+    ///
+    /// # Errors
+    /// `workspace_unavailable` with the redacted tail of stderr.
+    pub(crate) fn success(self) -> Result<Output, Failure> {
+        let Some(ended) = self.ended.filter(|ended| ended.exit_code != Some(0)) else { return Ok(self.output) };
+        let stderr = Redacted::new(ended.stderr_tail.trim()).map(|tail| text::tail_bytes(tail, 1000).to_owned());
+        match ended.signal {
+            Some(libc::SIGXCPU | libc::SIGXFSZ) => {
+                Err(failed(&format!("exceeded its processor time or file size. {stderr}")))
+            }
+            _ => Err(failed(stderr.as_str())),
+        }
+    }
+}
+
+fn failed(why: &str) -> Failure {
+    Failure::new(ErrorCode::WorkspaceUnavailable, format!("git: {why}"))
 }
 
 /// The rights of a git process. The default is those of this program.
@@ -128,8 +201,18 @@ impl Git {
     /// # Cancel safety
     /// A dropped future ends git and its process group.
     pub(crate) async fn run(&self, call: Call<'_>) -> Result<Output, Failure> {
-        let failed = |why: &str| Failure::new(ErrorCode::WorkspaceUnavailable, format!("git: {why}"));
-        let Call { args, env, cwd, timeout, max_output, scheme, rights } = call;
+        self.execute(call).await?.success()
+    }
+
+    /// Runs git to its end, whatever its exit status.
+    ///
+    /// # Errors
+    /// `workspace_unavailable` if git cannot be started or exceeds its time limit.
+    ///
+    /// # Cancel safety
+    /// As [`run`](Self::run).
+    pub(crate) async fn execute(&self, call: Call<'_>) -> Result<Finished, Failure> {
+        let Call { args, env, cwd, timeout, max_output, scheme, rights, input, target, is_merged } = call;
         let settings = SETTINGS.iter().flat_map(|setting| [OsString::from("-c"), OsString::from(*setting)]);
         let command = GroupCommand {
             program: "git".into(),
@@ -138,7 +221,11 @@ impl Git {
             cwd: cwd.to_owned(),
             run_as: rights.user,
             kill_grace: KILL_GRACE,
-            streams: Streams::Output,
+            streams: match input {
+                Input::Nothing if is_merged => Streams::Merged,
+                Input::Nothing => Streams::Output,
+                _ => Streams::Dialogue,
+            },
             jail: rights.jail,
             limits: match scheme {
                 Some(_) => Limits { cpu: Some(timeout), file_bytes: Some(REMOTE_FILE_BYTES) },
@@ -147,34 +234,19 @@ impl Git {
         };
         let mut started = group::spawn(command, ()).await.map_err(|cause| failed(&cause.to_string()))?;
         let work = async {
-            let mut bytes = Vec::new();
-            // One byte more than the limit shows that the output is incomplete.
-            let mut output = (&mut started.output).take(max_output as u64 + 1);
-            let read = output.read_to_end(&mut bytes).await;
-            let cut = bytes.len() > max_output;
-            if cut || read.is_err() {
-                bytes.truncate(max_output);
-                return (bytes, true, None);
-            }
-            (bytes, false, Some(started.exit.wait().await))
+            let feed = std::pin::pin!(input.feed(started.input.take()));
+            let read = read_output(&mut started.output, max_output, target);
+            let mut read = std::pin::pin!(read);
+            let output = tokio::select! {
+                output = &mut read => output,
+                () = feed => read.await,
+            };
+            let ended = if output.cut { None } else { Some(started.exit.wait().await) };
+            Finished { output, ended }
         };
         // Returning drops `started`, which ends the process group if git still runs.
-        let Ok((bytes, cut, ended)) = tokio::time::timeout(timeout, work).await else {
-            return Err(failed(&format!("did not finish within {} s", timeout.as_secs())));
-        };
-        match ended {
-            Some(ended) if ended.exit_code != Some(0) => {
-                let stderr =
-                    Redacted::new(ended.stderr_tail.trim()).map(|tail| text::tail_bytes(tail, 1000).to_owned());
-                match ended.signal {
-                    Some(libc::SIGXCPU | libc::SIGXFSZ) => {
-                        Err(failed(&format!("exceeded its processor time or file size. {stderr}")))
-                    }
-                    _ => Err(failed(stderr.as_str())),
-                }
-            }
-            _ => Ok(Output { bytes, cut }),
-        }
+        let finished = tokio::time::timeout(timeout, work).await;
+        finished.map_err(|_| failed(&format!("did not finish within {} s", timeout.as_secs())))
     }
 
     fn environment(&self, env: Vec<(&'static str, OsString)>, scheme: Option<Scheme>) -> Vec<(OsString, OsString)> {
@@ -199,4 +271,27 @@ impl Git {
         all.extend(env.into_iter().map(|(name, value)| (name.into(), value)));
         all.into_iter().collect()
     }
+}
+
+/// Reads the output up to a limit, into memory or a file.
+async fn read_output(output: &mut pipe::Receiver, limit: usize, target: Option<PathBuf>) -> Output {
+    let mut bytes = Vec::new();
+    // One byte more than the limit shows that the output is incomplete.
+    let mut limited = output.take(limit as u64 + 1);
+    let Some(target) = target else {
+        let read = limited.read_to_end(&mut bytes).await;
+        let cut = bytes.len() > limit || read.is_err();
+        bytes.truncate(limit);
+        return Output { bytes, cut };
+    };
+    let copied = async {
+        let mut file = File::options().write(true).create_new(true).mode(0o600).open(target).await?;
+        let copied = tokio::io::copy(&mut limited, &mut file).await?;
+        if copied > limit as u64 {
+            file.set_len(limit as u64).await?;
+        }
+        file.flush().await?;
+        io::Result::Ok(copied)
+    };
+    Output { cut: !copied.await.is_ok_and(|copied| copied <= limit as u64), bytes }
 }

@@ -53,6 +53,12 @@ impl LargeFiles {
         self.0.contains_key(path)
     }
 
+    /// Those files for whose path and size `keep` is true.
+    pub(super) fn only(&self, keep: impl Fn(&[u8], u64) -> bool) -> Self {
+        let kept = self.0.iter().filter(|(path, state)| keep(path, state.bytes));
+        Self(kept.map(|(path, state)| (path.clone(), *state)).collect())
+    }
+
     /// True if a file of the same path is as it was then.
     pub(super) fn has_same(&self, path: &[u8], then: &Self) -> bool {
         self.0.get(path).is_some_and(|state| then.0.get(path) == Some(state))

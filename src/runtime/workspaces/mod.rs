@@ -1,10 +1,15 @@
 //! Workspaces: creates their folders, clones repositories into them, and computes what changed since.
+//!
+//! Of each clone the runtime keeps a bare repository of its own ([`repositories`]), from which automation commits.
 
+mod delta;
 pub(crate) mod diff;
 pub(crate) mod folders;
 pub(crate) mod git;
 mod large;
 mod measure;
+pub(crate) mod proxy;
+pub(crate) mod repositories;
 pub(crate) mod repository;
 
 use std::{
@@ -22,12 +27,16 @@ use futures_util::{
     future::{BoxFuture, Shared, WeakShared},
 };
 use parking_lot::Mutex;
+use secrecy::SecretString;
 use tokio::sync::Mutex as AsyncMutex;
 
+pub(crate) use self::delta::Delta;
 use self::{
     diff::{Baseline, DiffLimits},
     folders::AllowedFolders,
-    git::{Call, Git, Rights},
+    git::{Call, Git},
+    proxy::{Proxy, ProxyFailure, Services},
+    repositories::BareRepository,
     repository::{Repository, check_branch},
 };
 use crate::{
@@ -36,6 +45,7 @@ use crate::{
         WorkspaceRef,
     },
     domain::{
+        automation::rejection,
         ids::FolderId,
         turn::outcome::{ErrorCode, Failure},
     },
@@ -44,6 +54,10 @@ use crate::{
 
 /// Folder in the root that holds the baselines. Workspaces are named by UUIDs, so none has this name.
 const BASELINES: &str = ".baselines";
+/// Folder in the root that holds the repositories from which automation commits, named as the workspaces.
+const REPOSITORIES: &str = ".repositories";
+/// Folder in the root that holds commits that could not be delivered.
+const RESCUES: &str = ".rescues";
 /// Folder in the root that holds clones in progress and temporary git folders.
 const INCOMING: &str = ".incoming";
 /// Age after which a folder in [`INCOMING`] counts as left behind by an earlier run, if the clone timeout is not
@@ -95,7 +109,9 @@ impl Workspaces {
         let WorkspaceSettings { git_hosts, clone_timeout, diff, has_other_users } = settings;
         let incoming = allowed.root().join(INCOMING);
         private_folders(&incoming)?;
-        private_folders(&allowed.root().join(BASELINES))?;
+        for name in [BASELINES, REPOSITORIES, RESCUES] {
+            private_folders(&allowed.root().join(name))?;
+        }
         if has_other_users {
             for folder in [&incoming, &allowed.root().join(BASELINES)] {
                 // git passes through as the user of an agent; it cannot list the folder.
@@ -127,7 +143,7 @@ impl Workspaces {
         request: PrepareWorkspace,
         user: Option<RunAs>,
     ) -> Result<PreparedWorkspace, Failure> {
-        let PrepareWorkspace { workspace, checkout, .. } = request;
+        let PrepareWorkspace { workspace, checkout, github_token, .. } = request;
         if let Some(path) = workspace.path {
             if checkout.is_some() {
                 return Err(Failure::new(ErrorCode::InvalidRequest, "`path` and `repository` exclude each other"));
@@ -142,7 +158,9 @@ impl Workspaces {
         if !is_real_folder(&folder).await? {
             match source {
                 None => make_folder(folder.clone()).await?,
-                Some((repository, branch)) => self.fetch_into(workspace.folder_id, &repository, branch).await?,
+                Some((repository, branch)) => {
+                    self.fetch_into(workspace.folder_id, &repository, branch, github_token.as_ref()).await?;
+                }
             }
         }
         Ok(PreparedWorkspace { path: folder.to_string_lossy().into_owned(), is_ephemeral: false, has_oneshot: false })
@@ -168,11 +186,7 @@ impl Workspaces {
             }
             None => {
                 let folder = self.folder(workspace.folder_id);
-                if !is_real_folder(&folder).await? {
-                    return Err(Failure::new(ErrorCode::FolderMissing, "the folder of the workspace does not exist"));
-                }
-                let metadata = tokio::fs::symlink_metadata(&folder).await;
-                let user = RunAs::owner(&metadata.map_err(|cause| unavailable("workspace", &cause))?);
+                let user = self.owner(&folder).await?;
                 (folder, self.baseline(workspace.folder_id), user)
             }
         };
@@ -217,7 +231,7 @@ impl Workspaces {
         measured.map_err(|cause| unavailable("measure", &cause))
     }
 
-    /// Removes a workspace with its baseline. Its files are deleted later, by a thread.
+    /// Removes a workspace with its baseline and its repository. Their files are deleted later, by a thread.
     ///
     /// # Errors
     /// `path_not_allowed` for a folder that a caller gave by `path`, and `workspace_unavailable` if the file system fails.
@@ -242,10 +256,11 @@ impl Workspaces {
         let folder = self.folder(workspace.folder_id);
         let busy = self.busy_with(&folder);
         let _turn = busy.lock().await;
-        let baseline = self.allowed.root().join(BASELINES).join(workspace.folder_id.to_string());
+        let of_workspace = |name: &str| self.allowed.root().join(name).join(workspace.folder_id.to_string());
         let incoming = self.allowed.root().join(INCOMING);
         let mut removed = false;
-        for (path, is_workspace) in [(folder, true), (baseline, false)] {
+        let others = [BASELINES, REPOSITORIES].map(|name| (of_workspace(name), false));
+        for (path, is_workspace) in [(folder, true)].into_iter().chain(others) {
             if tokio::fs::symlink_metadata(&path).await.is_err() {
                 continue;
             }
@@ -257,8 +272,8 @@ impl Workspaces {
         Ok(RemovedWorkspace { removed })
     }
 
-    /// Removes a workspace with its baseline, and deletes all files before it returns. Both are renamed first, to names
-    /// that a repeat finds again.
+    /// Removes a workspace with its baseline and its repository, and deletes all files before it returns. All are renamed
+    /// first, to names that a repeat finds again.
     async fn erase(self: &Arc<Self>, id: FolderId) -> Result<RemovedWorkspace, Failure> {
         let folder = self.folder(id);
         let busy = self.busy_with(&folder);
@@ -267,6 +282,7 @@ impl Workspaces {
         let moves = [
             (folder.clone(), incoming.join(format!("{ERASED}{id}"))),
             (root.join(BASELINES).join(id.to_string()), incoming.join(format!("{ERASED}{id}-baseline"))),
+            (root.join(REPOSITORIES).join(id.to_string()), incoming.join(format!("{ERASED}{id}-repository"))),
         ];
         let removed = tokio::fs::symlink_metadata(&folder).await.is_ok();
         delete_all(moves.to_vec()).await?;
@@ -317,37 +333,144 @@ impl Workspaces {
     }
 
     /// Clones into [`INCOMING`] and renames the result into place, so that an existing workspace is always complete.
-    async fn fetch_into(&self, id: FolderId, repository: &Repository, branch: Option<String>) -> Result<(), Failure> {
-        let incoming = self.allowed.root().join(INCOMING);
-        let target = Incoming { folder: incoming.join(uuid::Uuid::new_v4().to_string()) };
+    async fn fetch_into(
+        &self,
+        id: FolderId,
+        repository: &Repository,
+        branch: Option<String>,
+        token: Option<&SecretString>,
+    ) -> Result<(), Failure> {
         // A folder of its own with mode 0700: git creates the work tree with the permissions of the umask.
-        make_folder(target.folder.clone()).await?;
-        let work_tree = target.folder.join("workspace");
-        let mut args: Vec<OsString> =
-            ["clone", "--quiet", "--depth=1", "--single-branch", "--no-tags", "--template="].map(Into::into).to_vec();
-        args.extend(branch.map(|branch| OsString::from(format!("--branch={branch}"))));
-        args.extend(["--".into(), repository.url().into(), work_tree.clone().into()]);
-        let call = Call {
-            args,
-            env: Vec::new(),
-            cwd: &target.folder,
-            timeout: self.clone_timeout,
-            max_output: 0,
-            scheme: Some(repository.scheme()),
-            // ssh needs the keys of this program's user, and no agent has written anything yet.
-            rights: Rights::default(),
-        };
-        self.git.run(call).await?;
-        // Taken before the rename: an existing workspace always has its baseline.
+        let target = self.temporary_folder().await?;
+        let work_tree = target.path().join("workspace");
+        self.clone_to(&work_tree, target.path(), repository, branch, token).await?;
+        // Taken before the rename: an existing workspace always has its baseline and its repository.
         self.baseline(id).take(&self.git, &work_tree, None, self.diff.file_bytes).await?;
-        let folder = self.folder(id);
+        let kept = target.path().join("repository");
+        BareRepository::copy_clone(self.git.clone(), kept.clone(), &work_tree).await?;
+        let (folder, repository) = (self.folder(id), self.kept_folder(id));
         let moved = tokio::task::spawn_blocking(move || {
             // git made it with a umask that may be wider than ours.
             fs::set_permissions(&work_tree, fs::Permissions::from_mode(0o700))?;
+            // Left by a clone that was interrupted between the two renames.
+            remove_tree(&repository);
+            fs::rename(kept, repository)?;
             fs::rename(work_tree, folder)
         });
         let moved = moved.await;
         moved.map_err(io::Error::other).and_then(|moved| moved).map_err(|cause| unavailable("workspace", &cause))
+    }
+
+    /// Runs `git clone`. Files are written as the repository stores them: without filters, and with its line ends.
+    async fn clone_to(
+        &self,
+        work_tree: &Path,
+        around: &Path,
+        repository: &Repository,
+        branch: Option<String>,
+        token: Option<&SecretString>,
+    ) -> Result<(), Failure> {
+        let proxy = token.map(|token| Proxy::start(repository, token, Services::Fetch)).transpose()?;
+        let template = around.join("template");
+        let attributes = template.join("info/attributes");
+        let written = attributes.clone();
+        in_thread(move || {
+            private_folders(written.parent().unwrap_or(&written))?;
+            fs::write(written, "* -text !eol !filter !ident !working-tree-encoding\n")
+        })
+        .await?;
+        let mut args: Vec<OsString> =
+            ["clone", "--quiet", "--depth=1", "--single-branch", "--no-tags"].map(Into::into).to_vec();
+        let mut from_template = OsString::from("--template=");
+        from_template.push(&template);
+        args.push(from_template);
+        args.extend(branch.map(|branch| OsString::from(format!("--branch={branch}"))));
+        let url = proxy.as_ref().map_or(repository.url(), Proxy::url);
+        args.extend(["--".into(), url.into(), work_tree.into()]);
+        // With this program's rights: ssh needs the keys of its user, and no agent has written anything yet.
+        let call = Call {
+            env: proxy.as_ref().map(Proxy::environment).unwrap_or_default(),
+            scheme: Some(proxy.as_ref().map_or(repository.scheme(), Proxy::scheme)),
+            ..Call::local(around, args, self.clone_timeout)
+        };
+        if let Err(failure) = self.git.run(call).await {
+            return Err(proxy.and_then(|proxy| refused_clone(&proxy)).unwrap_or(failure));
+        }
+        if proxy.is_some() {
+            let args = ["config", "--file"].map(OsString::from).into_iter();
+            let args = args.chain([work_tree.join(".git/config").into(), "remote.origin.url".into()]);
+            let args = args.chain([repository.upstream().as_str().into()]).collect();
+            self.git.run(Call::local(around, args, self.clone_timeout)).await?;
+        }
+        // The agent's own git uses the attributes of the repository.
+        let attributes = work_tree.join(".git/info/attributes");
+        in_thread(move || fs::remove_file(attributes)).await
+    }
+
+    /// Computes the changes of a clone since it was made, and writes their contents as a pack to `pack`.
+    ///
+    /// # Errors
+    /// `folder_missing`, and `workspace_unavailable` if git or the file system fails.
+    ///
+    /// # Cancel safety
+    /// A dropped future changes nothing but `pack`.
+    pub(crate) async fn delta(self: &Arc<Self>, id: FolderId, pack: PathBuf) -> Result<Delta, Failure> {
+        let folder = self.folder(id);
+        let busy = self.busy_with(&folder);
+        let _turn = busy.lock().await;
+        let user = self.owner(&folder).await?;
+        self.baseline(id).delta(&self.git, &folder, user, self.diff.file_bytes, pack).await
+    }
+
+    /// The owner of a workspace's folder, if it is another user than this program's own.
+    async fn owner(&self, folder: &Path) -> Result<Option<RunAs>, Failure> {
+        if !is_real_folder(folder).await? {
+            return Err(Failure::new(ErrorCode::FolderMissing, "the folder of the workspace does not exist"));
+        }
+        let metadata = tokio::fs::symlink_metadata(folder).await;
+        Ok(RunAs::owner(&metadata.map_err(|cause| unavailable("workspace", &cause))?))
+    }
+
+    /// The repository of a workspace, from which automation commits. It may not exist.
+    pub(crate) fn kept(&self, id: FolderId) -> BareRepository {
+        BareRepository::new(self.git.clone(), self.kept_folder(id))
+    }
+
+    fn kept_folder(&self, id: FolderId) -> PathBuf {
+        self.allowed.root().join(REPOSITORIES).join(id.to_string())
+    }
+
+    /// Folder of the commits that could not be delivered.
+    pub(crate) fn rescues(&self) -> PathBuf {
+        self.allowed.root().join(RESCUES)
+    }
+
+    pub(crate) fn git(&self) -> &Git {
+        &self.git
+    }
+
+    /// Time limit of a call of git over the network.
+    pub(crate) fn network_timeout(&self) -> Duration {
+        self.clone_timeout
+    }
+
+    /// Checks the address of a repository.
+    ///
+    /// # Errors
+    /// `invalid_request`.
+    pub(crate) fn address(&self, repository: &str) -> Result<Repository, Failure> {
+        Repository::parse(repository, &self.git_hosts)
+    }
+
+    /// Makes a folder for temporary files, mode 0700, on the file system of the workspaces.
+    ///
+    /// # Errors
+    /// `workspace_unavailable` if the file system fails.
+    pub(crate) async fn temporary_folder(&self) -> Result<Incoming, Failure> {
+        let incoming = self.allowed.root().join(INCOMING);
+        let target = Incoming { folder: incoming.join(uuid::Uuid::new_v4().to_string()) };
+        make_folder(target.folder.clone()).await?;
+        Ok(target)
     }
 
     fn folder(&self, id: FolderId) -> PathBuf {
@@ -368,7 +491,8 @@ impl Workspaces {
         Baseline::new(root.join(BASELINES).join(name), root.join(INCOMING))
     }
 
-    fn busy_with(&self, folder: &Path) -> Arc<AsyncMutex<()>> {
+    /// The lock of a folder, which serialises work on it.
+    pub(crate) fn busy_with(&self, folder: &Path) -> Arc<AsyncMutex<()>> {
         let mut busy = self.busy.lock();
         if let Some(lock) = busy.get(folder).and_then(Weak::upgrade) {
             return lock;
@@ -411,9 +535,25 @@ fn baseline_name(folder: &Path) -> String {
     uuid::Uuid::new_v5(&uuid::Uuid::NAMESPACE_URL, folder.as_os_str().as_encoded_bytes()).to_string()
 }
 
-/// Folder of a clone in progress. Dropping it removes what is left in the folder.
-struct Incoming {
+/// The reason that the host gave for refusing a clone.
+fn refused_clone(proxy: &Proxy) -> Option<Failure> {
+    let cause = match proxy.take_failure()? {
+        ProxyFailure::Refused(answer) => rejection::of_status(answer.status, &answer.text, answer.sso.as_deref()).message,
+        ProxyFailure::Lost(cause) => format!("the host could not be reached: {cause}"),
+    };
+    Some(unavailable("clone", &cause))
+}
+
+/// Temporary folder, such as that of a clone in progress. Dropping it removes what is left in the folder.
+#[derive(Debug)]
+pub(crate) struct Incoming {
     folder: PathBuf,
+}
+
+impl Incoming {
+    pub(crate) fn path(&self) -> &Path {
+        &self.folder
+    }
 }
 
 impl Drop for Incoming {
@@ -446,8 +586,13 @@ fn private_folders(folder: &Path) -> io::Result<()> {
 
 /// Creates a folder that other users of the machine cannot enter (mode 0700).
 async fn make_folder(folder: PathBuf) -> Result<(), Failure> {
-    let made = tokio::task::spawn_blocking(move || private_folders(&folder));
-    made.await.map_err(io::Error::other).and_then(|made| made).map_err(|cause| unavailable("workspace", &cause))
+    in_thread(move || private_folders(&folder)).await
+}
+
+/// Does work that blocks.
+async fn in_thread(work: impl FnOnce() -> io::Result<()> + Send + 'static) -> Result<(), Failure> {
+    let done = tokio::task::spawn_blocking(work).await;
+    done.map_err(io::Error::other).and_then(|done| done).map_err(|cause| unavailable("workspace", &cause))
 }
 
 #[cfg(test)]

@@ -111,6 +111,21 @@ impl Repository {
     pub(crate) fn scheme(&self) -> Scheme {
         self.scheme
     }
+
+    /// Address for requests with a token: HTTPS in place of ssh, on the default port. HTTP only on loopback.
+    pub(crate) fn upstream(&self) -> Url {
+        let parsed = Url::parse(&self.url).unwrap_or_else(|cause| unreachable!("the address was parsed: {cause}"));
+        if self.scheme != Scheme::Ssh {
+            return parsed;
+        }
+        let address = format!("https://{}{}", parsed.host_str().unwrap_or_default(), parsed.path());
+        Url::parse(&address).unwrap_or(parsed)
+    }
+
+    /// True for a host on this machine.
+    pub(crate) fn is_loopback(&self) -> bool {
+        Url::parse(&self.url).is_ok_and(|url| url.host().is_some_and(|host| is_loopback(&host)))
+    }
 }
 
 /// Expands `owner/name` to an address on the first of `hosts`.
