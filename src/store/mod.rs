@@ -7,6 +7,7 @@
 
 pub(crate) mod audit;
 pub(crate) mod automation;
+mod changes;
 pub(crate) mod engine;
 mod erasure;
 mod history;
@@ -50,6 +51,7 @@ pub(crate) use self::{
         connections::{NewConnection, NewConnectionEvent},
         summary::{AuditDay, TurnFigures},
     },
+    changes::NewChange,
     engine::{
         backup::{Backup, BackupError},
         columns::{Cursor, Listed, MAX_PAGE, Page},
