@@ -199,15 +199,7 @@ impl Workspaces {
         self.not_erasing(&request.workspace)?;
         let (row, prepared) = open::find_or_make(self.services(), self.workspace_client(), &request).await?;
         let session_id = SessionId(Uuid::now_v7());
-        let placing = Placing {
-            session_id,
-            user_id: request.user_id.clone(),
-            mode: request.mode,
-            enable_git_ops: request.enable_git_ops,
-            agent: request.agent.clone(),
-            mcp_servers: request.mcp_servers.clone(),
-        };
-        let (supervised, spec) = self.place(&row, &prepared, placing).await?;
+        let (supervised, spec) = self.place(&row, &prepared, Placing::first(&request, session_id)).await?;
         let facts = start(&supervised, spec, Past::default(), seat, None).await?;
         let protocol = self.carrier_of(session_id);
         let chosen = self.chosen(session_id);

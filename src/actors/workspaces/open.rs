@@ -204,6 +204,18 @@ pub(crate) struct Placing {
 }
 
 impl Placing {
+    /// Returns the properties of a session that is being opened.
+    pub(crate) fn first(request: &OpenSession, session_id: SessionId) -> Self {
+        Self {
+            session_id,
+            user_id: request.user_id.clone(),
+            mode: request.mode,
+            enable_git_ops: request.enable_git_ops,
+            agent: request.agent.clone(),
+            mcp_servers: request.mcp_servers.clone(),
+        }
+    }
+
     /// Returns the properties of a session that is loaded again.
     pub(crate) fn again(row: &SessionRow, mcp_servers: McpServers) -> Self {
         Self {
