@@ -52,7 +52,7 @@
 //! | automation | `contract/automation` | `actors/session/automation`, `actors/session/closing` | `domain/automation` | `store/automation` | `runtime/automation`, `github` |
 //! | tenants' limits and ceilings | `http/tenants` | `actors/handles/tenants` | `domain/tenant`, `domain/limits` | `store/tenants` | |
 //! | erasure | `http/erasure` | `actors/erasure` | `domain/erasure` | `store/erasure` | `POST /workspace/remove`, `POST /tenant/remove` of the runtime |
-//! | audit | `http/audit` | | `domain/explain` | `store/audit` | |
+//! | audit | `http/audit` | | `domain/explain`, `domain/changes` | `store/audit`, `store/changes` | |
 //! | agents and workspaces | `POST /workspace/…` of the runtime | | `domain/session/pending_permissions` | `store/workspaces` | `runtime/agents`, `runtime/workspaces`, `process` |
 //! | jail of agents | `jail` in `http/health.rs` | | `domain/jail` | | `process/sandbox`, used by `runtime/agents` |
 //!
@@ -97,6 +97,8 @@
 //! | a request gets its caller, and is refused without the privilege of its route | rules `domain/access`, applied in `http/guard.rs`; `http/openapi.rs` reads the privilege that a route declares |
 //! | a caller reaches a row | `http/rows.rs`, and nowhere else in `http/` |
 //! | a token is made, found and revoked | `http/tokens.rs`, `actors/handles/client_tokens.rs`, `store/tokens.rs`; its last use is written in `actors/upkeep/token_use.rs` |
+//! | an administrative change is recorded | `store/changes.rs`, in the transaction of `store/tenants.rs`, `store/routing/tenants.rs` or `store/tokens.rs` |
+//! | a folder given by `path` is outside of the ceiling of its tenant | `domain/ceilings.rs` by its text, `runtime/workspaces/folders.rs` with links resolved |
 //! | a choice of a caller exceeds a ceiling | `domain/ceilings.rs`, asked by `actors/workspaces/mod.rs` |
 //! | the API gets its token | `app/access.rs`; the command line finds it in `process/local_server.rs` |
 //! | a row of a newer version is read | `domain/newer.rs`; schema steps `store/engine/upgrade.rs` |

@@ -84,6 +84,8 @@ CREATE TABLE sessions (
     connection_id TEXT,
     connection_cookies TEXT,
     settled_seq BIGINT NOT NULL DEFAULT 0,
+    -- The token that opened the session, if it has limits: the session counts in them whenever it is live.
+    limited_token TEXT,
     FOREIGN KEY (installation_id, workspace_id) REFERENCES workspaces (installation_id, workspace_id)
 );
 
@@ -464,6 +466,28 @@ CREATE TABLE removals (
 
 CREATE INDEX removals_by_age ON removals (created_us, removal_id);
 CREATE INDEX removals_by_tenant ON removals (installation_id, created_us, removal_id);
+
+-- Administrative changes: limits, ceilings and route defaults of tenants, and tokens. The states have the members that
+-- differ, as JSON without secrets. `installation_id` is NULL for tokens of the whole service.
+CREATE TABLE admin_changes (
+    change_id TEXT NOT NULL PRIMARY KEY,
+    installation_id TEXT,
+    -- The workspace to which a token is limited.
+    workspace_id TEXT,
+    kind TEXT NOT NULL,
+    -- The tenant or the id of the token.
+    object TEXT NOT NULL,
+    actor TEXT NOT NULL,
+    -- The name that the caller gave, if it differs from the subject of its token.
+    actor_note TEXT,
+    reason TEXT,
+    state_before TEXT NOT NULL,
+    state_after TEXT NOT NULL,
+    created_us BIGINT NOT NULL
+);
+
+CREATE INDEX admin_changes_by_age ON admin_changes (created_us, change_id);
+CREATE INDEX admin_changes_by_tenant ON admin_changes (installation_id, created_us, change_id);
 
 -- Erasures of sessions, workspaces and tenants: what was asked for, and the numbers of removed things as JSON. One without
 -- an end is in progress, and continues after a restart.

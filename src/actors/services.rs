@@ -103,6 +103,17 @@ impl Services {
         self.settings.ceilings.check(&own.ceilings, self.tokens.has_tenants(), choices)
     }
 
+    /// The limits of transcripts of a tenant.
+    pub(crate) fn transcript_limits(&self, tenant: &InstallationId) -> TranscriptLimits {
+        self.settings.transcripts.replaced_by(self.tenant_settings(tenant).transcripts)
+    }
+
+    /// The folders in which a tenant may open others by `path`; `None` for all that the runtime allows.
+    pub(crate) fn admitted_paths(&self, tenant: &InstallationId) -> Option<Vec<String>> {
+        let own = self.tenant_settings(tenant);
+        self.settings.ceilings.admitted_paths(&own.ceilings, self.tokens.has_tenants())
+    }
+
     /// The permission policy of a workspace with `chosen`, within the ceilings of its tenant.
     pub(crate) fn policy(&self, tenant: &InstallationId, chosen: Option<PermissionPolicy>) -> PermissionPolicy {
         let own = self.tenant_settings(tenant);
@@ -260,10 +271,10 @@ impl SessionSettings {
             replay_events: config.limits.replay_events,
             replay_bytes: config.limits.replay_bytes,
             workspace_bytes: config.workspaces.max_bytes,
-            transcripts: TranscriptLimits {
-                turn: config.limits.transcript_turn_bytes as u64,
-                session: config.limits.transcript_session_bytes as u64,
-            },
+            transcripts: TranscriptLimits::new(
+                config.limits.transcript_turn_bytes as u64,
+                config.limits.transcript_session_bytes as u64,
+            ),
             // A quarter of the runtime's replay buffer: the agent waits for us only when the disk is slow.
             settle_messages: (config.runtime.replay_frames as u64 / 4).max(1),
             settle_bytes: (config.runtime.replay_bytes / 4).max(1),

@@ -30,6 +30,8 @@ enum Records {
     Notifications(Filter),
     /// Erasures of sessions, workspaces and tenants.
     Erasures(Filter),
+    /// Changes of settings of tenants, and of tokens.
+    Changes(Filter),
     /// Success rates, latencies and flips by day and tenant.
     Summary(Period),
 }
@@ -107,6 +109,7 @@ pub(crate) fn run(arguments: AuditArgs) -> Result<ExitCode, CommandError> {
             Records::Runs(filter) => ("automation-runs", filter.parts()),
             Records::Notifications(filter) => ("notifications", filter.parts()),
             Records::Erasures(filter) => ("erasures", filter.parts()),
+            Records::Changes(filter) => ("changes", filter.parts()),
             Records::Capacity(filter) => ("capacity-alerts", (filter.period.query(), filter.form)),
             Records::Summary(period) => {
                 let summary = client.audit("summary", &period.query()).await?;
@@ -204,6 +207,9 @@ pub(crate) fn row_text(records: &str, row: &Value) -> String {
         }
         "automation-runs" => {
             &["createdAt", "workspaceId", "sessionId", "status", "mode", "skipReason", "pullRequestUrl", "errorCode"]
+        }
+        "changes" => {
+            &["createdAt", "installationId", "kind", "object", "actor", "actorNote", "reason", "before", "after"]
         }
         "capacity-alerts" => &["createdAt", "level", "kind", "taken", "limit", "installationId"],
         _ => &["createdAt", "workspaceId", "severity", "trigger", "body"],

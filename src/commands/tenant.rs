@@ -45,6 +45,12 @@ struct SetArgs {
     /// Prompts that are accepted within 60 s, or none.
     #[arg(long, value_name = "COUNT", value_parser = limit)]
     prompts_per_minute: Option<Value>,
+    /// Largest transcript of one turn, in bytes; none for the limit of the server.
+    #[arg(long, value_name = "BYTES", value_parser = bytes)]
+    transcript_turn_bytes: Option<Value>,
+    /// Largest transcript of one session, in bytes; none for the limit of the server.
+    #[arg(long, value_name = "BYTES", value_parser = bytes)]
+    transcript_session_bytes: Option<Value>,
     /// Permission policies that a workspace may get, separated by commas, or any.
     #[arg(long, value_name = "POLICIES", value_parser = list)]
     policies: Option<Value>,
@@ -57,6 +63,12 @@ struct SetArgs {
     /// MCP servers that callers may give: none, listed or any; default is the rule of the server.
     #[arg(long, value_name = "CEILING")]
     mcp_servers: Option<String>,
+    /// Existing folders that callers may open by path: none, listed or any; default is the rule of the server.
+    #[arg(long, value_name = "CEILING")]
+    paths: Option<String>,
+    /// Folders that listed admits, separated by commas; default is the list of the server.
+    #[arg(long, value_name = "FOLDERS", value_parser = folders)]
+    listed_paths: Option<Value>,
     /// A name for the log beside the subject of the token, such as the person for whom a program acts.
     #[arg(long, value_name = "NAME")]
     actor: Option<String>,
@@ -72,12 +84,31 @@ fn limit(text: &str) -> Result<Value, String> {
     }
 }
 
+fn bytes(text: &str) -> Result<Value, String> {
+    match text {
+        "none" => Ok(Value::Null),
+        text => text.parse::<u64>().map(Value::from).map_err(|_| "must be a number or none".to_owned()),
+    }
+}
+
 #[expect(clippy::unnecessary_wraps, reason = "the form of a parser of arguments")]
 fn list(text: &str) -> Result<Value, String> {
     match text {
         "any" => Ok(Value::Null),
         text => Ok(text.split(',').map(str::trim).filter(|name| !name.is_empty()).collect()),
     }
+}
+
+fn folders(text: &str) -> Result<Value, String> {
+    match text {
+        "default" => Ok(Value::Null),
+        text => list(text),
+    }
+}
+
+/// A ceiling by its name; the rule of the server for `default`.
+fn ceiling(text: String) -> Value {
+    if text == "default" { Value::Null } else { text.into() }
 }
 
 pub(crate) fn run(arguments: TenantArgs) -> Result<ExitCode, CommandError> {
@@ -98,13 +129,20 @@ pub(crate) fn run(arguments: TenantArgs) -> Result<ExitCode, CommandError> {
 
 /// Reads the settings, and writes them with those of the flags in place.
 async fn change(client: &ApiClient, set: SetArgs) -> Result<Value, CommandError> {
-    let limits = [("sessions", set.sessions), ("turns", set.turns), ("promptsPerMinute", set.prompts_per_minute)];
-    let mcp_servers = set.mcp_servers.map(|text| if text == "default" { Value::Null } else { text.into() });
+    let limits = [
+        ("sessions", set.sessions),
+        ("turns", set.turns),
+        ("promptsPerMinute", set.prompts_per_minute),
+        ("transcriptTurnBytes", set.transcript_turn_bytes),
+        ("transcriptSessionBytes", set.transcript_session_bytes),
+    ];
     let ceilings = [
         ("permissionPolicies", set.policies),
         ("agents", set.agents),
         ("repositories", set.repositories),
-        ("mcpServers", mcp_servers),
+        ("mcpServers", set.mcp_servers.map(ceiling)),
+        ("paths", set.paths.map(ceiling)),
+        ("listedPaths", set.listed_paths),
     ];
     let before = client.tenant(&set.tenant).await?;
     let mut body = json!({"actor": set.actor, "reason": set.reason});
@@ -133,5 +171,6 @@ mod tests {
         assert_eq!(list("any"), Ok(Value::Null));
         assert_eq!(list("a, b,"), Ok(json!(["a", "b"])));
         assert_eq!(list(""), Ok(json!([])));
+        assert_eq!((folders("default"), ceiling("default".into())), (Ok(Value::Null), Value::Null));
     }
 }

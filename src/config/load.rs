@@ -185,7 +185,7 @@ fn make_absolute(config: &mut Config, data_dir: &Path, sources: &Sources) {
         Some(root) => absolute(root, current),
         None => data_dir.join("workspaces"),
     });
-    for path in &mut workspaces.allow_paths {
+    for path in workspaces.allow_paths.iter_mut().chain(config.ceilings.listed_paths.iter_mut().flatten()) {
         *path = absolute(path, current);
     }
     let url = match &config.database.url {

@@ -14,12 +14,18 @@ pub(crate) struct Health {
     pub status: ServiceStatus,
     /// Version of the program (semver).
     pub version: &'static str,
-    /// Turns by protocol since the start.
-    pub protocols: Protocols,
-    /// Workspaces in use, and flips of their routes.
-    pub workspaces: WorkspacesHealth,
-    /// Seats that sessions take, and alerts about them.
-    pub capacity: CapacityHealth,
+    /// Turns by protocol since the start. Absent for a token of a tenant, as are all figures of the whole service.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    #[schema(nullable = false)]
+    pub protocols: Option<Protocols>,
+    /// Workspaces in use, and flips of their routes. Absent for a token of a tenant.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    #[schema(nullable = false)]
+    pub workspaces: Option<WorkspacesHealth>,
+    /// Seats that sessions take, and alerts about them. Absent for a token of a tenant.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    #[schema(nullable = false)]
+    pub capacity: Option<CapacityHealth>,
     /// State of the database, by a read that was made for this answer.
     pub database: PartHealth,
     /// State of the runtime, as it answered to this request.
@@ -183,7 +189,7 @@ pub(crate) struct RuntimeHealth {
     /// Seconds for which sessions have been waiting for the runtime; absent while it is available.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub unavailable_for_s: Option<u64>,
-    /// Agent processes that run in the runtime; absent if it is unavailable.
+    /// Agent processes that run in the runtime; absent if it is unavailable, and for a token of a tenant.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub agent_processes: Option<u64>,
 }

@@ -15,7 +15,10 @@ use utoipa::{
 
 use super::notifications::notification::NoteKind;
 use crate::domain::{
-    routing::Initiator, session::mcp::MAX_SERVERS, tenant::MAX_AGENT_CHARS, turn::prompt::MAX_BLOCKS,
+    routing::Initiator,
+    session::mcp::MAX_SERVERS,
+    tenant::{MAX_AGENT_CHARS, MAX_PATH_CHARS},
+    turn::prompt::MAX_BLOCKS,
 };
 
 /// Texts with at least one character that is not white space.
@@ -202,6 +205,10 @@ pub(crate) struct RepositoryPattern;
 #[derive(Debug)]
 pub(crate) struct AgentName;
 
+/// A path of a folder in a ceiling.
+#[derive(Debug)]
+pub(crate) struct AbsolutePath;
+
 macro_rules! text_schemas {
     ($($of:ident = $schema:expr;)*) => {$(
         impl PartialSchema for $of {
@@ -233,6 +240,10 @@ text_schemas! {
         .pattern(Some(r"^[^\x00-\x1f\x7f-\x9f]+$"))
         .max_length(Some(MAX_AGENT_CHARS))
         .examples(["default"]);
+    AbsolutePath = text("Absolute path of a folder, without `..`.")
+        .pattern(Some(r"^/(?!\.\.(/|$))([^/]*/(?!\.\.(/|$)))*[^/]*$"))
+        .max_length(Some(MAX_PATH_CHARS))
+        .examples(["/srv/projects/acme"]);
     RepositoryPattern = text("`owner/name`, where `*` matches any characters.")
         .pattern(Some(r"^(?!\.{1,2}/)[A-Za-z0-9._*-]{1,100}/(?!\.{1,2}$)[A-Za-z0-9._*-]{1,100}$"))
         .examples(["acme/*"]);

@@ -159,6 +159,9 @@ pub(crate) struct WorkspaceRef {
     /// An existing folder under one of `workspaces.allow_paths`.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub path: Option<String>,
+    /// Folders of which one must contain `path`, with links resolved; absent: any.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub within: Option<Vec<String>>,
 }
 
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]

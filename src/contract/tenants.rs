@@ -1,5 +1,7 @@
 //! Settings of a tenant: limits and ceilings.
 
+use std::fmt::Display;
+
 use serde::{
     Deserialize, Deserializer, Serialize,
     de::{DeserializeOwned, Error},
@@ -7,20 +9,69 @@ use serde::{
 use serde_json::Value;
 use utoipa::ToSchema;
 
-use super::inputs::{Actor, AgentName, Reason, RepositoryPattern};
+use super::inputs::{AbsolutePath, Actor, AgentName, Reason, RepositoryPattern};
 use crate::domain::{
     clock::Timestamp,
     ids::InstallationId,
     limits::UseLimits,
     session::permission::PermissionPolicy,
-    tenant::{Ceilings, McpCeiling},
+    tenant::{Ceilings, McpCeiling, PathCeiling, TenantSettings},
+    turn::transcript::OwnTranscriptLimits,
 };
 
-/// Limits of a tenant; null or an absent member is unlimited.
+/// Limits of a tenant. Null or an absent member is unlimited, and for transcripts the limit of the service.
 #[derive(Debug, Clone, Serialize, Deserialize, ToSchema)]
 #[serde(rename_all = "camelCase", deny_unknown_fields)]
 pub(crate) struct TenantLimits {
     /// Live sessions up to which new ones are admitted. Sessions that come back are always admitted.
+    #[serde(default, deserialize_with = "whole")]
+    #[schema(value_type = Option<u64>, maximum = 4_294_967_295_u64)]
+    pub sessions: Option<u32>,
+    /// Turns that run at the same time.
+    #[serde(default, deserialize_with = "whole")]
+    #[schema(value_type = Option<u64>, maximum = 4_294_967_295_u64)]
+    pub turns: Option<u32>,
+    /// Prompts that are accepted within 60 s.
+    #[serde(default, deserialize_with = "whole")]
+    #[schema(value_type = Option<u64>, maximum = 4_294_967_295_u64)]
+    pub prompts_per_minute: Option<u32>,
+    /// Largest transcript of one turn, in bytes; null: `limits.transcript_turn_bytes`. Then the transcript of the turn is cut
+    /// with a note, and the turn continues.
+    #[serde(default, deserialize_with = "whole_bytes")]
+    #[schema(minimum = 65_536, maximum = 1_073_741_824_u64)]
+    pub transcript_turn_bytes: Option<u64>,
+    /// Largest transcript of one session, in bytes; null: `limits.transcript_session_bytes`.
+    #[serde(default, deserialize_with = "whole_bytes")]
+    #[schema(minimum = 65_536, maximum = 1_099_511_627_776_u64)]
+    pub transcript_session_bytes: Option<u64>,
+}
+
+impl TenantLimits {
+    /// The limits of transcripts.
+    pub(crate) fn transcripts(&self) -> OwnTranscriptLimits {
+        OwnTranscriptLimits { turn_bytes: self.transcript_turn_bytes, session_bytes: self.transcript_session_bytes }
+    }
+
+    /// The limits of a tenant with these settings.
+    pub(crate) fn of(settings: &TenantSettings) -> Self {
+        let UseLimits { sessions, turns, prompts_per_minute } = settings.limits;
+        let OwnTranscriptLimits { turn_bytes, session_bytes } = settings.transcripts;
+        Self {
+            sessions,
+            turns,
+            prompts_per_minute,
+            transcript_turn_bytes: turn_bytes,
+            transcript_session_bytes: session_bytes,
+        }
+    }
+}
+
+/// Limits of a token; null or an absent member is unlimited.
+#[derive(Debug, Clone, Serialize, Deserialize, ToSchema)]
+#[serde(rename_all = "camelCase", deny_unknown_fields)]
+pub(crate) struct TokenLimits {
+    /// Live sessions that the token opened, up to which it opens new ones. Sessions that come back are always admitted, and
+    /// counted.
     #[serde(default, deserialize_with = "whole")]
     #[schema(value_type = Option<u64>, maximum = 4_294_967_295_u64)]
     pub sessions: Option<u32>,
@@ -48,6 +99,12 @@ pub(crate) struct TenantCeilings {
     pub repositories: Option<Vec<String>>,
     /// MCP servers that callers may give.
     pub mcp_servers: Option<McpCeiling>,
+    /// Existing folders that callers may open by `path`; each must also be in one of `workspaces.allow_paths`.
+    pub paths: Option<PathCeiling>,
+    /// Folders that `listed` admits, with those in them, at most 100: absolute paths without `..`, each in one of
+    /// `workspaces.allow_paths`. Null: `ceilings.listed_paths` of the configuration.
+    #[schema(value_type = Option<Vec<AbsolutePath>>, max_items = 100)]
+    pub listed_paths: Option<Vec<String>>,
 }
 
 /// Answer to `GET /acp/tenants/{installationId}`.
@@ -96,23 +153,42 @@ pub(super) fn object<'de, D: Deserializer<'de>, T: DeserializeOwned>(from: D) ->
 
 /// A whole number, also one that is written with a fraction of zero: JSON Schema takes it as an integer.
 fn whole<'de, D: Deserializer<'de>>(from: D) -> Result<Option<u32>, D::Error> {
+    whole_up_to(from, u32::MAX)
+}
+
+/// As [`whole`]; the settings check the range.
+fn whole_bytes<'de, D: Deserializer<'de>>(from: D) -> Result<Option<u64>, D::Error> {
+    whole_up_to(from, u64::MAX)
+}
+
+fn whole_up_to<'de, D: Deserializer<'de>, T: TryFrom<u64> + Display>(
+    from: D,
+    most: T,
+) -> Result<Option<T>, D::Error> {
     let Some(number) = Option::<serde_json::Number>::deserialize(from)? else { return Ok(None) };
     let whole = number.as_u64().or_else(|| {
         let given = number.as_f64().filter(|given| given.fract() == 0.0)?;
         format!("{given:.0}").parse().ok()
     });
-    let fits = whole.and_then(|whole| u32::try_from(whole).ok());
-    fits.map(Some).ok_or_else(|| D::Error::custom(format!("{number} is not a whole number from 0 to {}", u32::MAX)))
+    let fits = whole.and_then(|whole| T::try_from(whole).ok());
+    fits.map(Some).ok_or_else(|| D::Error::custom(format!("{number} is not a whole number from 0 to {most}")))
 }
 
-impl From<TenantLimits> for UseLimits {
-    fn from(given: TenantLimits) -> Self {
-        let TenantLimits { sessions, turns, prompts_per_minute } = given;
+impl From<&TenantLimits> for UseLimits {
+    fn from(given: &TenantLimits) -> Self {
+        let TenantLimits { sessions, turns, prompts_per_minute, .. } = *given;
         Self { sessions, turns, prompts_per_minute }
     }
 }
 
-impl From<UseLimits> for TenantLimits {
+impl From<TokenLimits> for UseLimits {
+    fn from(given: TokenLimits) -> Self {
+        let TokenLimits { sessions, turns, prompts_per_minute } = given;
+        Self { sessions, turns, prompts_per_minute }
+    }
+}
+
+impl From<UseLimits> for TokenLimits {
     fn from(kept: UseLimits) -> Self {
         let UseLimits { sessions, turns, prompts_per_minute } = kept;
         Self { sessions, turns, prompts_per_minute }
@@ -121,14 +197,14 @@ impl From<UseLimits> for TenantLimits {
 
 impl From<TenantCeilings> for Ceilings {
     fn from(given: TenantCeilings) -> Self {
-        let TenantCeilings { permission_policies, agents, repositories, mcp_servers } = given;
-        Self { permission_policies, agents, repositories, mcp_servers }
+        let TenantCeilings { permission_policies, agents, repositories, mcp_servers, paths, listed_paths } = given;
+        Self { permission_policies, agents, repositories, mcp_servers, paths, listed_paths }
     }
 }
 
 impl From<Ceilings> for TenantCeilings {
     fn from(kept: Ceilings) -> Self {
-        let Ceilings { permission_policies, agents, repositories, mcp_servers } = kept;
-        Self { permission_policies, agents, repositories, mcp_servers }
+        let Ceilings { permission_policies, agents, repositories, mcp_servers, paths, listed_paths } = kept;
+        Self { permission_policies, agents, repositories, mcp_servers, paths, listed_paths }
     }
 }

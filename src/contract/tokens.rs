@@ -6,7 +6,7 @@ use serde::{Deserialize, Serialize};
 use utoipa::{IntoParams, ToSchema};
 use uuid::Uuid;
 
-use super::tenants::{TenantLimits, object};
+use super::tenants::{TokenLimits, object};
 use crate::domain::{
     access::Role,
     clock::Timestamp,
@@ -32,7 +32,7 @@ pub(crate) struct TokenBody {
     pub expires_at: Option<Timestamp>,
     /// Limits of its use, beside those of the tenant; without them it has none.
     #[serde(default, deserialize_with = "object")]
-    pub limits: Option<TenantLimits>,
+    pub limits: Option<TokenLimits>,
 }
 
 /// A token, without its text.
@@ -53,7 +53,7 @@ pub(crate) struct TokenItem {
     pub subject: String,
     pub role: Role,
     /// Limits of its use; null is unlimited.
-    pub limits: TenantLimits,
+    pub limits: TokenLimits,
     /// Subject of the token with which it was made.
     pub created_by: String,
     /// Time of creation, RFC 3339 in UTC.

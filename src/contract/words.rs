@@ -11,6 +11,7 @@ use utoipa::openapi::{
 use crate::domain::{
     access::Role,
     capacity::{AlertKind, AlertLevel},
+    changes::ChangeKind,
     clock::Timestamp,
     erasure::EraseScope,
     explain::EntryKind,
@@ -22,7 +23,7 @@ use crate::domain::{
     session::{
         connection::ConnectionStatus, event::EventKind, lifecycle::SessionState, permission::PermissionPolicy,
     },
-    tenant::McpCeiling,
+    tenant::{McpCeiling, PathCeiling},
     turn::{
         Severity, TurnInitiator, TurnState,
         outcome::{ErrorClass, ErrorCode},
@@ -58,6 +59,7 @@ word_schemas! {
     AlertKind => "CapacityAlertKind", "Change of a capacity alert.";
     AlertLevel => "CapacityAlertLevel", "Level of a capacity alert.";
     ConnectionStatus => "ConnectionStatus", "Status of the connection to the agent of a session.";
+    ChangeKind => "ChangeKind", "Kind of an administrative change: `tenantProtocol` is one of route defaults and blocked repositories.";
     EntryKind => "TimelineEntryKind", "Kind of an entry of a timeline: `connection` is a handshake, `transition` a change of a connection, `flip` a change of the route of the workspace.";
     ErrorClass => "ErrorClass", "Part of the system that an error concerns, and with it the kind of recovery.";
     ErrorCode => "ErrorCode", "A stable error code, for programs to branch on.";
@@ -68,6 +70,7 @@ word_schemas! {
     Initiator => "Initiator", "Initiator of a change.";
     JailState => "JailState", "State of the jail of the agents: `partial` lacks a later right, `off` the file rules for at least one agent.";
     LimitKind => "LimitKind", "A limit that refuses requests.";
+    PathCeiling => "PathCeiling", "Existing folders that callers may open by `path`: `listed` are those that the settings list.";
     McpCeiling => "McpCeiling", "MCP servers that callers may give to a session: `listed` are those that the configuration names.";
     MigrationSkip => "MigrationSkip", "Why a migration skips a workspace.";
     MigrationStatus => "MigrationStatus", "Status of a migration.";

@@ -1,11 +1,13 @@
 //! Ceilings: what callers may choose for a session at most.
 
+use std::path::Path;
+
 use serde_json::Value;
 use url::Url;
 
 use super::{
     session::{mcp::has_vetted_form, permission::PermissionPolicy},
-    tenant::{Ceilings, McpCeiling},
+    tenant::{Ceilings, McpCeiling, PathCeiling, is_plain_path},
     turn::outcome::{ErrorCode, Failure},
 };
 
@@ -27,6 +29,8 @@ pub(crate) struct Choices<'a> {
     pub agent: &'a str,
     /// Address of the repository, if there is one.
     pub repository: Option<&'a str>,
+    /// An existing folder, if the caller names one or the workspace was opened by one.
+    pub path: Option<&'a str>,
     /// The MCP servers as a JSON array.
     pub mcp_servers: &'a str,
 }
@@ -37,10 +41,11 @@ const BY_STRICTNESS: [PermissionPolicy; 4] =
 
 impl CeilingRules {
     /// The ceilings of a tenant with `own` settings. `has_tenants` is true once tenants have tokens of their own: then MCP
-    /// servers have to be listed unless a setting says otherwise.
+    /// servers and paths have to be listed unless a setting says otherwise.
     fn of<'a>(&'a self, own: &'a Ceilings, has_tenants: bool) -> (Ceilings, McpCeiling) {
         let usual = if has_tenants { McpCeiling::Listed } else { McpCeiling::Any };
         let mcp = own.mcp_servers.or(self.defaults.mcp_servers).unwrap_or(usual);
+        let usual = if has_tenants { PathCeiling::Listed } else { PathCeiling::Any };
         let ceilings = Ceilings {
             permission_policies: own
                 .permission_policies
@@ -49,8 +54,20 @@ impl CeilingRules {
             agents: own.agents.clone().or_else(|| self.defaults.agents.clone()),
             repositories: own.repositories.clone().or_else(|| self.defaults.repositories.clone()),
             mcp_servers: Some(mcp),
+            paths: own.paths.or(self.defaults.paths).or(Some(usual)),
+            listed_paths: own.listed_paths.clone().or_else(|| self.defaults.listed_paths.clone()),
         };
         (ceilings, mcp)
+    }
+
+    /// The folders in which a tenant may open others by `path`, without links; `None` for all that the runtime allows.
+    pub(crate) fn admitted_paths(&self, own: &Ceilings, has_tenants: bool) -> Option<Vec<String>> {
+        let (ceilings, _) = self.of(own, has_tenants);
+        match ceilings.paths {
+            Some(PathCeiling::Nothing) => Some(Vec::new()),
+            Some(PathCeiling::Listed) => Some(ceilings.listed_paths.unwrap_or_default()),
+            Some(PathCeiling::Any) | None => None,
+        }
     }
 
     /// Checks the choices of a caller.
@@ -68,6 +85,11 @@ impl CeilingRules {
         }
         if choices.repository.is_some_and(|repository| !ceilings.admits_repository(repository)) {
             return exceeds("repository: it is not admitted".into());
+        }
+        let paths = self.admitted_paths(own, has_tenants);
+        // By the text alone: the runtime follows links, and refuses those that lead elsewhere.
+        if paths.zip(choices.path).is_some_and(|(paths, path)| !is_below_one_of(&paths, path)) {
+            return exceeds(PATH_NOT_ADMITTED.into());
         }
         let servers: Vec<Value> = serde_json::from_str(choices.mcp_servers).unwrap_or_default();
         match servers.iter().position(|server| !self.admits_server(mcp, server)) {
@@ -92,6 +114,15 @@ impl CeilingRules {
             McpCeiling::Listed => has_vetted_form(server) && self.listed.iter().any(|entry| is_listed(entry, server)),
         }
     }
+}
+
+/// Detail of the refusal of a `path`. It says nothing about what exists.
+pub(crate) const PATH_NOT_ADMITTED: &str = "path: it is not in a folder that the ceilings of the tenant list";
+
+/// True if the text of a path is one of `folders` or below it.
+pub(crate) fn is_below_one_of(folders: &[String], path: &str) -> bool {
+    let path = Path::new(path);
+    is_plain_path(path) && folders.iter().any(|folder| path.starts_with(folder))
 }
 
 /// True if an entry of the list names a server: the same command with the same arguments, or a URL of the same origin at
@@ -127,7 +158,28 @@ mod tests {
     }
 
     fn choices(servers: &str) -> Choices<'_> {
-        Choices { policy: None, agent: "default", repository: None, mcp_servers: servers }
+        Choices { policy: None, agent: "default", repository: None, path: None, mcp_servers: servers }
+    }
+
+    #[test]
+    fn folders_must_be_listed_once_tenants_have_tokens() {
+        let rules = rules(&[]);
+        let listed = |paths: &[&str]| Some(paths.iter().map(|it| (*it).to_owned()).collect());
+        let own = Ceilings { listed_paths: listed(&["/srv/b"]), ..Ceilings::default() };
+        let check = |own: &Ceilings, has_tenants, path| {
+            rules.check(own, has_tenants, &Choices { path: Some(path), ..choices("[]") })
+        };
+        for path in ["/srv/b", "/srv/b/", "/srv/b/project"] {
+            assert!(check(&own, true, path).is_ok(), "{path}");
+        }
+        for path in ["/srv/a", "/srv", "/srv/bb", "/srv/b/../a", "srv/b", ""] {
+            assert_eq!(check(&own, true, path).unwrap_err().code, ErrorCode::CeilingExceeded, "{path}");
+            assert!(check(&own, false, path).is_ok(), "{path}");
+        }
+        let nothing = Ceilings { paths: Some(PathCeiling::Nothing), ..own.clone() };
+        assert!(check(&nothing, false, "/srv/b").is_err() && check(&Ceilings::default(), true, "/srv/b").is_err());
+        let any = Ceilings { paths: Some(PathCeiling::Any), ..own };
+        assert!(check(&any, true, "/srv/a").is_ok());
     }
 
     #[test]

@@ -7,6 +7,7 @@ pub(crate) mod access;
 pub(crate) mod automation;
 pub(crate) mod capacity;
 pub(crate) mod ceilings;
+pub(crate) mod changes;
 pub(crate) mod clock;
 pub(crate) mod delivery;
 pub(crate) mod erasure;

@@ -1,11 +1,14 @@
 //! Settings of a tenant: its limits, and the ceilings that its callers cannot exceed.
 
+use std::path::{Component, Path};
+
 use serde::{Deserialize, Serialize};
 
 use super::{
     automation::repository_pattern::{MAX_PATTERNS, RepositoryName, is_pattern},
     limits::UseLimits,
     session::permission::PermissionPolicy,
+    turn::transcript::OwnTranscriptLimits,
     words::words,
 };
 
@@ -13,6 +16,16 @@ use super::{
 pub(crate) const MAX_AGENTS: usize = 100;
 /// The longest name of an agent, in characters.
 pub(crate) const MAX_AGENT_CHARS: usize = 128;
+/// The least bytes of a limit of transcripts, as in the configuration.
+pub(crate) const MIN_TRANSCRIPT_BYTES: u64 = 64 << 10;
+/// The most bytes of a turn's transcript.
+pub(crate) const MAX_TRANSCRIPT_TURN_BYTES: u64 = 1 << 30;
+/// The most bytes of a session's transcript.
+pub(crate) const MAX_TRANSCRIPT_SESSION_BYTES: u64 = 1 << 40;
+/// The most folders of a ceiling.
+pub(crate) const MAX_PATHS: usize = 100;
+/// The longest path of a folder, in characters.
+pub(crate) const MAX_PATH_CHARS: usize = 4096;
 
 words! {
     /// MCP servers that callers may give to a session.
@@ -24,11 +37,23 @@ words! {
     }
 }
 
+words! {
+    /// Existing folders that callers may open by `path`.
+    PathCeiling {
+        Nothing = "none",
+        /// Folders in one of the listed paths.
+        Listed = "listed",
+        /// Folders in one of `workspaces.allow_paths`.
+        Any = "any",
+    }
+}
+
 /// The settings of a tenant. The default limits nothing.
 #[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "camelCase", default)]
 pub(crate) struct TenantSettings {
     pub limits: UseLimits,
+    pub transcripts: OwnTranscriptLimits,
     pub ceilings: Ceilings,
 }
 
@@ -43,6 +68,14 @@ pub(crate) struct Ceilings {
     /// Patterns of repositories: `owner/name`, where `*` matches any characters.
     pub repositories: Option<Vec<String>>,
     pub mcp_servers: Option<McpCeiling>,
+    pub paths: Option<PathCeiling>,
+    /// Absolute paths whose folders [`PathCeiling::Listed`] admits, without `..`.
+    pub listed_paths: Option<Vec<String>>,
+}
+
+/// True for an absolute path without `..`, so that its text decides what it is in unless there are links.
+pub(crate) fn is_plain_path(path: &Path) -> bool {
+    path.is_absolute() && !path.components().any(|part| part == Component::ParentDir)
 }
 
 impl Ceilings {
@@ -68,7 +101,16 @@ impl TenantSettings {
     /// # Errors
     /// The member and what it must be.
     pub(crate) fn check(&self) -> Result<(), String> {
-        let Ceilings { agents, repositories, .. } = &self.ceilings;
+        let OwnTranscriptLimits { turn_bytes, session_bytes } = self.transcripts;
+        for (name, bytes, most) in [
+            ("transcriptTurnBytes", turn_bytes, MAX_TRANSCRIPT_TURN_BYTES),
+            ("transcriptSessionBytes", session_bytes, MAX_TRANSCRIPT_SESSION_BYTES),
+        ] {
+            if bytes.is_some_and(|bytes| !(MIN_TRANSCRIPT_BYTES..=most).contains(&bytes)) {
+                return Err(format!("limits.{name}: must be {MIN_TRANSCRIPT_BYTES} to {most}"));
+            }
+        }
+        let Ceilings { agents, repositories, listed_paths, .. } = &self.ceilings;
         let is_agent = |name: &String| {
             (1..=MAX_AGENT_CHARS).contains(&name.chars().count()) && !name.chars().any(char::is_control)
         };
@@ -76,6 +118,10 @@ impl TenantSettings {
             return Err(format!(
                 "ceilings.agents: at most {MAX_AGENTS} names of 1 to {MAX_AGENT_CHARS} characters each"
             ));
+        }
+        let is_path = |path: &String| path.chars().count() <= MAX_PATH_CHARS && is_plain_path(Path::new(path));
+        if listed_paths.as_ref().is_some_and(|paths| paths.len() > MAX_PATHS || !paths.iter().all(is_path)) {
+            return Err(format!("ceilings.listedPaths: at most {MAX_PATHS} absolute paths without .."));
         }
         let patterns = repositories.as_deref().unwrap_or_default();
         if patterns.len() > MAX_PATTERNS {
@@ -104,6 +150,8 @@ mod tests {
                 agents: Some(Vec::new()),
                 repositories: Some(Vec::new()),
                 mcp_servers: Some(McpCeiling::Nothing),
+                paths: Some(PathCeiling::Nothing),
+                listed_paths: Some(Vec::new()),
             },
         );
         for (ceilings, admits) in [(open, true), (closed, false)] {
@@ -132,6 +180,13 @@ mod tests {
         assert!(of(Ceilings { repositories, ..Ceilings::default() }).starts_with("ceilings.repositories: number 2"));
         let agents = Some(vec![String::new()]);
         assert!(of(Ceilings { agents, ..Ceilings::default() }).starts_with("ceilings.agents"));
+        for path in ["relative", "", "/srv/../etc"] {
+            let listed_paths = Some(vec![path.to_owned()]);
+            assert!(
+                of(Ceilings { listed_paths, ..Ceilings::default() }).starts_with("ceilings.listedPaths"),
+                "{path}"
+            );
+        }
         assert_eq!(of(Ceilings::default()), "");
     }
 

@@ -70,11 +70,11 @@ pub(crate) async fn delete_workspace(
     id: web::Path<String>,
     query: Query<TenantQuery>,
 ) -> Result<web::Json<ErasureItem>, ApiError> {
-    let row = find_workspace(&state, &caller, &id, query.into_inner()).await?;
     if caller.scope().user.is_some() {
-        // It has sessions of other users, too.
+        // It has sessions of other users, too. Before the look-up, which finds only those in which the user works.
         return Err(rows::forbidden(&caller, Privilege::Erase));
     }
+    let row = find_workspace(&state, &caller, &id, query.into_inner()).await?;
     erase(&state, &caller, EraseTarget::Workspace(row.key)).await
 }
 

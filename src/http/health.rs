@@ -21,7 +21,7 @@ use crate::{
     telemetry::{Metrics, metrics::TEXT_FORMAT},
 };
 
-/// Health of the service and its parts.
+/// Health of the service and its parts. A token of a tenant gets the states, and no figures: they are of all tenants.
 #[utoipa::path(
     tag = "operations",
     security(("token" = ["service.read"])),
@@ -44,7 +44,7 @@ pub(crate) async fn get_health(state: web::Data<HttpState>, caller: Caller) -> w
                 detail: None,
                 unavailable_for_s,
                 version: Some(status.version),
-                agent_processes: Some(status.agent_processes),
+                agent_processes: Some(status.agent_processes).filter(|_| caller.is_of_service()),
             };
             (runtime, status.jail)
         }
@@ -65,13 +65,15 @@ pub(crate) async fn get_health(state: web::Data<HttpState>, caller: Caller) -> w
         (Ok(()), true) => ServiceStatus::Ok,
         _ => ServiceStatus::Degraded,
     };
-    let metrics = &workspaces.services().metrics;
+    // Figures of all tenants together are not for one of them.
+    let metrics = Some(&workspaces.services().metrics).filter(|_| caller.is_of_service());
     web::Json(Health {
         status,
         version: env!("CARGO_PKG_VERSION"),
-        protocols: Protocols { acp: protocol(metrics, Route::Acp), http: protocol(metrics, Route::Http) },
-        workspaces: routes(metrics),
-        capacity: capacity_health(workspaces.capacity(), &caller),
+        protocols: metrics
+            .map(|metrics| Protocols { acp: protocol(metrics, Route::Acp), http: protocol(metrics, Route::Http) }),
+        workspaces: metrics.map(routes),
+        capacity: metrics.map(|_| capacity_health(workspaces.capacity())),
         database,
         runtime,
         jail,
@@ -81,11 +83,9 @@ pub(crate) async fn get_health(state: web::Data<HttpState>, caller: Caller) -> w
 /// The most tenants that are listed near their limit.
 const MAX_TENANTS: usize = 20;
 
-fn capacity_health(guard: &CapacityGuard, caller: &Caller) -> CapacityHealth {
+fn capacity_health(guard: &CapacityGuard) -> CapacityHealth {
     let alert = guard.alert();
-    // Names of other tenants are not for a tenant.
     let near = guard.near_their_share(MAX_TENANTS).into_iter();
-    let near = near.filter(|(tenant, _)| caller.tenant(Some(tenant.clone())).is_ok());
     CapacityHealth {
         taken: guard.taken(),
         limit: guard.rules().limit,

@@ -58,6 +58,10 @@ codes! {
     OfRoute = AmbiguousWorkspace RouteChanged RuntimeUnavailable Draining;
     /// The route of a fleet cannot be changed.
     OfMigration = MigrationState RouteChanged RuntimeUnavailable Draining;
+    /// The folder of a workspace is one that its tenant may not open.
+    OfFolder = CeilingExceeded PathNotAllowed;
+    /// A listed folder is not in one of `workspaces.allow_paths`.
+    OfPath = PathNotAllowed;
     /// The runtime cannot answer.
     OfRuntime = RuntimeUnavailable WorkspaceUnavailable FolderMissing ConnectionLost HandshakeTimeout;
     /// There are too many tokens.

@@ -53,6 +53,7 @@ pub(super) fn routes(table: &mut ServiceConfig<'_>) {
         .service(audit::list_capacity_alerts)
         .service(audit::list_notifications)
         .service(audit::list_erasures)
+        .service(audit::list_changes)
         .service(audit::summary::get_summary)
         .service(routing::migrations::begin_migration)
         .service(routing::migrations::list_migrations)
@@ -86,7 +87,8 @@ pub(crate) fn document() -> OpenApi {
 /// Answers requests that no route takes: 404 for an unknown path and for a malformed id, 405 for another method.
 pub(super) async fn no_route(request: HttpRequest, state: Data<HttpState>) -> Result<HttpResponse, ApiError> {
     let (path, method) = (request.path(), request.method());
-    let Some(route) = state.table.find(path) else { return Err(ApiError::no_route(path)) };
+    // By the path that routes are matched with, in which some characters are decoded.
+    let Some(route) = state.table.find(request.match_info().as_str()) else { return Err(ApiError::no_route(path)) };
     if route.operation(method).is_some() {
         // The template takes the path, and its route does not: a parameter is malformed.
         return Err(ApiError::new(ErrorCode::NotFound, format!("nothing at {path}")));
@@ -135,7 +137,7 @@ mod tests {
     #[test]
     fn document_has_every_route_and_schema() {
         let document = document();
-        assert_eq!(document.paths.paths.len(), 52);
+        assert_eq!(document.paths.paths.len(), 53);
         let components = document.components.unwrap();
         for name in ["ACPSessionResult", "GithubAutomation", "Toast", "TranscriptNote", "Problem"] {
             assert!(components.schemas.contains_key(name), "{name}");

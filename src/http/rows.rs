@@ -168,6 +168,18 @@ pub(crate) async fn find_prompt(state: &HttpState, caller: &Caller, id: PromptId
     Ok(row)
 }
 
+/// True if a caller may be notified about a workspace as a whole: one that is limited to a user must have or have had a
+/// session in it.
+pub(crate) async fn works_in(state: &HttpState, caller: &Caller, key: &WorkspaceKey) -> Result<bool, ApiError> {
+    if caller.scope().user.is_none() {
+        return Ok(true);
+    }
+    let WorkspaceKey { installation_id, workspace_id } = key.clone();
+    let (installation_id, workspace_id) = (Some(installation_id), Some(workspace_id));
+    let filter = WorkspaceFilter { installation_id, workspace_id, user_id: user(caller, None)? };
+    Ok(!store(state).list_workspaces(filter, Page { limit: 1, after: None }).await?.is_empty())
+}
+
 /// The workspace of a path and its tenant, which may be left out while the name is unique.
 pub(crate) async fn find_workspace(
     state: &HttpState,
@@ -178,7 +190,7 @@ pub(crate) async fn find_workspace(
     let unknown = || unknown("workspace");
     let workspace_id = id.parse().map_err(|_| unknown())?;
     let installation_id = caller.tenant(query.installation_id).map_err(|_| unknown())?;
-    let filter = WorkspaceFilter { installation_id, workspace_id: Some(workspace_id) };
+    let filter = WorkspaceFilter { installation_id, workspace_id: Some(workspace_id), user_id: user(caller, None)? };
     let mut found = store(state).list_workspaces(filter, Page { limit: 2, after: None }).await?;
     found.retain(|row| !store(state).erasures().is_erasing(&row.key));
     match (found.pop(), found.is_empty()) {

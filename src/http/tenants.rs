@@ -1,20 +1,24 @@
 //! Settings of a tenant: limits and ceilings.
 
+use std::path::Path;
+
 use actix_web::{get, put, web};
 
 use super::{
     HttpState,
     problem::ApiError,
-    refusals::{OfTenant, Problems},
+    refusals::{OfPath, OfTenant, Problems},
     request::{Body, parse_body, run_to_completion},
     routing::protocol::attribution,
     rows,
 };
 use crate::{
-    contract::tenants::{TenantBody, TenantInfo},
+    config::Config,
+    contract::tenants::{TenantBody, TenantInfo, TenantLimits},
     domain::{
         access::Caller,
         ids::InstallationId,
+        tenant::TenantSettings,
         turn::outcome::{ErrorCode, Failure},
     },
 };
@@ -46,7 +50,7 @@ pub(crate) async fn get_settings(
     request_body = TenantBody,
     responses(
         (status = 200, description = "The changed settings", body = TenantInfo),
-        Problems<OfTenant>,
+        Problems<(OfTenant, OfPath)>,
     )
 )]
 #[put("/acp/tenants/{installationId}")]
@@ -62,15 +66,18 @@ pub(crate) async fn put_settings(
     if limits.is_none() && ceilings.is_none() {
         return Err(ApiError::new(ErrorCode::InvalidRequest, "give at least one of limits and ceilings"));
     }
-    let (services, of) = (state.workspaces.services().clone(), tenant.clone());
+    let (services, of, checking) = (state.workspaces.services().clone(), tenant.clone(), state.clone());
     run_to_completion(async move {
         let now = services.clock.now();
-        let change = services.tenants.change(&services.store, &of, now, |settings| {
-            settings.limits = limits.map_or(settings.limits, Into::into);
+        let change = services.tenants.change(&services.store, &of, (&attribution, now), |settings| {
+            if let Some(limits) = &limits {
+                settings.limits = limits.into();
+                settings.transcripts = limits.transcripts();
+            }
             if let Some(ceilings) = ceilings {
                 settings.ceilings = ceilings.into();
             }
-            settings.check().map_err(|detail| Failure::new(ErrorCode::InvalidRequest, detail))
+            check(&checking.config, settings)
         });
         change.await?;
         let (actor, reason) = (&attribution.actor, &attribution.reason);
@@ -81,12 +88,32 @@ pub(crate) async fn put_settings(
     Ok(web::Json(info(&state, tenant)))
 }
 
+/// Checks settings that a caller gives.
+///
+/// # Errors
+/// `invalid_request` or `path_not_allowed`, with the member and what it must be.
+fn check(config: &Config, settings: &TenantSettings) -> Result<(), Failure> {
+    settings.check().map_err(|detail| Failure::new(ErrorCode::InvalidRequest, detail))?;
+    // A separate runtime has settings of its own, and refuses what they do not allow.
+    let workspaces = config.runtime.url.is_none().then_some(&config.workspaces);
+    let listed = settings.ceilings.listed_paths.as_deref().unwrap_or_default();
+    let is_foreign = |path: &String| workspaces.is_some_and(|it| !it.allows(Path::new(path)));
+    match listed.iter().position(is_foreign) {
+        Some(place) => {
+            let detail =
+                format!("ceilings.listedPaths: number {} is not in one of `workspaces.allow_paths`", place + 1);
+            Err(Failure::new(ErrorCode::PathNotAllowed, detail))
+        }
+        None => Ok(()),
+    }
+}
+
 fn info(state: &HttpState, tenant: InstallationId) -> TenantInfo {
     let services = state.workspaces.services();
     let (settings, updated_at) = services.tenants.kept(&tenant);
     let (live_sessions, running_turns) = services.tenant_use.now(&tenant);
     TenantInfo {
-        limits: settings.limits.into(),
+        limits: TenantLimits::of(&settings),
         ceilings: settings.ceilings.clone().into(),
         live_sessions,
         running_turns,

@@ -201,14 +201,14 @@ pub(crate) async fn revoke_token(
     id: web::Path<String>,
 ) -> Result<web::Json<TokenItem>, ApiError> {
     let id: Uuid = path_id(&id, "token")?;
-    rows::find_token(&state, &caller, id).await?;
+    let row = rows::find_token(&state, &caller, id).await?;
     let services = state.workspaces.services();
     let (by, now) = (caller.subject().to_owned(), services.clock.now());
     let (store, tokens) = (services.store.clone(), services.tokens.clone());
     let revoking = run_to_completion(async move {
         // First, so that a token is refused even if the database is not available: the caller then repeats the request.
         tokens.revoke(id);
-        store.revoke_token(id, by, now).await.map_err(|cause| store::failure(&cause))
+        store.revoke_token(row, by, now).await.map_err(|cause| store::failure(&cause))
     });
     revoking.await?;
     tracing::info!(marker = "[ACP]", token_id = %id, revoked_by = caller.subject(), "token revoked");

@@ -62,7 +62,7 @@ const OF_SESSIONS: [Tied; 3] = [
 ];
 
 /// The other tables, those that refer to others first.
-const OF_TARGETS: [Tied; 16] = [
+const OF_TARGETS: [Tied; 17] = [
     Tied {
         join: "JOIN notifications o ON o.notification_id = x.notification_id",
         ..Tied::new("webhook_deliveries", &["delivery_id"], Counted::Records, EraseScope::Session)
@@ -89,6 +89,7 @@ const OF_TARGETS: [Tied; 16] = [
     ),
     Tied::new("workspace_routes", &["installation_id", "workspace_id"], Counted::Records, EraseScope::Workspace),
     Tied::new("client_tokens", &["token_id"], Counted::Records, EraseScope::Workspace),
+    Tied::new("admin_changes", &["change_id"], Counted::Records, EraseScope::Workspace),
     Tied::new("migration_runs", &["run_id"], Counted::Records, EraseScope::Tenant),
     Tied::new("capacity_alerts", &["event_id"], Counted::Records, EraseScope::Tenant),
     Tied::new("tenant_protocols", &["installation_id"], Counted::Records, EraseScope::Tenant),

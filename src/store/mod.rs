@@ -7,6 +7,7 @@
 
 pub(crate) mod audit;
 pub(crate) mod automation;
+mod changes;
 pub(crate) mod engine;
 mod erasure;
 mod history;
@@ -51,6 +52,7 @@ pub(crate) use self::{
         summary::{AuditDay, TurnFigures},
     },
     automation::sagas::{RunEnd, SagaRow, SagaUpdate},
+    changes::NewChange,
     engine::{
         backup::{Backup, BackupError},
         columns::{Cursor, Listed, MAX_PAGE, Page},

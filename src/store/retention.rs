@@ -30,13 +30,15 @@ pub(crate) enum Retained {
     Removals,
     /// Tokens, by the end of their use: revoked or expired.
     Tokens,
+    /// Administrative changes.
+    Changes,
     /// Notifications, except those with a pending webhook delivery.
     Notifications,
 }
 
 impl Retained {
     #[cfg(test)]
-    pub(crate) const ALL: [Self; 8] = [
+    pub(crate) const ALL: [Self; 9] = [
         Self::Connections,
         Self::Migrations,
         Self::RollbackEvents,
@@ -44,6 +46,7 @@ impl Retained {
         Self::AutomationRuns,
         Self::Removals,
         Self::Tokens,
+        Self::Changes,
         Self::Notifications,
     ];
 
@@ -86,6 +89,8 @@ impl Retained {
             ],
             Self::Tokens => &["DELETE FROM client_tokens WHERE token_id IN (SELECT token_id FROM client_tokens \
                  WHERE COALESCE(revoked_us, expires_us) < $1 ORDER BY created_us LIMIT $2)"],
+            Self::Changes => &["DELETE FROM admin_changes WHERE change_id IN (SELECT change_id FROM admin_changes \
+                 WHERE created_us < $1 ORDER BY created_us LIMIT $2)"],
             // `prune_notifications` deletes them: it also moves the tail of the stream, by which readers detect the
             // removal.
             Self::Notifications => &[],

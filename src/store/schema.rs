@@ -22,6 +22,22 @@ diesel::table! {
 }
 
 diesel::table! {
+    admin_changes (change_id) {
+        change_id -> Text,
+        installation_id -> Nullable<Text>,
+        workspace_id -> Nullable<Text>,
+        kind -> Text,
+        object -> Text,
+        actor -> Text,
+        actor_note -> Nullable<Text>,
+        reason -> Nullable<Text>,
+        state_before -> Text,
+        state_after -> Text,
+        created_us -> BigInt,
+    }
+}
+
+diesel::table! {
     automation_runs (run_id) {
         run_id -> Text,
         installation_id -> Text,
@@ -339,6 +355,7 @@ diesel::table! {
         connection_id -> Nullable<Text>,
         connection_cookies -> Nullable<Text>,
         settled_seq -> BigInt,
+        limited_token -> Nullable<Text>,
     }
 }
 
@@ -434,6 +451,7 @@ diesel::joinable!(transcript_entries -> sessions (session_id));
 
 diesel::allow_tables_to_appear_in_same_query!(
     acp_connections,
+    admin_changes,
     automation_runs,
     automation_sagas,
     capacity_alerts,

@@ -1,6 +1,7 @@
 use std::{collections::HashSet, time::Duration};
 
 use diesel::{AsChangeset, ExpressionMethods, Insertable, OptionalExtension, QueryDsl, Queryable, RunQueryDsl};
+use uuid::Uuid;
 
 use super::{
     Store, StoreError,
@@ -37,6 +38,8 @@ pub(crate) struct NewSession {
     pub workspace: Option<NewWorkspace>,
     /// The user on whose behalf the session runs.
     pub user_id: Option<UserId>,
+    /// The token that opened the session, if it has limits, in which the session counts.
+    pub limited_token: Option<Uuid>,
     pub agent: String,
     pub mode: SessionMode,
     /// True if git may be used on behalf of the session.
@@ -75,6 +78,8 @@ pub(crate) struct SessionRow {
     pub key: WorkspaceKey,
     /// The user on whose behalf the session runs.
     pub user_id: Option<UserId>,
+    /// The token that opened the session, if it has limits.
+    pub limited_token: Option<Uuid>,
     pub agent: String,
     pub mode: SessionMode,
     /// True if git may be used on behalf of the session.
@@ -202,6 +207,7 @@ pub(super) struct Record {
     connection_id: Option<String>,
     connection_cookies: Option<String>,
     settled_seq: i64,
+    limited_token: Option<String>,
 }
 
 impl Record {
@@ -231,6 +237,7 @@ impl Record {
             connection_id,
             connection_cookies,
             settled_seq: 0,
+            limited_token: new.limited_token.map(|id| id.to_string()),
         }
     }
 
@@ -239,6 +246,8 @@ impl Record {
             session_id: columns::parse(&self.session_id, "sessions.session_id")?,
             key: columns::workspace_key(self.installation_id, self.workspace_id)?,
             user_id: self.user_id.map(|user| columns::parse(&user, "sessions.user_id")).transpose()?,
+            // One that does not parse names no token that could have a limit.
+            limited_token: self.limited_token.and_then(|id| id.parse().ok()),
             agent: self.agent,
             mode: SessionMode::tolerant(&self.mode),
             enable_git_ops: self.enable_git_ops,

@@ -4,6 +4,7 @@ use diesel::{AsChangeset, ExpressionMethods, Insertable, QueryDsl, Queryable, Ru
 
 use super::{
     Store, StoreError,
+    changes::{self, NewChange},
     engine::{
         columns,
         connection::{AnyConnection, execute},
@@ -49,7 +50,7 @@ impl Store {
         .await
     }
 
-    /// Writes the settings of a tenant, in place of the previous ones. Safe to retry.
+    /// Writes the settings of a tenant, in place of the previous ones, and the record of the change. Safe to retry.
     ///
     /// # Cancel safety
     /// A dropped future may have written.
@@ -57,11 +58,12 @@ impl Store {
         &self,
         tenant: InstallationId,
         settings: &TenantSettings,
-        now: Timestamp,
+        change: NewChange,
     ) -> Result<(), StoreError> {
         // Names of agents and patterns are checked by the caller, and a redacted one would match nothing.
         let settings = columns::json_text(settings, SETTINGS)?;
-        let record = Record { installation_id: tenant.to_string(), settings, updated_us: now.0 };
+        let record = Record { installation_id: tenant.to_string(), settings, updated_us: change.now.0 };
+        let change = changes::Record::new(change)?;
         self.write(move |tx| {
             let saved = diesel::insert_into(tenant_settings::table)
                 .values(&record)
@@ -69,7 +71,7 @@ impl Store {
                 .do_update()
                 .set(&record);
             tx.rows += execute!(tx.connection, saved)?;
-            Ok(())
+            change.write(tx)
         })
         .await
     }

@@ -3,10 +3,12 @@
 use diesel::{
     BoolExpressionMethods, ExpressionMethods, Insertable, OptionalExtension, QueryDsl, Queryable, RunQueryDsl,
 };
+use serde_json::{Value, json};
 use uuid::Uuid;
 
 use super::{
     Store, StoreError,
+    changes::{self, NewChange},
     engine::{
         columns::{self, Cursor, Page, clean, page_of},
         connection::{AnyConnection, execute},
@@ -15,6 +17,7 @@ use super::{
 };
 use crate::domain::{
     access::{Caller, Grant, Role, Scope},
+    changes::ChangeKind,
     clock::Timestamp,
     ids::InstallationId,
     limits::UseLimits,
@@ -68,6 +71,36 @@ impl TokenRow {
             subject: self.subject.clone(),
             expires: self.expires,
         })
+    }
+
+    fn change(&self, kind: ChangeKind, actor: String, now: Timestamp) -> NewChange {
+        let Scope { tenant, workspace, user } = &self.scope;
+        let after = json!({
+            "subject": self.subject, "role": self.role, "installationId": tenant, "workspaceId": workspace,
+            "userId": user, "limits": self.limits, "expiresAt": self.expires,
+        });
+        NewChange {
+            kind,
+            tenant: tenant.clone(),
+            workspace: workspace.clone(),
+            object: self.token_id.to_string(),
+            actor,
+            actor_note: None,
+            reason: None,
+            before: Value::Null,
+            after,
+            now,
+        }
+    }
+
+    /// The record of its creation.
+    fn creation(&self) -> NewChange {
+        self.change(ChangeKind::TokenCreated, self.created_by.clone(), self.created)
+    }
+
+    /// The record of its revocation.
+    fn revocation(&self, by: String, now: Timestamp) -> NewChange {
+        self.change(ChangeKind::TokenRevoked, by, now)
     }
 
     /// The position of this row in [`Store::list_tokens`].
@@ -144,7 +177,7 @@ impl Record {
 }
 
 impl Store {
-    /// Adds a token. Safe to retry with the same row.
+    /// Adds a token, and the record of the change. Safe to retry with the same row.
     ///
     /// # Errors
     /// [`StoreError::Conflict`] if [`MAX_TOKENS`] can be used already.
@@ -152,6 +185,7 @@ impl Store {
     /// # Cancel safety
     /// A dropped future may have written.
     pub(crate) async fn add_token(&self, row: TokenRow) -> Result<(), StoreError> {
+        let change = changes::Record::new(row.creation())?;
         let (now, record) = (row.created, Record::new(row)?);
         self.write(move |tx| {
             let not_expired = client_tokens::expires_us.is_null().or(client_tokens::expires_us.gt(now.0));
@@ -162,24 +196,28 @@ impl Store {
             }
             let insert = diesel::insert_into(client_tokens::table).values(&record).on_conflict_do_nothing();
             tx.rows += execute!(tx.connection, insert)?;
-            Ok(())
+            change.write(tx)
         })
         .await
     }
 
-    /// Revokes a token; returns whether it exists. The first revocation of a token is kept. Safe to retry.
+    /// Revokes a token, and records the change; returns whether the token was usable. The first revocation is kept. Safe to
+    /// retry.
     ///
     /// # Cancel safety
     /// A dropped future may have written.
-    pub(crate) async fn revoke_token(&self, id: Uuid, by: String, now: Timestamp) -> Result<bool, StoreError> {
-        let by = clean(by);
+    pub(crate) async fn revoke_token(&self, row: TokenRow, by: String, now: Timestamp) -> Result<bool, StoreError> {
+        let change = changes::Record::new(row.revocation(by.clone(), now))?;
+        let (id, by) = (row.token_id.to_string(), clean(by));
         self.write(move |tx| {
-            let id = id.to_string();
             let row = client_tokens::table.find(&id).filter(client_tokens::revoked_us.is_null());
             let revoked = (client_tokens::revoked_us.eq(now.0), client_tokens::revoked_by.eq(by.as_str()));
-            tx.rows += diesel::update(row).set(revoked).execute(tx.connection)?;
-            let known = client_tokens::table.find(&id).count().get_result::<i64>(tx.connection)?;
-            Ok(known > 0)
+            let revoked = diesel::update(row).set(revoked).execute(tx.connection)?;
+            tx.rows += revoked;
+            if revoked > 0 {
+                change.write(tx)?;
+            }
+            Ok(revoked > 0)
         })
         .await
     }

@@ -1,4 +1,8 @@
-use diesel::{ExpressionMethods, Insertable, OptionalExtension, QueryDsl, Queryable, RunQueryDsl};
+use diesel::{
+    ExpressionMethods, Insertable, OptionalExtension, QueryDsl, Queryable, RunQueryDsl,
+    dsl::sql,
+    sql_types::{Bool, Text},
+};
 
 use super::{
     Store, StoreError,
@@ -10,7 +14,7 @@ use super::{
 };
 use crate::domain::{
     clock::Timestamp,
-    ids::{FolderId, InstallationId, WorkspaceId, WorkspaceKey},
+    ids::{FolderId, InstallationId, UserId, WorkspaceId, WorkspaceKey},
     session::permission::PermissionPolicy,
 };
 
@@ -71,6 +75,8 @@ pub(crate) struct WorkspaceFilter {
     pub installation_id: Option<InstallationId>,
     /// Only workspaces with this id.
     pub workspace_id: Option<WorkspaceId>,
+    /// Only workspaces in which this user has or had a session.
+    pub user_id: Option<UserId>,
 }
 
 #[derive(Queryable, Insertable)]
@@ -210,6 +216,13 @@ impl Store {
             }
             if let Some(name) = &filter.workspace_id {
                 rows = rows.filter(workspaces::workspace_id.eq(name.as_str()));
+            }
+            if let Some(user) = &filter.user_id {
+                let has_session = sql::<Bool>(
+                    "EXISTS (SELECT 1 FROM sessions WHERE sessions.installation_id = workspaces.installation_id \
+                     AND sessions.workspace_id = workspaces.workspace_id AND sessions.user_id = ",
+                );
+                rows = rows.filter(has_session.bind::<Text, _>(user.as_str().to_owned()).sql(")"));
             }
             let rows =
                 page_of!(rows, page, workspaces::created_us, workspaces::installation_id, workspaces::workspace_id);

@@ -1,10 +1,11 @@
 //! Tokens with roles and scopes: which operations a role may call, and that no token reaches rows outside its scope.
 
-use std::{collections::BTreeSet, process::Command};
+use std::{collections::BTreeSet, fs, os::unix::fs::symlink, process::Command};
 
 use crate::harness::{
     Answer, Api, Program, Session, Value, eventually, json, lumilink,
     notifications::{Refused, Subscriber},
+    program::Folder,
     tokens,
 };
 
@@ -214,6 +215,69 @@ fn token_of_a_tenant_needs_no_installation_id() {
 }
 
 #[test]
+fn token_of_a_user_sees_no_workspace_in_which_the_user_has_no_session() {
+    let program = Program::start();
+    let tenant = client(&program, "acme", "user");
+    let of = |workspace: &str, user: &str| tenant.open_with(json!({"workspaceId": workspace, "userId": user}));
+    let (shared, _other, _foreign) = (of("shared", "ann"), of("shared", "bob"), of("secret", "bob"));
+    let of_ann = |role: &str| {
+        client_of(&program, json!({"installationId": "acme", "userId": "ann", "subject": "ann", "role": role}))
+    };
+    for workspace in ["shared", "secret"] {
+        let why = json!({"installationId": "acme", "reason": format!("a drill in {workspace}")});
+        program.api.post(&format!("/acp/workspaces/{workspace}/rollback"), why).expect(200);
+    }
+    for role in ["reader", "user", "operator", "admin"] {
+        let ann = of_ann(role);
+        let listed = ann.get("/acp/workspaces").expect(200);
+        let names: Vec<_> = listed["items"].as_array().unwrap().iter().map(|it| it["workspaceId"].clone()).collect();
+        assert_eq!(names, ["shared"], "{role}");
+        assert_eq!(ann.get("/acp/workspaces?workspaceId=secret").expect(200)["items"], json!([]), "{role}");
+        for path in ["/acp/workspaces/secret", "/acp/workspaces/secret/protocol"] {
+            ann.get(path).problem(404, "not_found");
+        }
+        ann.get("/acp/workspaces/shared/protocol").expect(200);
+        for path in ["/acp/sessions", "/acp/health", "/acp/agents", "/acp/notifications"] {
+            let text = ann.get(path).text;
+            assert!(!text.contains("secret"), "{role} {path}: {text}");
+        }
+        assert!(!ann.get("/acp/notifications?workspaceId=secret").text.contains("drill"), "{role}");
+    }
+    let ann = of_ann("user");
+    ann.post("/acp/workspaces/secret/rollback", json!({"reason": "not mine"})).problem(404, "not_found");
+    // A user sees why its own workspace fell back.
+    let own = ann.get("/acp/notifications?workspaceId=shared").expect(200);
+    assert_ne!(own["items"], json!([]), "{own}");
+    assert!(ann.get(&format!("/acp/session/{}/explain", shared.id)).text.contains("a drill in shared"));
+    // A closed session counts as well.
+    shared.post("close", json!({})).expect(200);
+    ann.get("/acp/workspaces/shared").expect(200);
+}
+
+#[test]
+fn health_and_agents_show_a_tenant_no_figures_of_the_service() {
+    let program = Program::start();
+    program.api.open("ws").completes("echo a");
+    for role in ROLES {
+        let (of_service, of_tenant) =
+            (client_of(&program, json!({"subject": role, "role": role})), client(&program, "acme", role));
+        let health = of_service.get("/acp/health").expect(200);
+        assert_eq!(health["protocols"]["acp"]["turnsStarted"], 1, "{role}: {health}");
+        assert_eq!((&health["capacity"]["taken"], &health["runtime"]["agentProcesses"]), (&json!(1), &json!(1)));
+        assert!(of_service.get("/acp/agents").expect(200)["items"][0]["lastHandshake"].is_object(), "{role}");
+        let health = of_tenant.get("/acp/health").expect(200);
+        assert_eq!((&health["status"], &health["runtime"]["status"]), (&json!("ok"), &json!("ok")), "{health}");
+        for member in ["protocols", "workspaces", "capacity"] {
+            assert!(health.get(member).is_none(), "{role}: {health}");
+        }
+        assert!(health["runtime"].get("agentProcesses").is_none(), "{role}: {health}");
+        let agents = of_tenant.get("/acp/agents").expect(200);
+        assert_eq!(agents["items"][0]["isDefault"], true, "{role}: {agents}");
+        assert!(agents["items"][0].get("lastHandshake").is_none(), "{role}: {agents}");
+    }
+}
+
+#[test]
 fn limited_token_reaches_only_its_user_and_workspace() {
     let program = Program::start();
     let tenant = client(&program, "acme", "user");
@@ -236,6 +300,31 @@ fn limited_token_reaches_only_its_user_and_workspace() {
     ann.post("/acp/session/new", json!({"workspaceId": "web", "userId": "bob"})).problem(404, "not_found");
     ann.get("/acp/workspaces/api").problem(404, "not_found");
     ann.get("/acp/audit/migrations").problem(403, "forbidden");
+}
+
+#[test]
+fn session_that_hibernated_and_came_back_counts_for_its_token() {
+    let mut program = Program::builder().set("session.idle_timeout_s", 1).start();
+    let body = json!({"installationId": "acme", "subject": "ann", "role": "user", "limits": {"sessions": 1}});
+    let ann = client_of(&program, body);
+    let again = || ann.post("/acp/session/new", json!({"workspaceId": "ws"}));
+    let session = ann.open_with(json!({"workspaceId": "ws"}));
+    session.becomes("hibernated");
+    let (prompt_id, mut busy) = session.is_busy_with("echo back ; sleep 60");
+    again().problem(429, "limit_reached");
+    assert!(session.cancel());
+    busy.rest();
+    session.ends(&prompt_id);
+    // Also in the next process, and if another token loads it.
+    program.kill();
+    program.start_supervisor_again();
+    ann.move_to(&program.api.base());
+    program.api.post("/acp/session/load", json!({"sessionId": session.id})).expect(200);
+    let (prompt_id, mut busy) = session.is_busy_with("echo back ; sleep 60");
+    again().problem(429, "limit_reached");
+    assert!(session.cancel());
+    busy.rest();
+    session.ends(&prompt_id);
 }
 
 #[test]
@@ -410,6 +499,67 @@ fn commands_make_list_and_revoke_tokens() {
     refused.problem(401, "unauthorized");
 }
 
+/// A folder with one project for each of two tenants, of which the settings list their own.
+fn two_projects() -> (Folder, Program) {
+    let allowed = Folder::new();
+    for tenant in ["a", "b"] {
+        let project = allowed.path().join(tenant).join("project");
+        fs::create_dir_all(&project).unwrap();
+        fs::write(project.join("here.txt"), format!("secret of {tenant}")).unwrap();
+    }
+    let program = Program::builder().set("workspaces.allow_paths", json!([allowed.path()])).start();
+    for tenant in ["a", "b"] {
+        let ceilings = json!({"listedPaths": [allowed.path().join(tenant)]});
+        let body = json!({"ceilings": ceilings, "reason": "contract"});
+        program.api.call("PUT", &format!("/acp/tenants/{tenant}")).json(&body).send().expect(200);
+    }
+    (allowed, program)
+}
+
+#[test]
+fn tenant_opens_no_folder_that_is_listed_for_another_tenant() {
+    let (allowed, program) = two_projects();
+    let at = |path: &str| json!({"workspaceId": "ws", "installationId": "b", "path": allowed.path().join(path)});
+    // One trust domain: every allowed path is open.
+    let mut foreign = at("a/project");
+    foreign["workspaceId"] = json!("before");
+    let before = program.api.open_with(foreign);
+    assert!(before.says("read here.txt").contains("secret of a"));
+    before.post("close", json!({})).expect(200);
+    let of_b = client(&program, "b", "user");
+    symlink(allowed.path().join("a/project"), allowed.path().join("b/link")).unwrap();
+    for path in ["a/project", "a", "", "a/none", "b/../a/project", "b/link"] {
+        let problem = of_b.post("/acp/session/new", at(path)).problem(403, "ceiling_exceeded");
+        assert!(problem["detail"].as_str().unwrap().starts_with("path: "), "{path}: {problem}");
+    }
+    let mut again = at("a/project");
+    again["workspaceId"] = json!("before");
+    of_b.post("/acp/session/new", again).problem(403, "ceiling_exceeded");
+    assert!(of_b.open_with(at("b/project")).says("read here.txt").contains("secret of b"));
+    let of_a = client(&program, "a", "user");
+    of_a.post("/acp/session/new", json!({"workspaceId": "ws", "path": allowed.path().join("b/project")}))
+        .problem(403, "ceiling_exceeded");
+    let own = of_a.open_with(json!({"workspaceId": "ws", "path": allowed.path().join("a/project")}));
+    assert!(own.says("read here.txt").contains("secret of a"));
+}
+
+#[test]
+fn folder_that_a_link_replaced_is_neither_compared_nor_opened() {
+    let (allowed, program) = two_projects();
+    let of_b = client(&program, "b", "user");
+    let project = allowed.path().join("b/project");
+    let session = of_b.open_with(json!({"workspaceId": "ws", "path": project}));
+    fs::rename(&project, allowed.path().join("b/moved")).unwrap();
+    symlink(allowed.path().join("a/project"), &project).unwrap();
+    session.get("/diff").problem(403, "ceiling_exceeded");
+    // The fresh agent after a crash gets the path without a new check of the workspace.
+    session.post("prompt", json!({"prompt": "crash"})).problem(502, "agent_crashed");
+    let refused = session.post("prompt", json!({"prompt": "read here.txt"}));
+    assert!(refused.status >= 400 && !refused.text.contains("secret of a"), "{}", refused.text);
+    session.becomes("failed");
+    of_b.post("/acp/session/load", json!({"sessionId": session.id})).problem(403, "ceiling_exceeded");
+}
+
 #[test]
 fn ceilings_refuse_what_exceeds_them_and_replace_a_lax_policy() {
     let program = Program::start();
@@ -545,6 +695,22 @@ fn encoded_characters_in_a_path_do_not_avoid_the_privilege() {
     let session = program.api.open_with(json!({"workspaceId": "a:b", "installationId": "acme"}));
     assert_eq!(reader.call("GET", "/acp/workspaces/a%3Ab").status(), 200);
     assert_eq!(reader.call("GET", &format!("/acp/s%65ssion/{}", session.id)).status(), 200);
+}
+
+#[test]
+fn percent_encoded_path_with_a_wrong_method_gets_405() {
+    let program = Program::start();
+    for (method, path, allow) in [
+        ("DELETE", "/acp/sessi%6fns", "GET, HEAD"),
+        ("POST", "/acp/ten%61nts/acme", "GET, HEAD, PUT, DELETE"),
+        ("POST", "/acp/workspaces/a%3Ab", "GET, HEAD, DELETE"),
+    ] {
+        let call = program.api.call(method, path);
+        let answer = if method == "POST" { call.json(&json!({})).send() } else { call.send() };
+        assert_eq!(answer.header("allow"), allow, "{path}: {}", answer.text);
+        answer.problem(405, "method_not_allowed");
+    }
+    program.api.get("/acp/n%6fthing").problem(404, "not_found");
 }
 
 #[test]

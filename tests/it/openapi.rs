@@ -160,6 +160,7 @@ fn every_documented_operation_is_exercised() {
         "capacity-alerts",
         "notifications",
         "erasures",
+        "changes",
     ];
     for records in records.iter().chain(&["summary"]) {
         api.get(&format!("/acp/audit/{records}")).expect(200);
@@ -306,6 +307,7 @@ fn every_required_route_is_documented() {
         ("DELETE", "/acp/workspaces/{id}"),
         ("DELETE", "/acp/tenants/{installationId}"),
         ("GET", "/acp/audit/erasures"),
+        ("GET", "/acp/audit/changes"),
         ("GET", "/acp/session/{id}/explain"),
         ("GET", "/acp/audit/migrations"),
         ("GET", "/acp/audit/rollback-events"),

@@ -1,5 +1,6 @@
 //! The transcript: one entry for each message, tool call and plan, whatever comes when.
 
+use super::tenants::limit;
 use crate::harness::{DEADLINE, Program, Session, Value, demo_agent, json, wait_for};
 
 /// Entries of a turn.
@@ -180,6 +181,26 @@ fn turn_over_its_transcript_limit_is_cut_with_one_note_and_completes() {
     let streamed: usize = stream.rest().iter().map(|event| event.data.to_string().len()).sum();
     assert!(streamed > 1_000_000, "readers get everything: {streamed}");
     assert_eq!(cut_notes(&of_turn(&session, &session.completes("echo a")["meta"]["promptId"])), 0);
+}
+
+#[test]
+fn tenant_with_a_transcript_limit_of_its_own_is_cut_there_and_others_are_not() {
+    let program = Program::start();
+    limit(&program.api, "acme", json!({"transcriptTurnBytes": 65_536, "transcriptSessionBytes": 100_000}));
+    let open = |tenant: &str| program.api.open_with(json!({"installationId": tenant, "workspaceId": "ws"}));
+    let (limited, other) = (open("acme"), open("other"));
+    let turn = |session: &Session| of_turn(session, &session.completes("huge 300000")["meta"]["promptId"]);
+    let entries = turn(&limited);
+    assert_eq!(cut_notes(&entries), 1);
+    assert!(entries.last().unwrap()["text"].as_str().unwrap().contains("`transcriptTurnBytes`"), "{entries:?}");
+    assert!(bytes_of(&entries) < 70 * 1024, "{}", bytes_of(&entries));
+    assert_eq!(cut_notes(&turn(&other)), 0);
+    turn(&limited);
+    let entries = turn(&limited);
+    assert!(entries.last().unwrap()["text"].as_str().unwrap().contains("`transcriptSessionBytes`"), "{entries:?}");
+    // Applies from the next turn on.
+    limit(&program.api, "acme", json!({}));
+    assert_eq!(cut_notes(&turn(&limited)), 0);
 }
 
 fn session_at_its_limit_keeps_the_prompts(builder: crate::harness::program::Builder) {

@@ -95,7 +95,7 @@ impl Automation {
             Some(saga) => saga,
             None => Saga::new(self.plan(&row, &workspace).await?, self.clock.now()),
         };
-        let workspace = WorkspaceRef { folder_id: workspace.folder_id, path: workspace.path };
+        let workspace = WorkspaceRef { folder_id: workspace.folder_id, path: workspace.path, within: None };
         Ok(AdvancedRun { automation: self.clone(), row, saga, workspace, token, is_leased: false })
     }
 }
@@ -134,6 +134,7 @@ impl AdvancedRun {
             api_url: automation.settings.api_url.trim_end_matches('/').to_owned(),
             token,
             max_wait_ms: automation.settings.max_wait_s * 1000,
+            app: None,
         })
     }
 

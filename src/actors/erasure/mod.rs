@@ -192,6 +192,7 @@ async fn workspaces_of(
     let filter = WorkspaceFilter {
         installation_id: Some(target.tenant().clone()),
         workspace_id: target.workspace().map(|key| key.workspace_id.clone()),
+        user_id: None,
     };
     workspaces.services().store.list_workspaces(filter, page).await.map_err(failed)
 }
@@ -321,7 +322,7 @@ async fn remove_folder(workspaces: &Workspaces, row: &WorkspaceRow) -> Result<bo
             return Ok(false);
         }
     }
-    let workspace = WorkspaceRef { folder_id: row.folder_id, path: row.path.clone() };
+    let workspace = WorkspaceRef { folder_id: row.folder_id, path: row.path.clone(), within: None };
     Ok(workspaces.workspace_client().remove(&RemoveWorkspace { workspace, erase: true }).await?.removed)
 }
 

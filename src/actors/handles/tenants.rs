@@ -9,13 +9,15 @@ use parking_lot::{Mutex, RwLock};
 
 use crate::{
     domain::{
+        changes::ChangeKind,
         clock::Timestamp,
         ids::InstallationId,
         limits::{LimitFigures, Usage, UseLimits},
+        routing::Attribution,
         tenant::TenantSettings,
         turn::outcome::Failure,
     },
-    store::{self, Store, StoreError},
+    store::{self, NewChange, Store, StoreError},
 };
 
 /// Settings of one tenant, with the time of the last change; `None` for the defaults.
@@ -64,7 +66,7 @@ impl Tenants {
         self.0.settings.read().get(tenant).cloned().unwrap_or_else(|| (self.0.defaults.clone(), None))
     }
 
-    /// Writes the settings that `change` makes of the present ones.
+    /// Writes the settings that `change` makes of the present ones, and the record of the change.
     ///
     /// # Errors
     /// The failure of `change`, or that of the database. A retry is safe.
@@ -72,13 +74,20 @@ impl Tenants {
         &self,
         store: &Store,
         tenant: &InstallationId,
-        now: Timestamp,
+        (attribution, now): (&Attribution, Timestamp),
         change: impl FnOnce(&mut TenantSettings) -> Result<(), Failure>,
     ) -> Result<(), Failure> {
         let _one = self.0.writing.lock().await;
-        let mut settings = (*self.settings(tenant)).clone();
+        let before = self.settings(tenant);
+        let mut settings = (*before).clone();
         change(&mut settings)?;
-        let saved = store.save_tenant_settings(tenant.clone(), &settings, now).await;
+        let as_json = |settings: &TenantSettings| serde_json::to_value(settings).unwrap_or_default();
+        let record = NewChange {
+            before: as_json(&before),
+            after: as_json(&settings),
+            ..NewChange::of_tenant(ChangeKind::TenantSettings, tenant, attribution, now)
+        };
+        let saved = store.save_tenant_settings(tenant.clone(), &settings, record).await;
         saved.map_err(|cause| store::failure(&cause))?;
         self.0.settings.write().insert(tenant.clone(), (Arc::new(settings), Some(now)));
         Ok(())

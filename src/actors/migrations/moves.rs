@@ -179,7 +179,7 @@ pub(crate) async fn with_another_default(
         let Some(cursor) = next else { break };
         page = Page { after: Some(cursor), ..first() };
     }
-    let filter = WorkspaceFilter { installation_id: Some(installation.clone()), workspace_id: None };
+    let filter = WorkspaceFilter { installation_id: Some(installation.clone()), ..WorkspaceFilter::default() };
     let (mut found, mut page) = (Vec::new(), first());
     loop {
         let rows = store.list_workspaces(filter.clone(), page).await?;

@@ -8,11 +8,12 @@ use crate::{
         workspaces::Workspaces,
     },
     domain::{
+        changes::ChangeKind,
         ids::{InstallationId, WorkspaceKey},
         routing::{Attribution, Route},
         turn::outcome::{ErrorCode, Failure},
     },
-    store::{self, Page, RouteFilter, TenantProtocol},
+    store::{self, NewChange, Page, RouteFilter, TenantProtocol},
 };
 
 /// Workspaces written or read at once; other writes wait for some milliseconds.
@@ -49,7 +50,12 @@ pub(crate) async fn change(
     }
     let is_without_acp = !wanted.enable_acp;
     let (default, enable_acp) = (wanted.default_protocol.as_str(), wanted.enable_acp);
-    services.store.save_tenant_protocol(wanted).await.map_err(failed)?;
+    let change = NewChange {
+        before: before.as_json(),
+        after: wanted.as_json(),
+        ..NewChange::of_tenant(ChangeKind::TenantProtocol, &tenant, &attribution, wanted.updated)
+    };
+    services.store.save_tenant_protocol(wanted, change).await.map_err(failed)?;
     let moved = if is_without_acp { move_to_http(workspaces, &tenant, &attribution).await? } else { 0 };
     tracing::info!(
         marker = "[ROLLBACK]",

@@ -365,7 +365,8 @@ impl Session {
         self.take_offers(route, &facts, is_adopted);
         self.write_late_updates();
         self.outside.work.begin(self.services.clock.now());
-        let transcript = self.shared.new_transcript(self.services.settings.transcripts);
+        let limits = self.services.transcript_limits(&self.shared.spec.workspace.installation_id);
+        let transcript = self.shared.new_transcript(limits);
         self.late.begin(!facts.remembers || self.turn.as_ref().is_some_and(Turn::is_sent), transcript);
         self.stream = Some(ctx.add_stream(opened.events));
         let state = if self.turn.is_some() { SessionState::Running } else { SessionState::Idle };

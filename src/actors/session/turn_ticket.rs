@@ -97,7 +97,7 @@ impl TurnTicket {
     ) -> (Self, watch::Receiver<Option<Arc<TurnEnded>>>) {
         let TurnStart { prompt_id, route, carrier, accepted_at } = start;
         let (ended, watching) = watch::channel(None);
-        let transcript = shared.new_transcript(services.settings.transcripts);
+        let transcript = shared.new_transcript(services.transcript_limits(&shared.spec.workspace.installation_id));
         let begun = Begun {
             services,
             shared,
@@ -332,7 +332,8 @@ impl Begun {
 
     /// The transcript of a turn that continues after entries on disk.
     fn transcript_of(&self, kept: &[KeptEntry]) -> TranscriptBuilder {
-        self.shared.resumed_transcript(kept, self.services.settings.transcripts)
+        let limits = self.services.transcript_limits(&self.shared.spec.workspace.installation_id);
+        self.shared.resumed_transcript(kept, limits)
     }
 
     fn finish(mut self: Box<Self>, outcome: TurnOutcome, delivered: Option<Arc<Delivered>>) -> TranscriptBuilder {

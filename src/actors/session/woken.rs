@@ -74,7 +74,7 @@ impl WokenTurn {
             decision: Automation::Nothing,
             now,
         })?;
-        let transcript = shared.new_transcript(services.settings.transcripts);
+        let transcript = shared.new_transcript(services.transcript_limits(&shared.spec.workspace.installation_id));
         services.metrics.woken_turn_began();
         let session_id = shared.spec.session_id;
         tracing::info!(marker = "[ACP]", %session_id, %prompt_id, "the agent began a turn by itself");

@@ -41,7 +41,7 @@ async fn measure_all(services: &Services, client: &WorkspaceClient) {
         if row.path.is_some() {
             continue;
         }
-        let workspace = WorkspaceRef { folder_id: row.folder_id, path: None };
+        let workspace = WorkspaceRef { folder_id: row.folder_id, path: None, within: None };
         match client.measure(&MeasureWorkspace { workspace }).await {
             Ok(measured) => {
                 let limit = services.settings.workspace_bytes;

@@ -85,7 +85,7 @@ pub(crate) async fn remove_folder(
     if row.path.is_some() || !is_unused.map_err(|cause| store::failure(&cause))? {
         return Ok(false);
     }
-    let workspace = WorkspaceRef { folder_id: row.folder_id, path: None };
+    let workspace = WorkspaceRef { folder_id: row.folder_id, path: None, within: None };
     client.remove(&RemoveWorkspace { workspace, erase: false }).await?;
     let recorded = services.store.folder_removed(row.key.clone(), removal).await;
     recorded.map_err(|cause| store::failure(&cause))?;

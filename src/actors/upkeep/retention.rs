@@ -60,6 +60,7 @@ impl Ages {
             (Old::CapacityAlerts, retention.capacity_alerts_days),
             (Old::Records(Retained::Removals), retention.removals_days),
             (Old::Records(Retained::Tokens), retention.tokens_days),
+            (Old::Records(Retained::Changes), retention.changes_days),
         ];
         let mut records: Vec<_> =
             configured.into_iter().filter(|(_, age)| *age > 0).map(|(old, age)| (old, days(age))).collect();

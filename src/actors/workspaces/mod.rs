@@ -167,11 +167,14 @@ impl Workspaces {
         Ok(self.0.capacity.admit(tenant)?.counted(used).counted_for(of_token))
     }
 
-    /// Takes a seat for a session that was admitted before. Never refused.
-    fn admit_returning(&self, tenant: &InstallationId) -> Permit {
-        let services = &self.0.services;
-        let used = services.tenant_use.admit_returning_session(tenant, services.clock.now());
-        self.0.capacity.admit_returning(tenant).counted(used)
+    /// Takes a seat for a session that was admitted before, and counts it for its tenant and the token that opened it.
+    /// Never refused.
+    fn admit_returning(&self, row: &SessionRow) -> Permit {
+        let (services, tenant) = (&self.0.services, &row.key.installation_id);
+        let now = services.clock.now();
+        let used = services.tenant_use.admit_returning_session(tenant, now);
+        let of_token = row.limited_token.map(|token_id| services.token_use.admit_returning_session(&token_id, now));
+        self.0.capacity.admit_returning(tenant).counted(used).counted_for(of_token)
     }
 
     /// Creates a session: seat, workspace, agent, row, in this order. A failure leaves nothing behind but the
@@ -196,15 +199,7 @@ impl Workspaces {
         self.not_erasing(&request.workspace)?;
         let (row, prepared) = open::find_or_make(self.services(), self.workspace_client(), &request).await?;
         let session_id = SessionId(Uuid::now_v7());
-        let placing = Placing {
-            session_id,
-            user_id: request.user_id.clone(),
-            mode: request.mode,
-            enable_git_ops: request.enable_git_ops,
-            agent: request.agent.clone(),
-            mcp_servers: request.mcp_servers.clone(),
-        };
-        let (supervised, spec) = self.place(&row, &prepared, placing).await?;
+        let (supervised, spec) = self.place(&row, &prepared, Placing::first(&request, session_id)).await?;
         let facts = start(&supervised, spec, Past::default(), seat, None).await?;
         let protocol = self.carrier_of(session_id);
         let chosen = self.chosen(session_id);
@@ -218,6 +213,7 @@ impl Workspaces {
             key: request.workspace,
             workspace: None,
             user_id: request.user_id,
+            limited_token: request.limited.map(|it| it.token_id),
             agent: request.agent.unwrap_or_else(|| DEFAULT_AGENT.to_owned()),
             mode: request.mode,
             enable_git_ops: request.enable_git_ops,
@@ -294,13 +290,13 @@ impl Workspaces {
         let workspace =
             workspace.ok_or_else(|| Failure::new(ErrorCode::NotFound, "the session's workspace no longer exists"))?;
         // Never refused: the session was admitted when it was opened.
-        let seat = self.admit_returning(&row.key.installation_id);
+        let seat = self.admit_returning(row);
         let _folder = services.folders.open(&row.key).await?;
         // Since the row was read; after the folder is held, because an erasure that begins now waits for it.
         if services.store.erasures().hides(&row.key, row.session_id) {
             return Err(Failure::new(ErrorCode::NotFound, format!("no session {}", row.session_id)));
         }
-        let prepared = open::prepare(self.workspace_client(), &workspace).await?;
+        let prepared = open::prepare(services, self.workspace_client(), &workspace).await?;
         if workspace.removed.is_some() {
             let written = services.store.set_workspace_path(row.key.clone(), prepared.path.clone()).await;
             written.map_err(|cause| store::failure(&cause))?;
@@ -407,9 +403,9 @@ impl Workspaces {
             services.store.workspace(session.key.clone()).await.map_err(|cause| store::failure(&cause))?;
         let workspace =
             workspace.ok_or_else(|| Failure::new(ErrorCode::NotFound, "the session's workspace no longer exists"))?;
-        let prepared = open::prepare(self.workspace_client(), &workspace).await?;
+        let prepared = open::prepare(services, self.workspace_client(), &workspace).await?;
         let servers = self.servers_of(&session);
-        let seat = self.admit_returning(&session.key.installation_id);
+        let seat = self.admit_returning(&session);
         let (supervised, spec) = self.place(&workspace, &prepared, Placing::again(&session, servers)).await?;
         let transcript_bytes = services.store.transcript_bytes(session.session_id).await;
         let past = Past {
@@ -489,7 +485,7 @@ impl Workspaces {
 
     /// Returns the changes in a session's workspace.
     pub(crate) async fn diff(&self, row: &WorkspaceRow) -> Result<WorkspaceDiff, Failure> {
-        self.0.workspace_client.diff(&DiffWorkspace { workspace: open::reference(row) }).await
+        self.0.workspace_client.diff(&DiffWorkspace { workspace: open::reference(self.services(), row) }).await
     }
 
     fn mark_stored(&self, id: SessionId) {

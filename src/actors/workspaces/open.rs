@@ -11,7 +11,7 @@ use crate::{
     domain::{
         access::LimitedUse,
         ceilings::Choices,
-        ids::{FolderId, SessionId, UserId, WorkspaceKey},
+        ids::{FolderId, InstallationId, SessionId, UserId, WorkspaceKey},
         session::{lifecycle::SessionMode, mcp::McpServers, permission::PermissionPolicy},
         turn::outcome::{ErrorCode, Failure},
     },
@@ -50,14 +50,15 @@ impl OpenSession {
             policy: self.permission_policy,
             agent: self.agent.as_deref().unwrap_or(DEFAULT_AGENT),
             repository: self.checkout.as_ref().map(|it| it.repository.as_str()),
+            path: self.path.as_deref(),
             mcp_servers: self.mcp_servers.expose().get(),
         }
     }
 }
 
-/// The choices of a session that is loaded with these servers.
+/// The choices of a session that is loaded with these servers. The runtime checks the folder of its workspace.
 pub(crate) fn choices_of<'a>(row: &'a SessionRow, servers: &'a McpServers) -> Choices<'a> {
-    Choices { policy: None, agent: &row.agent, repository: None, mcp_servers: servers.expose().get() }
+    Choices { policy: None, agent: &row.agent, repository: None, path: None, mcp_servers: servers.expose().get() }
 }
 
 /// Prepares a workspace and persists it. Preparation comes first, so that a failure leaves no row; if two callers
@@ -86,11 +87,12 @@ pub(crate) async fn find_or_make(
     };
     let (folder_id, first) = match &found {
         Some(row) => {
-            check_same_folder(workspace_client, request, row).await?;
+            check_same_folder(services, workspace_client, request, row).await?;
             (row.folder_id, None)
         }
         None => {
-            let workspace = WorkspaceRef { folder_id: new.folder_id, path: new.path.clone() };
+            let tenant = &request.workspace.installation_id;
+            let workspace = workspace_ref(services, tenant, new.folder_id, new.path.clone());
             let prepare = PrepareWorkspace {
                 workspace,
                 agent: request.agent.clone(),
@@ -103,10 +105,10 @@ pub(crate) async fn find_or_make(
     };
     // Another caller may have created the workspace meanwhile; its row wins, and is checked again below.
     let row = store.find_or_create_workspace(new).await.map_err(|cause| store::failure(&cause))?;
-    check_same_folder(workspace_client, request, &row).await?;
+    check_same_folder(services, workspace_client, request, &row).await?;
     let prepared = match first {
         Some(prepared) if row.folder_id == folder_id => prepared,
-        _ => prepare(workspace_client, &row).await?,
+        _ => prepare(services, workspace_client, &row).await?,
     };
     // The path is the runtime's to choose and changes with its root.
     if row.workspace_path.as_deref() != Some(&prepared.path) {
@@ -119,12 +121,13 @@ pub(crate) async fn find_or_make(
 
 /// Ensures that the folder of a workspace exists.
 pub(crate) async fn prepare(
+    services: &Services,
     workspace_client: &WorkspaceClient,
     row: &WorkspaceRow,
 ) -> Result<PreparedWorkspace, Failure> {
     let checkout = row.repository.clone().map(|repository| Checkout { repository, branch: row.branch.clone() });
     let installation_id = Some(row.key.installation_id.clone());
-    let workspace = reference(row);
+    let workspace = reference(services, row);
     let prepare = PrepareWorkspace { workspace, agent: None, installation_id, checkout, github_token: None };
     let prepared = workspace_client.prepare(&prepare).await?;
     Ok(PreparedWorkspace { is_ephemeral: row.is_ephemeral, ..prepared })
@@ -132,6 +135,7 @@ pub(crate) async fn prepare(
 
 /// Rejects a request whose repository or path differs from that of the existing workspace.
 async fn check_same_folder(
+    services: &Services,
     workspace_client: &WorkspaceClient,
     request: &OpenSession,
     row: &WorkspaceRow,
@@ -139,7 +143,7 @@ async fn check_same_folder(
     let repository = request.checkout.as_ref().map(|it| &it.repository);
     let is_other_repository = repository.is_some() && repository != row.repository.as_ref();
     let is_other_path = match &request.path {
-        Some(asked) => !is_path_of(workspace_client, asked, request.agent.clone(), row).await?,
+        Some(asked) => !is_path_of(services, workspace_client, asked, request.agent.clone(), row).await?,
         None => false,
     };
     if is_other_repository || is_other_path {
@@ -157,6 +161,7 @@ async fn check_same_folder(
 
 /// True if `asked` is the folder of a workspace that was opened by `path`, however either is spelled.
 async fn is_path_of(
+    services: &Services,
     workspace_client: &WorkspaceClient,
     asked: &str,
     agent: Option<String>,
@@ -168,16 +173,26 @@ async fn is_path_of(
         return Ok(true);
     }
     // Only the runtime can resolve links and `..`.
-    let workspace = WorkspaceRef { folder_id: row.folder_id, path: Some(asked.to_owned()) };
+    let workspace = workspace_ref(services, &row.key.installation_id, row.folder_id, Some(asked.to_owned()));
     let installation_id = Some(row.key.installation_id.clone());
     let prepare = PrepareWorkspace { workspace, agent, installation_id, checkout: None, github_token: None };
     let prepared = workspace_client.prepare(&prepare).await?;
     Ok(row.workspace_path.as_ref() == Some(&prepared.path))
 }
 
-/// Reference by which the runtime identifies the workspace.
-pub(crate) fn reference(row: &WorkspaceRow) -> WorkspaceRef {
-    WorkspaceRef { folder_id: row.folder_id, path: row.path.clone() }
+/// Reference by which the runtime identifies the workspace, with the ceiling of its tenant on paths.
+pub(crate) fn reference(services: &Services, row: &WorkspaceRow) -> WorkspaceRef {
+    workspace_ref(services, &row.key.installation_id, row.folder_id, row.path.clone())
+}
+
+fn workspace_ref(
+    services: &Services,
+    tenant: &InstallationId,
+    folder_id: FolderId,
+    path: Option<String>,
+) -> WorkspaceRef {
+    let within = path.as_ref().and_then(|_| services.admitted_paths(tenant));
+    WorkspaceRef { folder_id, path, within }
 }
 
 /// Properties of a session apart from its workspace.
@@ -191,6 +206,18 @@ pub(crate) struct Placing {
 }
 
 impl Placing {
+    /// Returns the properties of a session that is being opened.
+    pub(crate) fn first(request: &OpenSession, session_id: SessionId) -> Self {
+        Self {
+            session_id,
+            user_id: request.user_id.clone(),
+            mode: request.mode,
+            enable_git_ops: request.enable_git_ops,
+            agent: request.agent.clone(),
+            mcp_servers: request.mcp_servers.clone(),
+        }
+    }
+
     /// Returns the properties of a session that is loaded again.
     pub(crate) fn again(row: &SessionRow, mcp_servers: McpServers) -> Self {
         Self {

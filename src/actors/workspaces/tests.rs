@@ -121,6 +121,7 @@ async fn stage_with(
         key: key.clone(),
         workspace: Some(workspace),
         user_id: None,
+        limited_token: None,
         agent: "default".into(),
         mode: SessionMode::Development,
         enable_git_ops: false,

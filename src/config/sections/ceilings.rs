@@ -1,12 +1,14 @@
 //! `[ceilings]`: limits of what callers may choose for a session.
 
+use std::path::PathBuf;
+
 use serde::{Deserialize, Serialize};
 
-use super::check::Check;
+use super::{check::Check, workspaces::Workspaces};
 use crate::domain::{
     ceilings::CeilingRules,
     session::permission::PermissionPolicy,
-    tenant::{self, McpCeiling, TenantSettings},
+    tenant::{self, McpCeiling, PathCeiling, TenantSettings},
 };
 
 /// Limits of what callers may choose for a session. A tenant may have ceilings of its own, which replace these: `PUT
@@ -27,6 +29,12 @@ pub(crate) struct Ceilings {
     /// MCP servers that `listed` admits. Each is a command with its arguments, separated by spaces, or a URL, which admits
     /// URLs of the same origin at or below its path.
     pub listed_mcp_servers: Vec<String>,
+    /// Existing folders that callers may open by `path`: `none`, `listed` or `any`. If not set: `any`, and `listed` once a
+    /// tenant has a token. Each must be in one of `workspaces.allow_paths`, too.
+    pub paths: Option<PathCeiling>,
+    /// Folders that `listed` admits for tenants without a list of their own, with the folders in them; none if not set.
+    /// Each must be in one of `workspaces.allow_paths`. At most 100.
+    pub listed_paths: Option<Vec<PathBuf>>,
 }
 
 impl Ceilings {
@@ -40,10 +48,21 @@ impl Ceilings {
             agents: self.agents.clone(),
             repositories: self.repositories.clone(),
             mcp_servers: self.mcp_servers,
+            paths: self.paths,
+            listed_paths: self
+                .listed_paths
+                .as_ref()
+                .map(|paths| paths.iter().map(|path| path.to_string_lossy().into_owned()).collect()),
         }
     }
 
-    pub(super) fn validate(&self, check: &mut Check<'_>) {
+    /// `workspaces` are the folders of the runtime in this process, if there is one.
+    pub(super) fn validate(&self, check: &mut Check<'_>, workspaces: Option<&Workspaces>) {
+        for (index, path) in self.listed_paths.iter().flatten().enumerate() {
+            let is_allowed = workspaces.is_none_or(|workspaces| workspaces.allows(path));
+            let what = "must be in one of `workspaces.allow_paths`";
+            check.require(is_allowed, format!("ceilings.listed_paths.{index}"), what);
+        }
         let settings = TenantSettings { ceilings: self.defaults(), ..TenantSettings::default() };
         if let Err(detail) = settings.check() {
             let (name, rule) = detail.split_once(": ").unwrap_or(("ceilings", &detail));

@@ -77,6 +77,8 @@ pub(crate) struct Retention {
     pub removals_days: u64,
     /// Tokens that were revoked or have expired. A year and a month, so that actors of the audit are known.
     pub tokens_days: u64,
+    /// Records of administrative changes: settings of tenants, and tokens. A year and a month.
+    pub changes_days: u64,
     /// Other ages for the sessions, turns and transcripts of a tenant: `[retention.tenants.<installationId>]` with
     /// `sessions_days`, `turns_days` and `transcripts_days`; one that is missing has the value above.
     pub tenants: BTreeMap<String, TenantRetention>,
@@ -105,6 +107,7 @@ impl Default for Retention {
             folders_days: 30,
             removals_days: 400,
             tokens_days: 400,
+            changes_days: 400,
             tenants: BTreeMap::new(),
         }
     }

@@ -100,7 +100,8 @@ impl Config {
         self.recovery.validate(&mut check);
         self.migration.validate(&mut check);
         self.capacity.validate(&mut check);
-        self.ceilings.validate(&mut check);
+        // Without a runtime of its own this process does not know which paths are allowed.
+        self.ceilings.validate(&mut check, self.runtime.url.is_none().then_some(&self.workspaces));
         self.webhook.validate(&mut check);
         self.github.validate(&mut check);
         self.notifications.validate(&mut check);

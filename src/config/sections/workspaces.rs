@@ -1,6 +1,6 @@
 //! `[workspaces]`: the folders in which agents work.
 
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 
 use serde::{Deserialize, Serialize};
 
@@ -41,6 +41,11 @@ impl Default for Workspaces {
 }
 
 impl Workspaces {
+    /// True if the text of a path is in one of `allow_paths`.
+    pub(crate) fn allows(&self, path: &Path) -> bool {
+        self.allow_paths.iter().any(|allowed| path.starts_with(allowed))
+    }
+
     pub(super) fn validate(&self, check: &mut Check<'_>) {
         let hosts = &self.git_hosts;
         check.require(!hosts.is_empty(), "workspaces.git_hosts", "must name at least one host, such as github.com");

@@ -18,6 +18,7 @@ use crate::{
     },
     domain::{
         capacity::{AlertKind, AlertLevel},
+        changes::ChangeKind,
         clock::Timestamp,
         erasure::EraseScope,
         ids::{InstallationId, PromptId, SessionId, UserId, WorkspaceId},
@@ -256,6 +257,31 @@ pub(crate) struct ErasureItem {
     pub created_at: Timestamp,
     /// Null while the erasure is in progress.
     pub ended_at: Option<Timestamp>,
+}
+
+/// An administrative change: settings of a tenant, or a token.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
+#[serde(rename_all = "camelCase")]
+pub(crate) struct ChangeItem {
+    pub change_id: Uuid,
+    /// The tenant that it is about; null for the whole service.
+    pub installation_id: Option<InstallationId>,
+    /// `tenantSettings`, `tenantProtocol` (route defaults and blocked repositories), `tokenCreated` or `tokenRevoked`.
+    pub kind: ChangeKind,
+    /// The tenant or the id of the token.
+    pub object: String,
+    /// The subject of the token with which it was made.
+    pub actor: String,
+    /// The name that the request gave as `actor`, if it differs; null otherwise.
+    pub actor_note: Option<String>,
+    /// The reason that the request gave; null for tokens.
+    pub reason: Option<String>,
+    /// The members that changed, as they were before; null for a token. Of a list with more than 100 entries the first 100,
+    /// and the number of the others.
+    pub before: Value,
+    /// The same members as they are after; for a token its subject, role, scope, limits and expiry.
+    pub after: Value,
+    pub created_at: Timestamp,
 }
 
 /// A notification to users or operators.

@@ -174,6 +174,11 @@ impl Caller {
         own_or_named(self.scope().user.as_ref(), named)
     }
 
+    /// True if the scope is not limited to a tenant. Only such callers get facts that are of all tenants together.
+    pub(crate) fn is_of_service(&self) -> bool {
+        self.scope().tenant.is_none()
+    }
+
     /// True if a workspace is in the scope.
     pub(crate) fn reaches_workspace(&self, key: &WorkspaceKey) -> bool {
         let Scope { tenant, workspace, user: _ } = self.scope();

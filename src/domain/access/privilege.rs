@@ -26,6 +26,8 @@ words! {
         ChangeFleet = "fleet.change",
         /// Records and figures of the audit.
         ReadAudit = "audit.read",
+        /// Administrative changes in the audit, which name the holders of tokens.
+        ReadChanges = "changes.read",
         /// Webhook deliveries and notifications of the service.
         Operate = "service.operate",
         /// Limits and ceilings of tenants.
@@ -63,6 +65,7 @@ impl Privilege {
             Self::RollBack => &[User, Operator, Admin],
             Self::ChangeRoutes | Self::ChangeFleet | Self::Operate | Self::ChangeTenants => &[Operator, Admin],
             Self::ReadAudit => &[Auditor, Operator, Admin],
+            Self::ReadChanges => &[Auditor, Admin],
             Self::ManageTokens | Self::Erase | Self::EraseTenants => &[Admin],
         }
     }
@@ -71,9 +74,12 @@ impl Privilege {
     pub(crate) fn reach(self) -> Reach {
         match self {
             Self::ReadMetrics | Self::Operate | Self::ChangeTenants => Reach::Service,
-            Self::ReadFleet | Self::ChangeFleet | Self::ReadAudit | Self::ManageTokens | Self::EraseTenants => {
-                Reach::Tenant
-            }
+            Self::ReadFleet
+            | Self::ChangeFleet
+            | Self::ReadAudit
+            | Self::ReadChanges
+            | Self::ManageTokens
+            | Self::EraseTenants => Reach::Tenant,
             Self::ReadService
             | Self::ReadSessions
             | Self::ReadContents
@@ -92,11 +98,11 @@ mod tests {
 
     /// Rows: roles in the order of [`Role::ALL`]; columns: privileges in the order of [`Privilege::ALL`].
     const MATRIX: &str = "
-        reader   x . x x . x . . x . . . . . . .
-        user     x . x x x x x . x . . . . . . .
-        auditor  x x . . . . . . . . x . . . . .
-        operator x x x . . x x x x x x x x . . .
-        admin    x x x x x x x x x x x x x x x x
+        reader   x . x x . x . . x . . . . . . . .
+        user     x . x x x x x . x . . . . . . . .
+        auditor  x x . . . . . . . . x x . . . . .
+        operator x x x . . x x x x x x . x x . . .
+        admin    x x x x x x x x x x x x x x x x x
     ";
 
     #[test]

@@ -205,12 +205,14 @@ pub(crate) struct Scope {
     pub user: Option<UserId>,
     /// Notifications about this session and about its whole workspace; requires `workspace` to be the session's.
     pub session: Option<SessionId>,
+    /// True to leave out the notifications about whole workspaces.
+    pub sessions_only: bool,
 }
 
 impl Scope {
     /// All notifications of a stream.
     pub(crate) fn all(stream: Stream) -> Self {
-        Self { stream, workspace: None, user: None, session: None }
+        Self { stream, workspace: None, user: None, session: None, sessions_only: false }
     }
 
     /// True if a notification of the stream, about these, is in the scope. `user` is the session's.
@@ -224,7 +226,7 @@ impl Scope {
         // A notification without a session concerns everyone.
         let is_of_session = self.session.is_none() || session.is_none() || self.session == session;
         let is_of_user = self.user.is_none() || session.is_none() || self.user.as_ref() == user;
-        is_of_workspace && is_of_session && is_of_user
+        is_of_workspace && is_of_session && is_of_user && (session.is_some() || !self.sessions_only)
     }
 
     /// True if `other` contains every notification of this scope.
@@ -237,6 +239,7 @@ impl Scope {
             && narrows(self.workspace.as_ref(), other.workspace.as_ref())
             && narrows(self.user.as_ref(), other.user.as_ref())
             && narrows(self.session.as_ref(), other.session.as_ref())
+            && (self.sessions_only || !other.sessions_only)
     }
 }
 
@@ -256,6 +259,7 @@ mod tests {
             workspace: workspace.map(|it| it.parse().unwrap()),
             user: user.map(|it| it.parse().unwrap()),
             session: session.map(|id| SessionId(Uuid::from_u128(id))),
+            sessions_only: false,
         }
     }
 
@@ -303,6 +307,9 @@ mod tests {
         let of_ann = scope(Some("ws"), Some("ann"), None);
         assert!(of_ann.takes(Some(&ws), one, Some(&ann)) && of_ann.takes(Some(&ws), None, None));
         assert!(!of_ann.takes(Some(&ws), one, Some(&bob)) && !of_ann.takes(Some(&ws), one, None));
+        let without_workspaces = Scope { sessions_only: true, ..scope(None, Some("ann"), None) };
+        assert!(without_workspaces.takes(Some(&ws), one, Some(&ann)));
+        assert!(!without_workspaces.takes(Some(&ws), None, None) && !without_workspaces.takes(None, None, None));
         let of_one = scope(Some("ws"), None, Some(1));
         assert!(of_one.takes(Some(&ws), one, Some(&bob)) && of_one.takes(Some(&ws), None, None));
         assert!(!of_one.takes(Some(&ws), two, None));

@@ -9,6 +9,7 @@ use std::{
     },
 };
 
+use serde::{Deserialize, Serialize};
 use serde_json::value::RawValue;
 
 use super::{
@@ -115,19 +116,49 @@ const MAX_ID_BYTES: usize = 256;
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) struct TranscriptLimits {
     /// Of one turn.
-    pub turn: u64,
+    turn: u64,
     /// Of one session.
-    pub session: u64,
+    session: u64,
+    /// The names of the settings, for notes.
+    names: (&'static str, &'static str),
+}
+
+/// Limits of transcripts that a tenant has in place of those of the service; `None` for the service's.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase", default)]
+pub(crate) struct OwnTranscriptLimits {
+    /// Bytes of one turn.
+    pub turn_bytes: Option<u64>,
+    /// Bytes of one session.
+    pub session_bytes: Option<u64>,
 }
 
 impl TranscriptLimits {
+    /// The limits of the service, in bytes.
+    pub(crate) fn new(turn: u64, session: u64) -> Self {
+        Self { turn, session, names: ("limits.transcript_turn_bytes", "limits.transcript_session_bytes") }
+    }
+
+    /// These limits with those of a tenant in their place.
+    pub(crate) fn replaced_by(self, own: OwnTranscriptLimits) -> Self {
+        let name = |own: Option<u64>, name, of_service| if own.is_some() { name } else { of_service };
+        Self {
+            turn: own.turn_bytes.unwrap_or(self.turn),
+            session: own.session_bytes.unwrap_or(self.session),
+            names: (
+                name(own.turn_bytes, "transcriptTurnBytes", self.names.0),
+                name(own.session_bytes, "transcriptSessionBytes", self.names.1),
+            ),
+        }
+    }
+
     /// The limit of a turn of a session whose transcript has `used` bytes.
     fn of_turn(self, used: u64) -> Limit {
         let left = self.session.saturating_sub(used);
         if left < self.turn {
-            Limit { bytes: left, reached: self.session, setting: "limits.transcript_session_bytes" }
+            Limit { bytes: left, reached: self.session, setting: self.names.1 }
         } else {
-            Limit { bytes: self.turn, reached: self.turn, setting: "limits.transcript_turn_bytes" }
+            Limit { bytes: self.turn, reached: self.turn, setting: self.names.0 }
         }
     }
 }

@@ -18,8 +18,8 @@ use super::{
 use crate::{
     contract::{
         audit::{
-            AutomationRunItem, CapacityAlertItem, ConnectionItem, ErasureItem, MigrationItem, NotificationItem,
-            RollbackEventItem,
+            AutomationRunItem, CapacityAlertItem, ChangeItem, ConnectionItem, ErasureItem, MigrationItem,
+            NotificationItem, RollbackEventItem,
             csv::{TEXT_CSV, TableRow, csv_page},
             query::{AuditQuery, CapacityAlertQuery, Format},
         },
@@ -154,6 +154,28 @@ pub(crate) async fn list_erasures(
     query: Query<AuditQuery>,
 ) -> Result<HttpResponse, ApiError> {
     list(&request, (&state, &caller), query, Store::list_erasures).await
+}
+
+/// Lists administrative changes, newest first. They are of limits, ceilings and route defaults of tenants, and of tokens, and
+/// belong to no session; a change of a workspace is one of a token that is limited to it.
+#[utoipa::path(
+    tag = "audit",
+    security(("token" = ["changes.read"])),
+    params(AuditQuery),
+    responses(
+        (status = 200, description = "A page; `Link` has the address of the next one", content(
+            (Page<ChangeItem> = "application/json"), (String = "text/csv"),
+        )),
+    )
+)]
+#[get("/acp/audit/changes")]
+pub(crate) async fn list_changes(
+    request: HttpRequest,
+    state: web::Data<HttpState>,
+    caller: Caller,
+    query: Query<AuditQuery>,
+) -> Result<HttpResponse, ApiError> {
+    list(&request, (&state, &caller), query, Store::changes).await
 }
 
 /// Lists changes of capacity alerts, newest first.

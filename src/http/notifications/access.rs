@@ -18,7 +18,7 @@ use crate::{
     },
     domain::{
         access::{Caller, Privilege},
-        ids::InstallationId,
+        ids::{InstallationId, WorkspaceKey},
         notify::notification::{Scope, Stream},
         turn::outcome::ErrorCode,
     },
@@ -72,7 +72,15 @@ pub(crate) async fn scope_of(state: &HttpState, caller: &Caller, requested: Subs
             (installation_id.ok_or_else(missing)?, workspace_id)
         }
     };
-    Ok(Scope { stream: Stream::Tenant(installation_id), workspace, user, session: session_id })
+    // A caller that is limited to a user learns about workspaces only if that user works in them.
+    let sessions_only = match &workspace {
+        None => caller.scope().user.is_some(),
+        Some(name) => {
+            let key = WorkspaceKey { installation_id: installation_id.clone(), workspace_id: name.clone() };
+            !rows::works_in(state, caller, &key).await?
+        }
+    };
+    Ok(Scope { stream: Stream::Tenant(installation_id), workspace, user, session: session_id, sessions_only })
 }
 
 /// The subprotocols that a client offers.

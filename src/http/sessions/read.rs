@@ -31,7 +31,7 @@ use crate::{
     http::{
         HttpState,
         problem::ApiError,
-        refusals::{OfRuntime, OfSession, OfWorkspace, Problems},
+        refusals::{OfFolder, OfRuntime, OfSession, OfWorkspace, Problems},
         request::{Query, page, page_size, path_id},
         rows::{self, find_live, find_session, find_workspace},
         tokens,
@@ -190,7 +190,7 @@ fn transcript_item(row: TranscriptRow) -> TranscriptItem {
     params(("id" = SessionId, Path, description = "sessionId")),
     responses(
         (status = 200, description = "Files and patch", body = WorkspaceDiff),
-        Problems<OfRuntime>,
+        Problems<(OfRuntime, OfFolder)>,
     )
 )]
 #[get("/acp/session/{id:[0-9a-fA-F-]+}/diff")]
@@ -298,7 +298,7 @@ pub(crate) async fn list_sessions(
     Ok(web::Json(Page { items, next_cursor: next_cursor.map(|cursor| cursor.to_string()) }))
 }
 
-/// Lists workspaces, newest first.
+/// Lists workspaces, newest first. A token that is limited to a user gets those in which the user has or had a session.
 #[utoipa::path(
     tag = "workspaces",
     security(("token" = ["sessions.read"])),
@@ -319,6 +319,7 @@ pub(crate) async fn list_workspaces(
     let filter = WorkspaceFilter {
         installation_id: rows::tenant(&caller, installation_id)?,
         workspace_id: rows::workspace(&caller, workspace_id)?,
+        user_id: rows::user(&caller, None)?,
     };
     let rows = state.workspaces.services().store.list_workspaces(filter, page).await?;
     let next_cursor = if rows.len() < limit { None } else { rows.last().map(|row| row.cursor().to_string()) };
@@ -359,7 +360,8 @@ fn workspace_item(state: &HttpState, row: WorkspaceRow) -> WorkspaceItem {
     }
 }
 
-/// Lists the configured agents, with what is known about each.
+/// Lists the configured agents, with what is known about each. A token of a tenant gets no `lastHandshake`: it may be of
+/// a session of another tenant.
 #[utoipa::path(
     tag = "workspaces",
     security(("token" = ["service.read"])),
@@ -371,7 +373,7 @@ fn workspace_item(state: &HttpState, row: WorkspaceRow) -> WorkspaceItem {
 #[get("/acp/agents")]
 pub(crate) async fn list_agents(
     state: web::Data<HttpState>,
-    _caller: Caller,
+    caller: Caller,
 ) -> Result<web::Json<Page<AgentItem>>, ApiError> {
     let status = state.workspaces.workspace_client().status().await?;
     let handshakes = &state.workspaces.services().handshakes;
@@ -382,7 +384,7 @@ pub(crate) async fn list_agents(
             program: details.map(|it| it.program.clone()),
             is_installed: details.and_then(|it| it.is_installed),
             has_oneshot: details.is_some_and(|it| it.has_oneshot),
-            last_handshake: handshakes.of(&name).map(handshake),
+            last_handshake: handshakes.of(&name).filter(|_| caller.is_of_service()).map(handshake),
             name,
         }
     };

@@ -335,6 +335,17 @@ impl Agents {
         opened.await.map_err(|cause| Failure::new(ErrorCode::Internal, cause.to_string()))?
     }
 
+    /// Opens a folder by a path that `prepare` returned. It has no links then: one that is there now was put in its place,
+    /// by an agent that may write around the folder, and would lead to another workspace.
+    async fn open_prepared(&self, path: &str) -> Result<Folder, Failure> {
+        let folder = self.open_folder(path.to_owned(), None).await?;
+        if folder.path() != Path::new(path) {
+            let detail = format!("{path}: a link has replaced a part of it");
+            return Err(Failure::new(ErrorCode::PathNotAllowed, detail));
+        }
+        Ok(folder)
+    }
+
     /// Adds a session's folder to those in which its agent may work.
     ///
     /// # Errors
@@ -420,7 +431,7 @@ impl Agents {
     pub(crate) async fn reserve(&self, asked: &InitializeMeta) -> Result<Place<'_>, Failure> {
         let agent = self.configured(asked.agent.as_deref())?;
         let home = match &asked.cwd {
-            Some(cwd) => Some(self.open_folder(cwd.clone(), None).await?),
+            Some(cwd) => Some(self.open_prepared(cwd).await?),
             None => None,
         };
         let permit = self.seats.clone().try_acquire_owned().map_err(|_| {

@@ -10,7 +10,10 @@ use cap_std::{ambient_authority, fs::Dir};
 use parking_lot::RwLock;
 
 use crate::{
-    domain::turn::outcome::{ErrorCode, Failure},
+    domain::{
+        ceilings::{PATH_NOT_ADMITTED, is_below_one_of},
+        turn::outcome::{ErrorCode, Failure},
+    },
     process::sandbox::without_links,
 };
 
@@ -110,12 +113,23 @@ impl AllowedFolders {
         }
     }
 
-    /// Opens an existing folder that a caller named by `path`: under an allowed path and outside the root. Blocks.
+    /// Opens an existing folder that a caller named by `path`: under an allowed path, in one of `within` if given, and
+    /// outside the root. Blocks.
     ///
     /// # Errors
-    /// As [`open`](Self::open).
-    pub(crate) fn open_allowed_path(&self, given: &str) -> Result<Folder, Failure> {
-        let folder = self.open(given)?;
+    /// As [`open`](Self::open); `ceiling_exceeded` outside `within`, whether the folder exists or not.
+    pub(crate) fn open_allowed_path(&self, given: &str, within: Option<&[String]>) -> Result<Folder, Failure> {
+        let opened = self.open(given);
+        if let Some(within) = within {
+            let is_within = match &opened {
+                Ok(folder) => within.iter().any(|it| folder.path.starts_with(without_links(Path::new(it)))),
+                Err(_) => is_below_one_of(within, given),
+            };
+            if !is_within {
+                return Err(Failure::new(ErrorCode::CeilingExceeded, PATH_NOT_ADMITTED));
+            }
+        }
+        let folder = opened?;
         if folder.path.starts_with(&self.root) {
             return Err(Failure::new(ErrorCode::PathNotAllowed, format!("{given}: is inside the workspaces' root")));
         }
@@ -229,9 +243,34 @@ mod tests {
             assert_eq!(open(name).unwrap_err().code, ErrorCode::FolderMissing, "{name}");
         }
         assert!(allowed.open("root/ws").is_err());
-        assert!(allowed.open_allowed_path(base.join("root/ws").to_str().unwrap()).is_err());
+        assert!(allowed.open_allowed_path(base.join("root/ws").to_str().unwrap(), None).is_err());
         let wide = AllowedFolders::new(&base.join("root"), std::slice::from_ref(&base), &[]).unwrap();
         assert!(wide.open(base.to_str().unwrap()).is_err(), "a folder around the root");
+    }
+
+    #[test]
+    fn link_out_of_the_listed_folders_is_refused_like_a_folder_outside() {
+        let base = tempfile::tempdir().unwrap();
+        let base = base.path().canonicalize().unwrap();
+        for name in ["root", "allowed/a/project", "allowed/b/project"] {
+            std::fs::create_dir_all(base.join(name)).unwrap();
+        }
+        symlink(base.join("allowed/a/project"), base.join("allowed/b/link")).unwrap();
+        symlink(base.join("allowed/b"), base.join("allowed/of-b")).unwrap();
+        let allowed = AllowedFolders::new(&base.join("root"), &[base.join("allowed")], &[]).unwrap();
+        let text = |name: &str| base.join(name).to_str().unwrap().to_owned();
+        let code = |name: &str, listed: &str| {
+            allowed.open_allowed_path(&text(name), Some(&[text(listed)])).err().map(|it| it.code)
+        };
+        for name in ["allowed/b", "allowed/b/project"] {
+            assert_eq!(code(name, "allowed/b"), None, "{name}");
+            assert_eq!(code(name, "allowed/of-b"), None, "{name}: the listed folder is a link");
+        }
+        for name in ["allowed/a/project", "allowed/b/link", "allowed/a/none", "allowed", "none", "allowed/b/../a"] {
+            assert_eq!(code(name, "allowed/b"), Some(ErrorCode::CeilingExceeded), "{name}");
+        }
+        assert_eq!(code("allowed/b/none", "allowed/b"), Some(ErrorCode::FolderMissing));
+        assert_eq!(code("allowed/b", "none"), Some(ErrorCode::CeilingExceeded));
     }
 
     #[test]

@@ -133,7 +133,7 @@ impl Workspaces {
     /// `path` is read.
     ///
     /// # Errors
-    /// `invalid_request` for a bad repository or branch, `path_not_allowed`, and `workspace_unavailable` if git or
+    /// `invalid_request` for a bad repository or branch, `path_not_allowed`, `ceiling_exceeded`, and `workspace_unavailable` if git or
     /// the file system fails. A retry is safe.
     ///
     /// # Cancel safety
@@ -148,7 +148,7 @@ impl Workspaces {
             if checkout.is_some() {
                 return Err(Failure::new(ErrorCode::InvalidRequest, "`path` and `repository` exclude each other"));
             }
-            return self.prepare_path(path, user).await;
+            return self.prepare_path(path, workspace.within, user).await;
         }
         // Checked even for an existing workspace, so that the answer does not depend on its state.
         let source = checkout.map(|checkout| self.check(&checkout)).transpose()?;
@@ -171,12 +171,12 @@ impl Workspaces {
     /// answer may be as old as that comparison's start.
     ///
     /// # Errors
-    /// `folder_missing`, `path_not_allowed`, and `workspace_unavailable` without a baseline or if
+    /// `folder_missing`, `path_not_allowed`, `ceiling_exceeded`, and `workspace_unavailable` without a baseline or if
     /// git fails.
     pub(crate) async fn diff(self: &Arc<Self>, workspace: WorkspaceRef) -> Result<WorkspaceDiff, Failure> {
         let (folder, baseline, user) = match workspace.path {
             Some(path) => {
-                let folder = self.open_allowed_path(path).await?;
+                let folder = self.open_allowed_path(path, workspace.within).await?;
                 let baseline = self.baseline_of_path(&folder);
                 if !baseline.exists() {
                     return Err(unavailable("diff", &"no baseline was taken when the workspace was prepared"));
@@ -292,7 +292,9 @@ impl Workspaces {
     /// Deletes the baseline of a folder that a caller gave, and leaves the folder. One that is missing has no baseline
     /// that could be found.
     async fn erase_baseline_of_path(self: &Arc<Self>, path: String) -> Result<RemovedWorkspace, Failure> {
-        let Ok(folder) = self.open_allowed_path(path).await else { return Ok(RemovedWorkspace { removed: false }) };
+        let Ok(folder) = self.open_allowed_path(path, None).await else {
+            return Ok(RemovedWorkspace { removed: false });
+        };
         let busy = self.busy_with(&folder);
         let _turn = busy.lock().await;
         let name = baseline_name(&folder);
@@ -302,8 +304,13 @@ impl Workspaces {
         Ok(RemovedWorkspace { removed: false })
     }
 
-    async fn prepare_path(self: &Arc<Self>, path: String, user: Option<RunAs>) -> Result<PreparedWorkspace, Failure> {
-        let folder = self.open_allowed_path(path).await?;
+    async fn prepare_path(
+        self: &Arc<Self>,
+        path: String,
+        within: Option<Vec<String>>,
+        user: Option<RunAs>,
+    ) -> Result<PreparedWorkspace, Failure> {
+        let folder = self.open_allowed_path(path, within).await?;
         let busy = self.busy_with(&folder);
         let _turn = busy.lock().await;
         let baseline = self.baseline_of_path(&folder);
@@ -316,10 +323,15 @@ impl Workspaces {
         Ok(PreparedWorkspace { path: folder.to_string_lossy().into_owned(), is_ephemeral: false, has_oneshot: false })
     }
 
-    async fn open_allowed_path(self: &Arc<Self>, path: String) -> Result<PathBuf, Failure> {
+    async fn open_allowed_path(
+        self: &Arc<Self>,
+        path: String,
+        within: Option<Vec<String>>,
+    ) -> Result<PathBuf, Failure> {
         let workspaces = self.clone();
         let opened = tokio::task::spawn_blocking(move || {
-            workspaces.allowed.open_allowed_path(&path).map(|folder| folder.path().to_owned())
+            let opened = workspaces.allowed.open_allowed_path(&path, within.as_deref());
+            opened.map(|folder| folder.path().to_owned())
         });
         opened.await.map_err(|cause| unavailable("path", &cause))?
     }

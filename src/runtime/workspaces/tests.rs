@@ -105,13 +105,13 @@ impl Place {
 
     async fn prepare(&self, id: Uuid, repository: Option<&str>) -> Result<String, Failure> {
         let checkout = repository.map(|repository| Checkout { repository: repository.into(), branch: None });
-        let workspace = WorkspaceRef { folder_id: FolderId(id), path: None };
+        let workspace = WorkspaceRef { folder_id: FolderId(id), path: None, within: None };
         let request = PrepareWorkspace { workspace, agent: None, installation_id: None, checkout, github_token: None };
         Ok(self.workspaces.prepare(request, None).await?.path)
     }
 
     async fn changes(&self, id: Uuid, path: Option<String>) -> Result<Vec<(String, ChangeStatus)>, Failure> {
-        let diff = self.workspaces.diff(WorkspaceRef { folder_id: FolderId(id), path }).await?;
+        let diff = self.workspaces.diff(WorkspaceRef { folder_id: FolderId(id), path, within: None }).await?;
         Ok(diff.files.into_iter().map(|file| (file.path, file.status)).collect())
     }
 }
@@ -134,7 +134,7 @@ async fn existing_folder_is_compared_with_its_state_at_the_first_use() {
     std::fs::write(project.join("old"), "x\n").unwrap();
     let path = project.to_str().unwrap().to_owned();
     for _ in 0..2 {
-        let workspace = WorkspaceRef { folder_id: FolderId(Uuid::nil()), path: Some(path.clone()) };
+        let workspace = WorkspaceRef { folder_id: FolderId(Uuid::nil()), path: Some(path.clone()), within: None };
         let request = PrepareWorkspace { workspace, agent: None, installation_id: None, checkout: None, github_token: None };
         place.workspaces.prepare(request, None).await.unwrap();
         std::fs::write(project.join("new"), "x\n").unwrap();
@@ -200,7 +200,8 @@ fn sparse(path: &Path, bytes: u64) {
 async fn sparse_file_of_two_gigabytes_is_listed_and_not_read() {
     let place = Place::new(Vec::new());
     let folder = place.base.path().join("allowed/project");
-    let workspace = WorkspaceRef { folder_id: FolderId(Uuid::new_v4()), path: Some(folder.display().to_string()) };
+    let path = Some(folder.display().to_string());
+    let workspace = WorkspaceRef { folder_id: FolderId(Uuid::new_v4()), path, within: None };
     for name in ["kept", "changed", "gone", "shrunk"] {
         sparse(&folder.join(name), 2 << 30);
     }

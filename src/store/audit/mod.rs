@@ -9,6 +9,7 @@ use diesel::{BoolExpressionMethods, ExpressionMethods, OptionalExtension, QueryD
 use super::{
     Store, StoreError,
     automation::{self, sagas::SagaRow},
+    changes,
     engine::{
         columns::{self, Cursor, Listed, Page, page_of},
         connection::AnyConnection,
@@ -20,8 +21,8 @@ use super::{
 };
 use crate::{
     contract::audit::{
-        AutomationRunItem, CapacityAlertItem, ConnectionItem, ErasureItem, MigrationItem, NotificationItem,
-        RollbackEventItem,
+        AutomationRunItem, CapacityAlertItem, ChangeItem, ConnectionItem, ErasureItem, MigrationItem,
+        NotificationItem, RollbackEventItem,
     },
     domain::{
         clock::Timestamp,
@@ -112,6 +113,7 @@ listed! {
     CapacityAlertItem by created_at, event_id;
     NotificationItem by created_at, notification_id;
     ErasureItem by created_at, erasure_id;
+    ChangeItem by created_at, change_id;
 }
 
 impl From<NotificationRow> for NotificationItem {
@@ -218,6 +220,19 @@ impl Store {
             let records: Vec<erasure::Record> =
                 page!(connection, erasures, created_us, erasure_id, filter, page, session_id)?;
             records.into_iter().map(erasure::Record::read).collect()
+        })
+        .await
+    }
+
+    /// A page of administrative changes; they belong to no session. Cancel-safe.
+    pub(crate) async fn changes(&self, filter: AuditFilter, page: Page) -> Result<Vec<ChangeItem>, StoreError> {
+        self.read(move |connection| {
+            if filter.session_id.is_some() {
+                return Ok(Vec::new());
+            }
+            let records: Vec<changes::Record> =
+                page!(connection, admin_changes, created_us, change_id, filter, page)?;
+            records.into_iter().map(changes::Record::read).collect()
         })
         .await
     }

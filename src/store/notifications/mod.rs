@@ -249,6 +249,9 @@ macro_rules! within {
             let is_of_user = notifications::user_id.eq(user.as_str().to_owned());
             rows = rows.filter(notifications::session_id.is_null().or(is_of_user));
         }
+        if scope.sessions_only {
+            rows = rows.filter(notifications::session_id.is_not_null());
+        }
         rows
     }};
 }

@@ -1,11 +1,13 @@
 //! The `tenant_protocols` table: the routing settings of tenants.
 
 use diesel::{AsChangeset, ExpressionMethods, Insertable, OptionalExtension, QueryDsl, Queryable, RunQueryDsl};
+use serde_json::{Value, json};
 
 use crate::{
     domain::{clock::Timestamp, ids::InstallationId, routing::Route},
     store::{
         Store, StoreError,
+        changes::{self, NewChange},
         engine::{
             columns,
             connection::{AnyConnection, execute},
@@ -44,6 +46,15 @@ impl TenantProtocol {
             blocked_repositories: Vec::new(),
             updated: now,
         }
+    }
+
+    /// The settings as the audit shows them.
+    pub(crate) fn as_json(&self) -> Value {
+        json!({
+            "defaultProtocol": self.default_protocol, "enableAcp": self.enable_acp,
+            "allowMigration": self.allow_migration, "autoMigration": self.auto_migration,
+            "blockedRepositories": self.blocked_repositories,
+        })
     }
 
     /// The route of a workspace without a stored route.
@@ -113,12 +124,16 @@ impl Store {
         .await
     }
 
-    /// Writes the settings of a tenant, in place of the previous ones. Safe to retry.
+    /// Writes the settings of a tenant, in place of the previous ones, and the record of the change. Safe to retry.
     ///
     /// # Cancel safety
     /// A dropped future may have written.
-    pub(crate) async fn save_tenant_protocol(&self, wanted: TenantProtocol) -> Result<(), StoreError> {
-        let record = Record::new(wanted)?;
+    pub(crate) async fn save_tenant_protocol(
+        &self,
+        wanted: TenantProtocol,
+        change: NewChange,
+    ) -> Result<(), StoreError> {
+        let (record, change) = (Record::new(wanted)?, changes::Record::new(change)?);
         self.write(move |tx| {
             let saved = diesel::insert_into(tenant_protocols::table)
                 .values(&record)
@@ -126,7 +141,7 @@ impl Store {
                 .do_update()
                 .set(&record);
             tx.rows += execute!(tx.connection, saved)?;
-            Ok(())
+            change.write(tx)
         })
         .await
     }

@@ -10,8 +10,9 @@ use super::fixture::*;
 use crate::{
     contract::audit::{MigrationItem, TransitionItem},
     domain::{
+        changes::ChangeKind,
         clock::Timestamp,
-        ids::WorkspaceKey,
+        ids::{InstallationId, WorkspaceKey},
         redaction::RedactedJson,
         routing::{Attribution, FlipTrigger, Initiator, Route, Routing, success_window::Sample},
         session::connection::ConnectionStatus,
@@ -23,8 +24,8 @@ use crate::{
         words::{FollowUp, MigrationStatus, ReasonCode, RollbackKind},
     },
     store::{
-        AuditDay, AuditFilter, Cursor, FlipRecord, Listed, NewConnection, NewConnectionEvent, NewSession, NewTurn,
-        OutcomeCount, Page, Retained, SaveRoute, Store, StoreError, TenantProtocol, TurnEnd, TurnFigures,
+        AuditDay, AuditFilter, Cursor, FlipRecord, Listed, NewChange, NewConnection, NewConnectionEvent, NewSession,
+        NewTurn, OutcomeCount, Page, Retained, SaveRoute, Store, StoreError, TenantProtocol, TurnEnd, TurnFigures,
     },
 };
 
@@ -32,6 +33,17 @@ const DAY_US: i64 = 86_400_000_000;
 
 fn of(tenant: &str) -> AuditFilter {
     AuditFilter { installation_id: Some(tenant.parse().unwrap()), ..AuditFilter::default() }
+}
+
+/// The record of a change of a tenant's settings.
+fn admin_change(tenant: &InstallationId, now: Timestamp) -> NewChange {
+    let attribution = Attribution {
+        initiator: Initiator::Operator,
+        actor: "ada".into(),
+        actor_note: None,
+        reason: "a contract".into(),
+    };
+    NewChange::of_tenant(ChangeKind::TenantProtocol, tenant, &attribution, now)
 }
 
 fn all() -> Page {
@@ -367,7 +379,11 @@ both_databases! {
             let id = uuid::Uuid::from_u128(u128::from(n.unsigned_abs()));
             format!("INSERT INTO client_tokens VALUES ('{id}', 'h{n}', 'acme', NULL, NULL, 'a', 'user', '{{}}', 'a', 0, {ends}, NULL);")
         };
-        let rows = rows.chain((0..4).map(removal)).chain((0..5).map(token));
+        let change = |n: i32| {
+            let (id, at) = (uuid::Uuid::from_u128(u128::from(n.unsigned_abs())), at(i64::from(n) * 1_000_000).0);
+            format!("INSERT INTO admin_changes VALUES ('{id}', 'acme', NULL, 'tokenRevoked', 'o', 'a', NULL, NULL, 'null', '{{}}', {at});")
+        };
+        let rows = rows.chain((0..4).map(removal)).chain((0..4).map(change)).chain((0..5).map(token));
         let session = new_session(0).session_id.to_string();
         let rows: String = rows.collect::<String>().replace("'s'", &format!("'{session}'"));
         sql(&store, "UPDATE notification_streams SET head = 1000;".to_owned() + &rows).await;
@@ -380,13 +396,14 @@ both_databases! {
             pruned.push((first, store.prune(what, two_seconds, 1000).await.unwrap()));
             assert_eq!(store.prune(what, two_seconds, 1000).await, Ok(0));
         }
-        assert_eq!(pruned, [(1, 1), (1, 1), (1, 1), (1, 1), (1, 1), (1, 1), (1, 1), (1, 5)]);
+        assert_eq!(pruned, [(1, 1), (1, 1), (1, 1), (1, 1), (1, 1), (1, 1), (1, 1), (1, 1), (1, 5)]);
         let left = store.connections(of("acme"), all()).await.unwrap();
         assert_eq!(left.iter().map(|row| (row.created_at, row.transitions.len())).collect::<Vec<_>>(), [(at(9_000_000), 0), (at(1), 1)]);
         assert_eq!(store.migrations(of("acme"), all()).await.unwrap().len(), 2);
         assert_eq!(store.rollback_events(of("acme"), all()).await.unwrap().len(), 2);
         assert_eq!(store.window(web, 0, Route::Acp, at(0)).await.unwrap().len(), 1);
         assert_eq!(store.automation_runs(of("acme"), all()).await.unwrap().len(), 2);
+        assert_eq!(store.changes(of("acme"), all()).await.unwrap().len(), 2);
         assert_eq!(store.list_tokens(None, all()).await.unwrap().len(), 3, "two ended late, and one can be used");
     }
 
@@ -405,9 +422,11 @@ both_databases! {
         for protocol in [Route::Acp, Route::Http] {
             wanted.default_protocol = protocol;
             wanted.enable_acp = protocol == Route::Acp;
-            store.save_tenant_protocol(wanted.clone()).await.unwrap();
+            let change = admin_change(&wanted.installation_id, at(1));
+            store.save_tenant_protocol(wanted.clone(), change).await.unwrap();
             assert_eq!(store.tenant_protocol(wanted.installation_id.clone()).await, Ok(Some(wanted.clone())));
         }
+        assert_eq!(store.changes(of("acme"), all()).await.unwrap().len(), 2, "one record for each write");
         assert_eq!(store.tenant_protocol("other".parse().unwrap()).await, Ok::<_, StoreError>(None));
     }
 }

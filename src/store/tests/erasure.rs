@@ -195,7 +195,7 @@ both_databases! {
         let before = rows_with(&database, "kept");
         erase(&store, EraseTarget::Session(web.key, web.session)).await;
         let of_workspace = [
-            "capacity_alerts", "client_tokens", "migration_runs", "outcome_buckets", "protocol_migrations", "rollback_events", "tenant_protocols",
+            "admin_changes", "capacity_alerts", "client_tokens", "migration_runs", "outcome_buckets", "protocol_migrations", "rollback_events", "tenant_protocols",
             "tenant_settings", "workspace_routes", "workspaces",
         ];
         assert_eq!(left(&database, "canary"), of_workspace);

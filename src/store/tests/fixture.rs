@@ -308,6 +308,7 @@ pub(super) fn new_session(us: i64) -> NewSession {
         workspace: Some(new_workspace(&key, us)),
         key,
         user_id: Some("ada".parse().unwrap()),
+        limited_token: None,
         agent: "demo".into(),
         mode: SessionMode::Development,
         enable_git_ops: true,

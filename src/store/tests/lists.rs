@@ -82,8 +82,33 @@ both_databases! {
             assert_eq!(seen.len(), expected.len());
             assert_eq!(seen.into_iter().collect::<HashSet<_>>(), expected);
         }
-        let filter = WorkspaceFilter { installation_id: Some("b".parse().unwrap()), workspace_id: None };
+        let filter = WorkspaceFilter { installation_id: Some("b".parse().unwrap()), ..WorkspaceFilter::default() };
         let page = store.list_workspaces(filter, Page { limit: 100, after: None }).await.unwrap();
         assert_eq!(page.len(), 11);
+    }
+
+    async fn workspaces_of_a_user_are_those_with_its_sessions(database: TestDatabase) {
+        let store = database.open();
+        for (name, user, state) in [
+            ("anns", Some("ann"), SessionState::Closed),
+            ("both", Some("ann"), SessionState::Idle),
+            ("both", Some("bob"), SessionState::Idle),
+            ("bobs", Some("bob"), SessionState::Idle),
+            ("nobodys", None, SessionState::Idle),
+        ] {
+            let (key, user_id) = (key("acme", name), user.map(|user| user.parse().unwrap()));
+            let workspace = Some(new_workspace(&key, 0));
+            store.create_session(NewSession { key, workspace, user_id, state, ..new_session(0) }).await.unwrap();
+        }
+        let of = async |user: &str| {
+            let filter = WorkspaceFilter { user_id: Some(user.parse().unwrap()), ..WorkspaceFilter::default() };
+            let rows = store.list_workspaces(filter, Page { limit: 9, after: None }).await.unwrap();
+            let mut names: Vec<_> = rows.into_iter().map(|row| row.key.workspace_id.to_string()).collect();
+            names.sort();
+            names
+        };
+        assert_eq!(of("ann").await, ["anns", "both"]);
+        assert_eq!(of("bob").await, ["bobs", "both"]);
+        assert!(of("eve").await.is_empty());
     }
 }

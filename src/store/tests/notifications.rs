@@ -136,12 +136,14 @@ async fn of_all_kinds(store: &Store) -> Vec<Scope> {
     for workspace in [None, Some("web"), Some("api"), Some("none")] {
         for user in [None, Some("ada"), Some("bob"), Some("eve")] {
             for session in [None, Some(of_ada.1), Some(of_bob.1), Some(without_user.1)] {
-                scopes.push(Scope {
+                let scope = Scope {
                     stream: tenant("acme"),
                     workspace: workspace.map(|it| it.parse().unwrap()),
                     user: user.map(|it| it.parse().unwrap()),
                     session,
-                });
+                    sessions_only: false,
+                };
+                scopes.extend([Scope { sessions_only: true, ..scope.clone() }, scope]);
             }
         }
     }

@@ -222,6 +222,7 @@ async fn new_session(services: &Services) -> SessionId {
         key: key(),
         workspace: Some(workspace),
         user_id: None,
+        limited_token: None,
         agent: "default".into(),
         mode: SessionMode::Development,
         enable_git_ops: true,

@@ -47,6 +47,7 @@ fn changes(total: u64) -> Changes {
         summary: None,
         base_branch: Some("main".into()),
         findings: Vec::new(),
+        unsafe_paths: Default::default(),
     }
 }
 

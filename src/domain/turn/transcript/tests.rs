@@ -300,7 +300,7 @@ fn secret_that_is_split_over_two_chunks_of_a_message_is_in_no_entry() {
 }
 
 fn limits(turn: u64, session: u64) -> TranscriptLimits {
-    TranscriptLimits { turn, session }
+    TranscriptLimits::new(turn, session)
 }
 
 #[test]
