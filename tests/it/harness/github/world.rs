@@ -46,6 +46,10 @@ pub(super) struct World {
     pub creating: usize,
     pub most_creating: usize,
     pub is_over: bool,
+    /// Commits that GitHub made and signed itself.
+    pub signed: Vec<String>,
+    /// Port of the emulator that answers the API instead.
+    pub upstream: Option<u16>,
 }
 
 impl World {
