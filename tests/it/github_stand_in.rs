@@ -449,3 +449,45 @@ fn random_faults_are_the_same_for_a_seed() {
     assert!((5..30).contains(&faults) && issues > 40 - faults, "{statuses:?} {issues}");
     assert_eq!(run(), (statuses, issues));
 }
+
+/// Creates one issue in spite of faults; a careful client looks for it before it repeats.
+fn create_once(github: &GitHub, token: &str, marker: &str, is_careful: bool) {
+    for _ in 0..100 {
+        if is_careful {
+            let found = call(github, token, "GET", &format!("{ISSUES}?per_page=100&state=all"), &Value::Null);
+            let Some((200, _, issues)) = found else { continue };
+            if issues.as_array().expect("a list").iter().any(|it| it["body"] == marker) {
+                return;
+            }
+        }
+        let made = call(github, token, "POST", ISSUES, &json!({"title": "x", "body": marker}));
+        if made.is_some_and(|(status, ..)| status == 201) {
+            return;
+        }
+    }
+    panic!("no issue after 100 attempts");
+}
+
+#[test]
+fn careless_client_makes_duplicates_under_random_faults_and_a_careful_one_none() {
+    for is_careful in [true, false] {
+        let github = GitHub::start();
+        let token = github.installation_token();
+        github.chaos(Dice::of_seed(11), 3, passing_faults());
+        std::thread::scope(|scope| {
+            for client in 0..4 {
+                let (github, token) = (&github, &token);
+                scope.spawn(move || {
+                    for issue in 0..6 {
+                        create_once(github, token, &format!("<!-- {client}-{issue} -->"), is_careful);
+                    }
+                });
+            }
+        });
+        github.calm();
+        let markers: std::collections::BTreeSet<_> =
+            github.issues("octo/hello").into_iter().map(|it| it.body).collect();
+        assert_eq!(markers.len(), 24, "every issue was made");
+        assert_eq!(github.duplicates("octo/hello").is_empty(), is_careful);
+    }
+}
