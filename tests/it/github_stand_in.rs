@@ -16,6 +16,7 @@ use crate::harness::{
         GitHub,
         faults::{Fault, passing_faults},
         git::Rejection,
+        webhook_headers,
     },
     json,
     program::Folder,
@@ -163,24 +164,49 @@ fn token_opens_what_it_may_until_it_is_revoked_or_expires() {
     assert_eq!(get(&github, &person, "/user").0, 401);
 }
 
+/// A JSON Web Token with an RS256 signature.
+fn signed(key: &Path, claims: Value) -> String {
+    let part = |it: Value| URL_SAFE_NO_PAD.encode(it.to_string());
+    let message = format!("{}.{}", part(json!({"alg": "RS256", "typ": "JWT"})), part(claims));
+    let mut openssl = Command::new("openssl")
+        .args(["dgst", "-sha256", "-sign"])
+        .arg(key)
+        .stdin(Stdio::piped())
+        .stdout(Stdio::piped())
+        .spawn()
+        .expect("openssl runs");
+    std::io::Write::write_all(&mut openssl.stdin.take().expect("piped"), message.as_bytes()).expect("it reads");
+    let signature = openssl.wait_with_output().expect("it ends").stdout;
+    format!("{message}.{}", URL_SAFE_NO_PAD.encode(signature))
+}
+
+#[test]
+fn emulated_api_and_git_share_one_origin_tokens_and_faults() {
+    let (github, folder) = (GitHub::start_with_emulator(), Folder::new());
+    let now = time::OffsetDateTime::now_utc().unix_timestamp();
+    let jwt = signed(&github.app_key_file(), json!({"iat": now - 60, "exp": now + 540, "iss": github.app_id()}));
+    let (status, installation) = get(&github, &jwt, "/repos/octo/hello/installation");
+    assert_eq!((status, &installation["id"]), (200, &json!(77)), "{installation}");
+    let (status, minted) = answer(&github, &jwt, "POST", "/app/installations/77/access_tokens", &json!({}));
+    assert_eq!(status, 201, "{minted}");
+    let token = minted["token"].as_str().expect("a token");
+    let clone = changed_clone(&github, token, &folder);
+    succeeds(&clone, &PUSH);
+    github.fault("POST", "/api/v3/repos/*/*/issues", Fault::DropAfter);
+    assert!(call(&github, token, "POST", ISSUES, &json!({"title": "One"})).is_none());
+    let (_, issues) = get(&github, token, &format!("{ISSUES}?state=all"));
+    assert_eq!((issues.as_array().map(Vec::len), &issues[0]["title"]), (Some(1), &json!("One")), "{issues}");
+    let pull = json!({"title": "A change", "head": "work", "base": "main"});
+    let (status, made) = answer(&github, token, "POST", PULLS, &pull);
+    assert_eq!(status, 201, "{made}");
+    let origin = format!("http://{}", github.host());
+    assert!(made["html_url"].as_str().is_some_and(|url| url.starts_with(&origin)), "{made}");
+}
+
 #[test]
 fn app_gets_tokens_only_with_its_key_and_for_what_was_granted() {
     let (github, folder) = (GitHub::start(), Folder::new());
     let key = github.app_key_file();
-    let signed = |key: &Path, claims: Value| {
-        let part = |it: Value| URL_SAFE_NO_PAD.encode(it.to_string());
-        let message = format!("{}.{}", part(json!({"alg": "RS256", "typ": "JWT"})), part(claims));
-        let mut openssl = Command::new("openssl")
-            .args(["dgst", "-sha256", "-sign"])
-            .arg(key)
-            .stdin(Stdio::piped())
-            .stdout(Stdio::piped())
-            .spawn()
-            .expect("openssl runs");
-        std::io::Write::write_all(&mut openssl.stdin.take().expect("piped"), message.as_bytes()).expect("it reads");
-        let signature = openssl.wait_with_output().expect("it ends").stdout;
-        format!("{message}.{}", URL_SAFE_NO_PAD.encode(signature))
-    };
     let now = time::OffsetDateTime::now_utc().unix_timestamp();
     let claims = |iss: u64, exp: i64| json!({"iat": now - 60, "exp": now + exp, "iss": iss});
     let jwt = signed(&key, claims(github.app_id(), 540));
@@ -256,6 +282,38 @@ fn issues_labels_and_comments_obey_the_limits_of_github() {
     assert_eq!(get(&github, &token, "/repos/octo/hello/rules/branches/main").1, json!([]));
     github.create("octo/empty");
     assert_eq!(get(&github, &token, "/repos/octo/empty/git/ref/heads/main").0, 409);
+}
+
+#[test]
+fn commit_of_the_graphql_api_is_signed_and_needs_the_head_of_its_branch() {
+    let github = GitHub::start();
+    let token = github.installation_token();
+    let head = github.branch("octo/hello", "main").expect("a commit");
+    let input = json!({
+        "branch": {"repositoryNameWithOwner": "octo/hello", "branchName": "main"},
+        "message": {"headline": "Add a file", "body": "Because."}, "expectedHeadOid": head,
+        "fileChanges": {"additions": [{"path": "a/b.txt", "contents": "aGk="}], "deletions": [{"path": "README.md"}]},
+    });
+    let query =
+        "mutation($input: CreateCommitOnBranchInput!) { createCommitOnBranch(input: $input) { commit { oid } } }";
+    let body = json!({"query": query, "variables": {"input": input}});
+    let (status, made) = answer(&github, &token, "POST", "/../graphql", &body);
+    let sha = made["data"]["createCommitOnBranch"]["commit"]["oid"].as_str().expect("a commit").to_owned();
+    assert_eq!((status, Some(&sha)), (200, github.branch("octo/hello", "main").as_ref()));
+    assert_eq!(
+        get(&github, &token, &format!("/repos/octo/hello/commits/{sha}")).1["commit"]["verification"]["verified"],
+        true
+    );
+    assert_eq!(github.git("octo/hello", &["ls-tree", "-r", "--name-only", "main"]), "a/b.txt");
+    let (status, refusal) = answer(&github, &token, "POST", "/../graphql", &body);
+    assert_eq!((status, &refusal["errors"][0]["type"]), (200, &json!("STALE_DATA")), "the branch has moved");
+}
+
+#[test]
+fn webhook_is_signed_as_in_the_documentation_of_github() {
+    let headers = webhook_headers("It's a Secret to Everybody", "push", "1", b"Hello, World!");
+    let expected = "sha256=757107ea0eb2509fc211221cce984b8a37570b6d7586c22c46f4379c8b043e17";
+    assert!(headers.contains(&("X-Hub-Signature-256", expected.to_owned())));
 }
 
 #[test]
@@ -390,4 +448,46 @@ fn random_faults_are_the_same_for_a_seed() {
     let faults = statuses.iter().filter(|status| **status != 201).count();
     assert!((5..30).contains(&faults) && issues > 40 - faults, "{statuses:?} {issues}");
     assert_eq!(run(), (statuses, issues));
+}
+
+/// Creates one issue in spite of faults; a careful client looks for it before it repeats.
+fn create_once(github: &GitHub, token: &str, marker: &str, is_careful: bool) {
+    for _ in 0..100 {
+        if is_careful {
+            let found = call(github, token, "GET", &format!("{ISSUES}?per_page=100&state=all"), &Value::Null);
+            let Some((200, _, issues)) = found else { continue };
+            if issues.as_array().expect("a list").iter().any(|it| it["body"] == marker) {
+                return;
+            }
+        }
+        let made = call(github, token, "POST", ISSUES, &json!({"title": "x", "body": marker}));
+        if made.is_some_and(|(status, ..)| status == 201) {
+            return;
+        }
+    }
+    panic!("no issue after 100 attempts");
+}
+
+#[test]
+fn careless_client_makes_duplicates_under_random_faults_and_a_careful_one_none() {
+    for is_careful in [true, false] {
+        let github = GitHub::start();
+        let token = github.installation_token();
+        github.chaos(Dice::of_seed(11), 3, passing_faults());
+        std::thread::scope(|scope| {
+            for client in 0..4 {
+                let (github, token) = (&github, &token);
+                scope.spawn(move || {
+                    for issue in 0..6 {
+                        create_once(github, token, &format!("<!-- {client}-{issue} -->"), is_careful);
+                    }
+                });
+            }
+        });
+        github.calm();
+        let markers: std::collections::BTreeSet<_> =
+            github.issues("octo/hello").into_iter().map(|it| it.body).collect();
+        assert_eq!(markers.len(), 24, "every issue was made");
+        assert_eq!(github.duplicates("octo/hello").is_empty(), is_careful);
+    }
 }

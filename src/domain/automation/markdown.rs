@@ -165,8 +165,8 @@ fn ends_fence(c: char, run: usize, rest: &str, fences: Fences) -> bool {
         Fences::Broken => run.is_multiple_of(FENCE - 1) && !is_last,
         Fences::Kept => {
             let info = rest.trim_start();
-            let is_rendered = |word: &&str| info.get(..word.len()).is_some_and(|it| it.eq_ignore_ascii_case(word));
-            run >= FENCE && is_last && RENDERED.iter().any(|word| is_rendered(&word))
+            let is_rendered = |word: &str| info.get(..word.len()).is_some_and(|it| it.eq_ignore_ascii_case(word));
+            run >= FENCE && is_last && RENDERED.into_iter().any(is_rendered)
         }
     }
 }
@@ -290,7 +290,7 @@ pub(super) mod tests {
         assert_eq!(line("Add a\nthing", 120), "Add a thing");
         assert_eq!(line("", 120), "");
         assert_eq!(line("@a", 0), "");
-        assert_eq!(line(&"@".repeat(500), 120).chars().count() <= 120, true);
+        assert!(line(&"@".repeat(500), 120).chars().count() <= 120);
     }
 
     #[test]

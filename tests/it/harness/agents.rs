@@ -21,7 +21,8 @@ pub(crate) struct InteropAgent {
     pub loads: bool,
 }
 
-fn installed(path: &str) -> String {
+/// The path of a file of an npm package.
+pub(crate) fn installed(path: &str) -> String {
     let path = repository("tests/interop/node_modules").join(path);
     assert!(path.exists(), "{} is missing: run tests/run, which installs it", path.display());
     path.display().to_string()

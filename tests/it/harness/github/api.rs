@@ -1,5 +1,7 @@
 //! The REST API of the stand-in.
 
+use base64::{Engine, engine::general_purpose::STANDARD};
+
 use super::{
     auth,
     faults::{error, invalid},
@@ -51,6 +53,7 @@ impl Call<'_> {
             ["installation", "repositories"] => self.installation_repositories(),
             ["user"] => self.user(),
             ["users", login] => self.user_of(login),
+            ["apps", slug] if *slug == self.world.app_slug => Ok(Response::json(200, &self.world.app_json())),
             ["rate_limit"] => Ok(Response::json(200, &json!({"resources": {"core": self.world.quota()}}))),
             ["search", "issues"] => self.search(),
             _ => Err(not_found()),
@@ -136,6 +139,58 @@ impl Call<'_> {
         let holder = Holder::Installation { id: installation.id, permissions, repositories };
         self.world.tokens.push(Token { value, holder, expires_at: Some(expires_at), is_revoked: false });
         Ok(Response::json(201, &answer))
+    }
+
+    /// The mutation `createCommitOnBranch` of the GraphQL API, whose commits GitHub signs. As there, errors have status 200.
+    pub(super) fn graphql(&mut self) -> Response {
+        let refused = |kind: &str, message: &str| {
+            let errors = json!([{"type": kind, "path": ["createCommitOnBranch"], "message": message}]);
+            Response::json(200, &json!({"data": {"createCommitOnBranch": null}, "errors": errors}))
+        };
+        let body = self.request.json();
+        let input = &body["variables"]["input"];
+        if !body["query"].as_str().is_some_and(|query| query.contains("createCommitOnBranch")) || !input.is_object() {
+            return refused(
+                "undefinedField",
+                "The stand-in knows createCommitOnBranch with the variable $input only.",
+            );
+        }
+        let text = |value: &Value| value.as_str().unwrap_or_default().to_owned();
+        let full_name = text(&input["branch"]["repositoryNameWithOwner"]);
+        let branch = text(&input["branch"]["branchName"]);
+        let Some(repository) = self.world.repository(&full_name).filter(|it| self.world.can_read(&self.caller, it))
+        else {
+            return refused("NOT_FOUND", &format!("Could not resolve to a Repository with the name '{full_name}'."));
+        };
+        if !self.world.may(&self.caller, repository, "contents", "write") {
+            return refused("FORBIDDEN", "Resource not accessible by integration");
+        }
+        let Some(tip) = self.git.branch(&full_name, &branch) else {
+            return refused("NOT_FOUND", &format!("Could not resolve to a node with the global id of '{branch}'."));
+        };
+        if tip != text(&input["expectedHeadOid"]) {
+            let message = format!(
+                "Expected branch to point to \"{}\" but it did not. Pull and try again.",
+                text(&input["expectedHeadOid"])
+            );
+            return refused("STALE_DATA", &message);
+        }
+        let changes = |kind: &str| input["fileChanges"][kind].as_array().cloned().unwrap_or_default();
+        let mut files = Vec::new();
+        for addition in changes("additions") {
+            let Ok(content) = STANDARD.decode(text(&addition["contents"])) else {
+                return refused("UNPROCESSABLE", "A path was requested with contents that are not Base64.");
+            };
+            files.push((text(&addition["path"]), Some(content)));
+        }
+        files.extend(changes("deletions").iter().map(|it| (text(&it["path"]), None)));
+        let files: Vec<_> = files.iter().map(|(path, content)| (path.as_str(), content.as_deref())).collect();
+        let message = format!("{}\n\n{}", text(&input["message"]["headline"]), text(&input["message"]["body"]));
+        let sha = self.git.commit(&full_name, &branch, message.trim(), &files);
+        self.world.signed.push(sha.clone());
+        self.world.update_pull_refs(self.git);
+        let url = format!("{}/{full_name}/commit/{sha}", self.world.origin);
+        Response::json(200, &json!({"data": {"createCommitOnBranch": {"commit": {"oid": sha, "url": url}}}}))
     }
 
     fn user(&mut self) -> Answer {
@@ -493,8 +548,10 @@ impl Call<'_> {
         let lines: Vec<_> = shown.splitn(5, '\n').collect();
         let parents: Vec<_> = lines[1].split_whitespace().map(|sha| json!({"sha": sha})).collect();
         let author = json!({"name": lines[2], "email": lines[3]});
+        let is_signed = self.world.signed.iter().any(|it| it == sha);
+        let verification = json!({"verified": is_signed, "reason": if is_signed { "valid" } else { "unsigned" }});
         json!({"sha": sha, "tree": {"sha": lines[0]}, "parents": parents, "author": author,
-               "message": lines.get(4).map_or("", |it| it.trim_end()), "verification": {"verified": false, "reason": "unsigned"}})
+               "message": lines.get(4).map_or("", |it| it.trim_end()), "verification": verification})
     }
 
     fn git_data(&mut self, repository: &Repository, rest: &[&str]) -> Answer {

@@ -18,13 +18,11 @@ pub(super) struct PublicKey {
 /// Writes a new private key in PKCS #1 PEM, the form in which GitHub issues them, and returns its public half.
 pub(super) fn write_key(path: &Path) -> PublicKey {
     let file = path.display().to_string();
-    let made = Command::new("ssh-keygen")
-        .args(["-q", "-t", "rsa", "-b", "2048", "-m", "PEM", "-N", "", "-f", &file])
-        .output();
-    let made = made.expect("ssh-keygen runs");
-    assert!(made.status.success(), "ssh-keygen: {}", String::from_utf8_lossy(&made.stderr));
+    let made = Command::new("openssl").args(["genrsa", "-traditional", "-out", &file, "2048"]).output();
+    let made = made.expect("openssl runs");
+    assert!(made.status.success(), "openssl: {}", String::from_utf8_lossy(&made.stderr));
     let pem = std::fs::read_to_string(path).expect("a key");
-    assert!(pem.starts_with("-----BEGIN RSA PRIVATE KEY-----"), "ssh-keygen writes PKCS #1");
+    assert!(pem.starts_with("-----BEGIN RSA PRIVATE KEY-----"), "openssl writes PKCS #1");
     let body: String = pem.lines().filter(|line| !line.starts_with("-----")).collect();
     let der = STANDARD.decode(body).expect("base64");
     let (sequence, _) = element(&der);

@@ -251,7 +251,36 @@ impl Repositories {
 
     /// The commit of a branch.
     pub(super) fn branch(&self, full_name: &str, branch: &str) -> Option<String> {
-        self.resolve(full_name, &format!("refs/heads/{branch}"))
+        self.read_ref(full_name, &format!("refs/heads/{branch}"))
+    }
+
+    /// The value of a ref, read from its file: lists of many pull requests would otherwise start as many processes.
+    fn read_ref(&self, full_name: &str, name: &str) -> Option<String> {
+        if name.split('/').any(|part| part.is_empty() || part == "." || part == "..") {
+            return None;
+        }
+        let path = self.path(full_name);
+        let loose = fs::read_to_string(path.join(name)).ok().map(|it| it.trim().to_owned());
+        loose.or_else(|| {
+            let packed = fs::read_to_string(path.join("packed-refs")).ok()?;
+            let mut lines = packed.lines().filter_map(|line| line.split_once(' '));
+            lines.find(|(_, it)| *it == name).map(|(sha, _)| sha.to_owned())
+        })
+    }
+
+    /// Moves `refs/pull/<number>/head` to a branch, of this repository or of a fork.
+    pub(super) fn update_pull_ref(&self, full_name: &str, number: u64, head_repository: &str, head: &str) {
+        let Some(sha) = self.branch(head_repository, head) else { return };
+        let name = format!("refs/pull/{number}/head");
+        if self.read_ref(full_name, &name).as_ref() == Some(&sha) {
+            return;
+        }
+        if head_repository == full_name {
+            self.run(full_name, &["update-ref", &name, &sha]);
+        } else {
+            let from = self.path(head_repository).display().to_string();
+            self.run(full_name, &["fetch", "-q", &from, &format!("+refs/heads/{head}:{name}")]);
+        }
     }
 
     /// The commit of a ref, or of another name for one.

@@ -146,6 +146,30 @@ impl Connection {
         }
     }
 
+    /// Sends a request without those headers that are of one connection.
+    pub(super) fn send_request(&mut self, path: &str, request: &Request) -> io::Result<()> {
+        const OF_CONNECTION: [&str; 6] =
+            ["connection", "content-length", "transfer-encoding", "expect", "keep-alive", "accept-encoding"];
+        let query = if request.query.is_empty() { String::new() } else { format!("?{}", request.query) };
+        let mut head = format!("{} {path}{query} HTTP/1.1\r\nConnection: close\r\n", request.method);
+        let is_kept = |name: &str| !OF_CONNECTION.contains(&name.to_ascii_lowercase().as_str());
+        for (name, value) in request.headers.iter().filter(|(name, _)| is_kept(name)) {
+            head += &format!("{name}: {value}\r\n");
+        }
+        head += &format!("Content-Length: {}\r\n\r\n", request.body.len());
+        self.send(&[head.as_bytes(), &request.body].concat())
+    }
+
+    /// The answer to [`Self::send_request`].
+    pub(super) fn next_response(&mut self) -> io::Result<Option<Response>> {
+        // Apart from the first line, `HTTP/1.1 200 OK`, an answer has the form of a request.
+        let Some(read) = self.next()? else { return Ok(None) };
+        let is_kept =
+            |name: &str| !["content-length", "transfer-encoding", "connection", "keep-alive"].contains(&name);
+        let headers = read.headers.into_iter().filter(|(name, _)| is_kept(&name.to_ascii_lowercase())).collect();
+        Ok(read.path.parse().ok().map(|status| Response { status, headers, body: read.body }))
+    }
+
     fn line(&mut self) -> io::Result<String> {
         let mut line = Vec::new();
         self.reader.read_until(b'\n', &mut line)?;

@@ -9,6 +9,7 @@
 
 mod api;
 mod auth;
+mod emulator;
 pub(crate) mod faults;
 pub(crate) mod git;
 pub(crate) mod http;
@@ -25,6 +26,8 @@ use std::{
 };
 
 use base64::{Engine, engine::general_purpose::STANDARD};
+use hmac::{Hmac, Mac};
+use sha2::Sha256;
 
 use self::{
     api::{Call, Caller},
@@ -38,6 +41,7 @@ use super::{dice::Dice, program::Folder};
 
 /// Where the API begins.
 const API: &str = "/api/v3";
+const GRAPHQL: &str = "/api/graphql";
 /// Permissions of the installation on `octo`.
 const PERMISSIONS: [(&str, &str); 5] = [
     ("contents", "write"),
@@ -54,6 +58,7 @@ pub(crate) struct GitHub {
     address: SocketAddr,
     accepting: Option<JoinHandle<()>>,
     folder: Folder,
+    emulator: Option<emulator::Emulator>,
 }
 
 #[derive(Debug)]
@@ -94,9 +99,22 @@ impl GitHub {
             let shared = shared.clone();
             move || shared.accept(&listener)
         });
-        let github = Self { shared, address, accepting: Some(accepting), folder };
+        let github = Self { shared, address, accepting: Some(accepting), folder, emulator: None };
         github.create("octo/hello");
         github.commit("octo/hello", "main", &[("README.md", "hello\n")]);
+        github
+    }
+
+    /// Starts a stand-in of which the API is that of the npm package `emulate`, with the same App and `octo/hello`. Git, faults,
+    /// tokens and the request log are those of the stand-in; issues and pull requests are only in the API. The emulator accepts
+    /// any bearer token, a second pull request of a branch, and one of a missing branch.
+    pub(crate) fn start_with_emulator() -> Self {
+        let mut github = Self::start();
+        let (folder, key) = (github.folder.path().to_owned(), github.app_key_file());
+        let origin = format!("http://{}", github.address);
+        let (emulator, port) = emulator::Emulator::start(&folder, &origin, github.app_id(), &key);
+        github.world().upstream = Some(port);
+        github.emulator = Some(emulator);
         github
     }
 
@@ -390,6 +408,20 @@ impl GitHub {
     }
 }
 
+/// The headers of a webhook's delivery, signed with the secret as GitHub signs.
+pub(crate) fn webhook_headers(secret: &str, event: &str, delivery: &str, body: &[u8]) -> Vec<(&'static str, String)> {
+    let mut mac = Hmac::<Sha256>::new_from_slice(secret.as_bytes()).expect("any length is a key");
+    mac.update(body);
+    let digest: String = mac.finalize().into_bytes().iter().map(|byte| format!("{byte:02x}")).collect();
+    vec![
+        ("Content-Type", "application/json".into()),
+        ("User-Agent", "GitHub-Hookshot/0123abc".into()),
+        ("X-GitHub-Event", event.into()),
+        ("X-GitHub-Delivery", delivery.into()),
+        ("X-Hub-Signature-256", format!("sha256={digest}")),
+    ]
+}
+
 impl Drop for GitHub {
     fn drop(&mut self) {
         self.world().is_over = true;
@@ -525,8 +557,32 @@ impl Shared {
         }
     }
 
+    /// Forwards a request to the emulator, and takes note of a token that it issues, so that git accepts it.
+    fn forward(&self, port: u16, request: &Request) -> Response {
+        let path = request.path.strip_prefix(API).unwrap_or(&request.path);
+        let response = emulator::forward(port, path, request);
+        if request.path.ends_with("/access_tokens") {
+            let issued: super::Value = serde_json::from_slice(&response.body).unwrap_or_default();
+            if let Some(value) = issued["token"].as_str() {
+                let mut world = self.world();
+                let Installation { id, permissions, .. } = world.installations[0].clone();
+                let holder = Holder::Installation { id, permissions, repositories: None };
+                let expires_at = Some(world.now() + world.token_seconds);
+                world.tokens.push(Token { value: value.to_owned(), holder, expires_at, is_revoked: false });
+            }
+        }
+        response
+    }
+
     fn answer(&self, request: &Request, caller: &Result<Caller, Response>) -> Response {
-        let Some(parts) = request.parts_below(API) else { return self.answer_git(request, caller) };
+        let upstream = self.world().upstream;
+        let is_git = request.path.contains("/info/refs") || request.path.ends_with("-pack");
+        if let Some(port) = upstream.filter(|_| !is_git) {
+            return self.forward(port, request);
+        }
+        let is_graphql = request.path == GRAPHQL;
+        let below = if is_graphql { Some(Vec::new()) } else { request.parts_below(API) };
+        let Some(parts) = below else { return self.answer_git(request, caller) };
         if request.header("user-agent").is_empty() {
             return Response::text(
                 403,
@@ -545,7 +601,8 @@ impl Shared {
                 let mut world = self.world();
                 world.used += 1;
                 let parts: Vec<_> = parts.iter().map(String::as_str).collect();
-                Call { world: &mut world, git: &self.git, request, caller: caller.clone() }.answer(&parts)
+                let mut call = Call { world: &mut world, git: &self.git, request, caller: caller.clone() };
+                if is_graphql { call.graphql() } else { call.answer(&parts) }
             }
         };
         if is_creating {

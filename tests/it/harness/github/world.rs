@@ -46,6 +46,10 @@ pub(super) struct World {
     pub creating: usize,
     pub most_creating: usize,
     pub is_over: bool,
+    /// Commits that GitHub made and signed itself.
+    pub signed: Vec<String>,
+    /// Port of the emulator that answers the API instead.
+    pub upstream: Option<u16>,
 }
 
 impl World {
@@ -146,17 +150,7 @@ impl World {
         for repository in self.repositories.values() {
             for issue in repository.issues.iter().filter(|it| it.state == "open") {
                 let Some(pull) = &issue.pull else { continue };
-                let Some(sha) = git.branch(&pull.head_repository, &pull.head) else { continue };
-                let name = format!("refs/pull/{}/head", issue.number);
-                if pull.head_repository != repository.full_name {
-                    let from = git.path(&pull.head_repository).display().to_string();
-                    git.run(
-                        &repository.full_name,
-                        &["fetch", "-q", &from, &format!("+refs/heads/{}:{name}", pull.head)],
-                    );
-                } else {
-                    git.run(&repository.full_name, &["update-ref", &name, &sha]);
-                }
+                git.update_pull_ref(&repository.full_name, issue.number, &pull.head_repository, &pull.head);
             }
         }
     }
