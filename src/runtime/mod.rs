@@ -51,6 +51,7 @@ use crate::{
         heartbeat::Heartbeat,
         jail::{self, JailMode, JailRefusal, KernelRights, limits::ControlGroupState},
     },
+    github::{Github, GithubLimits},
     process::{
         group,
         inherited::Inherited,
@@ -379,6 +380,7 @@ fn build(
         token: Reloadable::new(options.token),
         sockets,
         workspaces: Arc::new(workspaces),
+        github: Github::new(GithubLimits::default()),
         fallback,
         acp: options.acp,
         metrics: options.metrics,

@@ -7,6 +7,8 @@ mod comment;
 mod issue;
 mod preflight;
 mod pull_request;
+#[cfg(test)]
+mod tests;
 
 use std::time::Duration;
 
@@ -93,19 +95,22 @@ fn page(address: Option<&str>) -> String {
 pub(super) async fn request(step: &mut Step<'_>) -> Made {
     let mut api = Api::new(step.github, step.remote()?)?;
     api.client.keep(step.github.hold_run(&step.run.to_string()).await);
-    let input = &step.order.input;
-    let made = match input {
-        StepInput::Preflight { .. } => preflight::preflight(&mut api, input).await,
-        StepInput::Issue { .. } => issue::issue(&mut api, input).await,
-        StepInput::PullRequest { .. } => pull_request::pull_request(&mut api, input).await,
-        StepInput::Comment { .. } => comment::comment(&mut api, input).await,
-        _ => Err(wrong_step()),
-    };
+    let made = carry_out(&mut api, &step.order.input).await;
     for line in &api.logs {
         step.log(line);
     }
     step.rate_remaining = api.client.rate_remaining().or(step.rate_remaining);
     made
+}
+
+async fn carry_out(api: &mut Api<'_>, input: &StepInput) -> Made {
+    match input {
+        StepInput::Preflight { .. } => preflight::preflight(api, input).await,
+        StepInput::Issue { .. } => issue::issue(api, input).await,
+        StepInput::PullRequest { .. } => pull_request::pull_request(api, input).await,
+        StepInput::Comment { .. } => comment::comment(api, input).await,
+        _ => Err(wrong_step()),
+    }
 }
 
 /// The failure of a step that was called for another one, which is a fault of this program.
