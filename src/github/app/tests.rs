@@ -85,7 +85,7 @@ async fn app_identifies_itself_for_less_than_ten_minutes_and_asks_for_least_perm
 }
 
 #[tokio::test]
-async fn token_is_cached_until_five_minutes_before_its_expiry_and_minted_again_after_a_401() {
+async fn token_is_cached_until_five_minutes_before_expiry_and_minted_again_after_a_401() {
     let stub = github(granted_all()).await;
     let app = app(&stub);
     assert_eq!(token(&app, NOW).await.unwrap(), "t1");
@@ -134,7 +134,7 @@ async fn installation_of_another_tenant_mints_nothing_and_looks_like_a_missing_o
 }
 
 #[tokio::test]
-async fn permission_that_is_not_granted_is_left_out_and_asked_for_again_once_granted() {
+async fn permission_that_is_not_granted_is_omitted_and_asked_for_again_once_granted() {
     let stub =
         github(json!({"contents": "write", "issues": "read", "pull_requests": "write", "metadata": "read"})).await;
     let app = app(&stub);

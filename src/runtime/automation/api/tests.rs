@@ -13,7 +13,7 @@ use crate::{
     },
 };
 
-/// What the server does instead of its answer, once.
+/// A fault of the server, which happens once.
 enum Fault {
     /// Carries the request out, and closes the connection.
     Lose,
@@ -166,6 +166,7 @@ struct Bench {
     github: Github,
     app: Option<AppInstallation>,
     logs: Mutex<Vec<String>>,
+    since: Option<Timestamp>,
 }
 
 impl Bench {
@@ -174,7 +175,7 @@ impl Bench {
         let shared = world.clone();
         let stub = Stub::start(move |request| shared.lock().answer(request)).await;
         let github = Github::new(GithubLimits::default());
-        Self { world, stub, github, app: None, logs: Mutex::default() }
+        Self { world, stub, github, app: None, logs: Mutex::default(), since: None }
     }
 
     async fn run(&self, input: &StepInput) -> Made {
@@ -186,6 +187,7 @@ impl Bench {
             app: self.app.clone(),
         };
         let mut api = Api::new(&self.github, &remote)?;
+        api.since = self.since;
         let made = carry_out(&mut api, input).await;
         self.logs.lock().append(&mut api.logs);
         made
@@ -517,6 +519,18 @@ async fn missing_permission_of_the_app_is_found_before_the_push() {
     let failure = bench.preflight(preflight_of("new")).await.unwrap_err();
     assert_eq!(failure.skip, Some(SkipDetail::TokenRefused));
     assert!(failure.message.contains("issues=write") && failure.message.contains("accept"), "{}", failure.message);
+}
+
+#[tokio::test]
+async fn issue_of_a_run_is_searched_from_the_time_in_its_id() {
+    let mut bench = Bench::new(World::new()).await;
+    bench.since = Some(Timestamp(1_688_096_058_123_456));
+    bench.run(&new_issue()).await.unwrap();
+    let target = &bench.stub.received()[0].target;
+    assert!(target.contains("since=2023-06-30T03%3A34%3A18Z"), "{target}");
+    let run = Uuid::parse_str("01890a5d-ac96-774b-bcce-b302099a8057").unwrap();
+    assert_eq!(begin_of(run), Some(Timestamp(1_688_096_058_000_000)));
+    assert_eq!(begin_of(Uuid::nil()), None);
 }
 
 #[tokio::test]
