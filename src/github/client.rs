@@ -37,7 +37,7 @@ const MAX_PAGES: usize = 10;
 /// Sizes of pages; the next one is used if a page is too large to be read.
 const PAGE_SIZES: [usize; 3] = [100, 20, 4];
 
-/// What a client needs to reach GitHub.
+/// The address, the token and the limits of a client.
 #[derive(Debug, Clone, Copy)]
 pub(crate) struct Access<'a> {
     /// Root of the API, such as `https://api.github.com` or `https://host/api/v3`.

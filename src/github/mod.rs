@@ -16,6 +16,10 @@ mod fit;
 mod locks;
 mod model;
 mod repository;
+#[cfg(test)]
+pub(crate) mod stub;
+#[cfg(test)]
+mod tests;
 
 #[allow(unused_imports, reason = "the saga of the supervisor mints the tokens")]
 pub(crate) use self::app::{App, AppOptions, AppToken, BadApp, Scope};

@@ -51,6 +51,7 @@ use crate::{
         heartbeat::Heartbeat,
         jail::{self, JailMode, JailRefusal, KernelRights, limits::ControlGroupState},
     },
+    github::{Github, GithubLimits},
     process::{
         group,
         inherited::Inherited,
@@ -367,7 +368,6 @@ fn build(
         diff: options.diff,
         has_other_users,
     };
-    let workspaces = Workspaces::new(folders, git, settings).map_err(StartError::Folders)?;
     let sockets = SocketSettings {
         agents,
         conversations,
@@ -378,7 +378,8 @@ fn build(
     Ok(RuntimeState {
         token: Reloadable::new(options.token),
         sockets,
-        workspaces: Arc::new(workspaces),
+        workspaces: Arc::new(Workspaces::new(folders, git, settings).map_err(StartError::Folders)?),
+        github: Github::new(GithubLimits::default()),
         fallback,
         acp: options.acp,
         metrics: options.metrics,

@@ -45,6 +45,7 @@ use crate::{
         routing::Route,
         turn::outcome::{ErrorCode, Failure},
     },
+    github::Github,
     telemetry::{Metrics, metrics::TEXT_FORMAT, watchdog::Watchdog},
     transport::request_id::{self, REQUEST_ID, X_REQUEST_ID},
 };
@@ -62,6 +63,8 @@ pub(super) struct RuntimeState {
     /// Settings and shared handles of every socket.
     pub sockets: SocketSettings,
     pub workspaces: Arc<Workspaces>,
+    /// Connections to GitHub and the pace of requests, shared by all threads.
+    pub github: Github,
     pub fallback: Arc<Fallback>,
     /// True if `GET /acp` is offered; otherwise it answers 404.
     pub acp: bool,
@@ -94,7 +97,7 @@ pub(super) fn configure(state: RuntimeState) -> impl FnOnce(&mut web::ServiceCon
         let scope = web::scope("")
             .wrap(from_fn(trace))
             .app_data(web::Data::from(state.fallback.clone()))
-            .app_data(web::Data::new(Automation::new(state.workspaces.clone())))
+            .app_data(web::Data::new(Automation::new(state.workspaces.clone(), state.github.clone())))
             .app_data(web::Data::new(state))
             .app_data(web::PayloadConfig::new(MAX_BODY_BYTES))
             .service(resource("/acp", GET, web::get().to(acp)))

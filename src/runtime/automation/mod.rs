@@ -26,7 +26,7 @@ use crate::{
         text,
         turn::outcome::ErrorCode,
     },
-    github::{Github, GithubLimits},
+    github::Github,
 };
 
 /// Largest order, in bytes: two bodies of GitHub's largest size, 64 KiB, with room for escapes and the token.
@@ -83,8 +83,8 @@ fn failure(code: &str, message: &str, remedy: Remedy) -> StepFailure {
 }
 
 impl Automation {
-    pub(super) fn new(workspaces: Arc<Workspaces>) -> Self {
-        Self { workspaces, github: Github::new(GithubLimits::default()) }
+    pub(super) fn new(workspaces: Arc<Workspaces>, github: Github) -> Self {
+        Self { workspaces, github }
     }
 
     /// Carries out one step.

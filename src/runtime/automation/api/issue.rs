@@ -4,9 +4,12 @@ use serde_json::{Value, json};
 
 use super::{Api, clean, page, shown, wrong_step};
 use crate::{
-    domain::automation::{
-        github_answer::{Cause, Refusal},
-        step::{IssueFact, Remedy, StepFact, StepFailure, StepInput},
+    domain::{
+        automation::{
+            github_answer::{Cause, Refusal},
+            step::{IssueFact, Remedy, StepFact, StepFailure, StepInput},
+        },
+        text,
     },
     github::{Creation, GithubClient, Issue, Repository, create_once, fit_body, fit_title},
     runtime::automation::{Made, failure},
@@ -28,7 +31,10 @@ pub(super) async fn issue(api: &mut Api<'_>, input: &StepInput) -> Made {
         return Ok(StepFact::Issue(fact(&issue, true)));
     }
     let body = clean(body);
+    // Without the fraction of a second, as GitHub documents times.
+    let since = api.since.map(|since| format!("{}Z", text::cut_bytes(&since.to_string(), 19)));
     let mut new = NewIssue {
+        since,
         repository: &mut api.repository,
         marker,
         title: fit_title(&clean(title)),
@@ -54,8 +60,8 @@ async fn existing(api: &mut Api<'_>, number: u64) -> Result<Issue, StepFailure> 
         let message = format!("Issue {number} does not exist in this repository, or was moved. Name another");
         failure("issue-missing", &message, Remedy::Never)
     };
-    let text = number.to_string();
-    let path = api.repository.path(&["issues", &text]);
+    let digits = number.to_string();
+    let path = api.repository.path(&["issues", &digits]);
     let issue = match api.client.get::<Issue>(&path).await {
         Ok(issue) => issue,
         Err(refusal) if matches!(refusal.cause, Cause::NotFound | Cause::Gone) => return Err(missing()),
@@ -70,6 +76,8 @@ async fn existing(api: &mut Api<'_>, number: u64) -> Result<Issue, StepFailure> 
 }
 
 struct NewIssue<'a> {
+    /// Only issues that changed after this time are searched: in a busy repository, the others are many.
+    since: Option<String>,
     repository: &'a mut Repository,
     marker: &'a str,
     title: String,
@@ -96,7 +104,8 @@ impl Creation for NewIssue<'_> {
     type Made = Issue;
 
     async fn find(&mut self, client: &mut GithubClient) -> Result<Option<Issue>, Refusal> {
-        let newest = [("state", "all"), ("sort", "created"), ("direction", "desc")];
+        let mut newest = vec![("state", "all"), ("sort", "created"), ("direction", "desc")];
+        newest.extend(self.since.as_deref().map(|since| ("since", since)));
         let issues: Vec<Issue> = client.list(&self.repository.path(&["issues"]), &newest, SEARCHED_PAGES).await?;
         let is_ours = |issue: &Issue| {
             let has_marker = issue.body.as_deref().is_some_and(|body| body.contains(self.marker));

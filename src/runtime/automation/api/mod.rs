@@ -7,8 +7,12 @@ mod comment;
 mod issue;
 mod preflight;
 mod pull_request;
+#[cfg(test)]
+mod tests;
 
 use std::time::Duration;
+
+use uuid::Uuid;
 
 use super::{Made, Step, failure};
 use crate::{
@@ -21,17 +25,23 @@ use crate::{
             skip::SkipDetail,
             step::{Remedy, StepFailure, StepInput},
         },
+        clock::Timestamp,
         redaction::Redacted,
         text,
     },
     github::{Access, Github, GithubClient, Repository},
 };
 
+/// The most by which the clocks of this service and of GitHub are taken to differ.
+const CLOCK_DIFFERENCE: Duration = Duration::from_secs(3600);
+
 /// The means of one step.
 struct Api<'a> {
     client: GithubClient,
     repository: Repository,
     remote: &'a Remote,
+    /// A time before the run began, by the clock of GitHub too; `None` if it is not known.
+    since: Option<Timestamp>,
     /// Lines for the run's log.
     logs: Vec<String>,
 }
@@ -55,7 +65,7 @@ impl<'a> Api<'a> {
         };
         let is_app = remote.app.is_some();
         let client = GithubClient::new(github, access).map_err(|refusal| refusal.failure(is_app))?;
-        Ok(Self { client, repository: Repository::new(name), remote, logs: Vec::new() })
+        Ok(Self { client, repository: Repository::new(name), remote, since: None, logs: Vec::new() })
     }
 
     fn log(&mut self, line: &str) {
@@ -93,19 +103,29 @@ fn page(address: Option<&str>) -> String {
 pub(super) async fn request(step: &mut Step<'_>) -> Made {
     let mut api = Api::new(step.github, step.remote()?)?;
     api.client.keep(step.github.hold_run(&step.run.to_string()).await);
-    let input = &step.order.input;
-    let made = match input {
-        StepInput::Preflight { .. } => preflight::preflight(&mut api, input).await,
-        StepInput::Issue { .. } => issue::issue(&mut api, input).await,
-        StepInput::PullRequest { .. } => pull_request::pull_request(&mut api, input).await,
-        StepInput::Comment { .. } => comment::comment(&mut api, input).await,
-        _ => Err(wrong_step()),
-    };
+    api.since = begin_of(step.run).map(|begin| begin.minus(CLOCK_DIFFERENCE));
+    let made = carry_out(&mut api, &step.order.input).await;
     for line in &api.logs {
         step.log(line);
     }
     step.rate_remaining = api.client.rate_remaining().or(step.rate_remaining);
     made
+}
+
+/// The time that the id of a run contains, if it does.
+fn begin_of(run: Uuid) -> Option<Timestamp> {
+    let (seconds, _) = run.get_timestamp().filter(|_| run.get_version_num() == 7)?.to_unix();
+    i64::try_from(seconds).ok()?.checked_mul(1_000_000).map(Timestamp)
+}
+
+async fn carry_out(api: &mut Api<'_>, input: &StepInput) -> Made {
+    match input {
+        StepInput::Preflight { .. } => preflight::preflight(api, input).await,
+        StepInput::Issue { .. } => issue::issue(api, input).await,
+        StepInput::PullRequest { .. } => pull_request::pull_request(api, input).await,
+        StepInput::Comment { .. } => comment::comment(api, input).await,
+        _ => Err(wrong_step()),
+    }
 }
 
 /// The failure of a step that was called for another one, which is a fault of this program.

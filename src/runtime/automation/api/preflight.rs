@@ -22,7 +22,6 @@ const MAX_NAME: usize = 100;
 
 /// The parts of the input.
 struct Wanted<'a> {
-    branch: &'a str,
     base: Option<&'a str>,
     issue: bool,
     pull_request: bool,
@@ -38,7 +37,6 @@ pub(super) async fn preflight(api: &mut Api<'_>, input: &StepInput) -> Made {
         return Err(wrong_step());
     };
     let wanted = Wanted {
-        branch,
         base: base.as_deref(),
         issue: *wants_issue,
         pull_request: *wants_pull_request,
@@ -246,8 +244,7 @@ mod tests {
 
     use super::*;
 
-    const NEEDS_ALL: Wanted<'_> =
-        Wanted { branch: "a", base: None, issue: true, pull_request: true, workflows: true };
+    const NEEDS_ALL: Wanted<'_> = Wanted { base: None, issue: true, pull_request: true, workflows: true };
 
     #[test]
     fn missing_permission_of_an_app_is_named_before_something_is_created() {

@@ -1,0 +1,548 @@
+use std::sync::Arc;
+
+use parking_lot::Mutex;
+use serde_json::{Value, json};
+
+use super::*;
+use crate::{
+    contract::steps::AppInstallation,
+    domain::automation::step::{Preflight, PullRequestFact, PullRequestState, StepFact},
+    github::{
+        GithubLimits,
+        stub::{Answering, Received, Stub},
+    },
+};
+
+/// A fault of the server, which happens once.
+enum Fault {
+    /// Carries the request out, and closes the connection.
+    Lose,
+    /// Carries the request out, and answers 500.
+    Fail,
+    /// Answers this, and does not carry the request out.
+    Refuse(u16, Value),
+}
+
+/// A repository at GitHub.
+struct World {
+    repository: Value,
+    /// Names of branches, each with a commit.
+    branches: Vec<String>,
+    rules: Value,
+    bypass: &'static str,
+    issues: Vec<Value>,
+    pulls: Vec<Value>,
+    comments: Vec<Value>,
+    /// Method and start of the target.
+    faults: Vec<(&'static str, &'static str, Fault)>,
+    headers: Vec<String>,
+}
+
+const REPOSITORY: &str = "/repos/octo/hello";
+const SHA: &str = "0123456789ABCDEF0123456789abcdef01234567";
+
+impl World {
+    fn new() -> Self {
+        Self {
+            repository: json!({"full_name": "octo/hello", "default_branch": "main", "has_issues": true,
+                "permissions": {"push": true}}),
+            branches: vec!["main".into()],
+            rules: json!([]),
+            bypass: "never",
+            issues: Vec::new(),
+            pulls: Vec::new(),
+            comments: Vec::new(),
+            faults: Vec::new(),
+            headers: Vec::new(),
+        }
+    }
+
+    fn answer(&mut self, request: &Received) -> Answering {
+        let is_hit = |fault: &(&str, &str, Fault)| fault.0 == request.method && request.target.starts_with(fault.1);
+        let fault = self.faults.iter().position(is_hit).map(|at| self.faults.remove(at).2);
+        if let Some(Fault::Refuse(status, body)) = fault {
+            return Answering::json(status, &body);
+        }
+        let (status, body) = self.carry_out(request).unwrap_or_else(|| (404, json!({"message": "Not Found"})));
+        match fault {
+            Some(Fault::Lose) => Answering::Lost,
+            Some(Fault::Fail) => Answering::json(500, &json!({"message": "Server Error"})),
+            _ => Answering::Whole(status, self.headers.clone(), body.to_string()),
+        }
+    }
+
+    fn carry_out(&mut self, request: &Received) -> Option<(u16, Value)> {
+        let path = request.target.split('?').next()?;
+        match (request.method.as_str(), path) {
+            ("GET", "/user") => return Some((200, json!({"id": 5, "login": "octocat"}))),
+            ("GET", "/users/lumi[bot]" | "/users/lumi%5Bbot%5D") => {
+                return Some((200, json!({"id": 9, "login": "lumi[bot]"})));
+            }
+            _ => {}
+        }
+        let tail = path.strip_prefix(REPOSITORY)?;
+        let parts: Vec<_> = tail.split('/').skip(1).collect();
+        match (request.method.as_str(), &parts[..]) {
+            ("GET", []) => Some((200, self.repository.clone())),
+            ("GET", ["git", "ref", name]) => {
+                let name = name.replace("%2F", "/");
+                let branch = self.branches.iter().find(|branch| format!("heads/{branch}") == name)?;
+                Some((200, json!({"ref": branch, "object": {"sha": SHA, "type": "commit"}})))
+            }
+            ("GET", ["rules", "branches", _]) => Some((200, self.rules.clone())),
+            ("GET", ["rulesets", _]) => Some((200, json!({"current_user_can_bypass": self.bypass}))),
+            ("GET", ["issues"]) => Some((200, newest_first(&self.issues))),
+            ("GET", ["issues", number]) => Some((200, by_number(&self.issues, number)?.clone())),
+            ("POST", ["issues"]) => Some((201, self.open_issue(request.json()))),
+            ("GET", ["issues", _, "comments"]) => Some((200, json!(self.comments))),
+            ("POST", ["issues", _, "comments"]) => {
+                let body = request.json()["body"].clone();
+                self.comments.push(json!({"html_url": "https://github.com/octo/hello/issues/1#c", "body": body}));
+                Some((201, self.comments.last()?.clone()))
+            }
+            ("POST", [..]) if matches!(parts.last(), Some(&("labels" | "assignees" | "requested_reviewers"))) => {
+                Some((200, json!([])))
+            }
+            ("GET", ["pulls"]) => Some((200, newest_first(&self.pulls))),
+            ("GET", ["pulls", number]) => Some((200, by_number(&self.pulls, number)?.clone())),
+            ("PATCH", ["pulls", number]) => {
+                let at = self.pulls.iter().position(|it| it["number"].to_string() == *number)?;
+                let changes = request.json();
+                changes.as_object()?.iter().for_each(|(name, value)| self.pulls[at][name] = value.clone());
+                Some((200, self.pulls[at].clone()))
+            }
+            ("POST", ["pulls"]) => Some(self.open_pull(request.json())),
+            _ => None,
+        }
+    }
+
+    fn open_issue(&mut self, request: Value) -> Value {
+        let number = self.issues.len() + 1;
+        self.issues.push(issue(number, request["title"].as_str().unwrap(), request["body"].as_str().unwrap()));
+        self.issues.last().unwrap().clone()
+    }
+
+    fn open_pull(&mut self, request: Value) -> (u16, Value) {
+        let head = request["head"].as_str().unwrap();
+        if self.pulls.iter().any(|it| it["state"] == "open" && it["head"]["ref"] == head) {
+            let message = format!("A pull request already exists for octo:{head}.");
+            return (422, invalid(&json!({"resource": "PullRequest", "code": "custom", "message": message})));
+        }
+        let mut pull = pull(self.pulls.len() + 11, head, request["body"].as_str().unwrap());
+        pull["draft"] = request["draft"].clone();
+        pull["title"] = request["title"].clone();
+        self.pulls.push(pull.clone());
+        (201, pull)
+    }
+}
+
+fn newest_first(list: &[Value]) -> Value {
+    list.iter().rev().cloned().collect()
+}
+
+fn by_number<'a>(list: &'a [Value], number: &str) -> Option<&'a Value> {
+    list.iter().find(|it| it["number"].to_string() == number)
+}
+
+fn invalid(error: &Value) -> Value {
+    json!({"message": "Validation Failed", "errors": [error]})
+}
+
+fn issue(number: usize, title: &str, body: &str) -> Value {
+    json!({"id": 100 + number, "number": number, "html_url": format!("https://github.com/octo/hello/issues/{number}"),
+        "title": title, "body": body, "repository_url": "https://api.github.com/repos/Octo/hello"})
+}
+
+fn pull(number: usize, head: &str, body: &str) -> Value {
+    json!({"number": number, "html_url": format!("https://github.com/octo/hello/pull/{number}"), "state": "open",
+        "title": "Title", "body": body, "head": {"ref": head, "repo": {"full_name": "octo/hello"}},
+        "base": {"ref": "main"}})
+}
+
+/// A server with its world, and the client's side.
+struct Bench {
+    world: Arc<Mutex<World>>,
+    stub: Stub,
+    github: Github,
+    app: Option<AppInstallation>,
+    logs: Mutex<Vec<String>>,
+    since: Option<Timestamp>,
+}
+
+impl Bench {
+    async fn new(world: World) -> Self {
+        let world = Arc::new(Mutex::new(world));
+        let shared = world.clone();
+        let stub = Stub::start(move |request| shared.lock().answer(request)).await;
+        let github = Github::new(GithubLimits::default());
+        Self { world, stub, github, app: None, logs: Mutex::default(), since: None }
+    }
+
+    async fn run(&self, input: &StepInput) -> Made {
+        let remote = Remote {
+            repository: "octo/hello".into(),
+            api_url: self.stub.url.clone(),
+            token: format!("token of 520 characters {}", "x".repeat(496)).into(),
+            max_wait_ms: 5000,
+            app: self.app.clone(),
+        };
+        let mut api = Api::new(&self.github, &remote)?;
+        api.since = self.since;
+        let made = carry_out(&mut api, input).await;
+        self.logs.lock().append(&mut api.logs);
+        made
+    }
+
+    async fn preflight(&self, input: StepInput) -> Result<Preflight, StepFailure> {
+        match self.run(&input).await? {
+            StepFact::Preflight(fact) => Ok(fact),
+            other => panic!("{other:?}"),
+        }
+    }
+
+    async fn pull(&self, input: &StepInput) -> Result<PullRequestFact, StepFailure> {
+        match self.run(input).await? {
+            StepFact::PullRequest(fact) => Ok(fact),
+            other => panic!("{other:?}"),
+        }
+    }
+}
+
+const MARKER: &str = "<!-- lumilink:run:1 -->";
+const BRANCH: &str = "claude-code/issue-1";
+
+fn new_issue() -> StepInput {
+    StepInput::Issue {
+        number: None,
+        marker: MARKER.into(),
+        title: "Fix it".into(),
+        body: format!("Body {MARKER}"),
+        labels: vec!["automated".into()],
+        assignees: vec!["octocat".into()],
+    }
+}
+
+fn named_issue(number: u64) -> StepInput {
+    let StepInput::Issue { marker, title, body, labels, assignees, .. } = new_issue() else { unreachable!() };
+    StepInput::Issue { number: Some(number), marker, title, body, labels, assignees }
+}
+
+fn new_pull(number: Option<u64>, is_draft: bool) -> StepInput {
+    StepInput::PullRequest {
+        number,
+        marker: MARKER.into(),
+        head: BRANCH.into(),
+        base: "main".into(),
+        title: "Fix it".into(),
+        body: format!("New body {MARKER}"),
+        is_draft,
+        labels: vec!["automated".into()],
+        assignees: Vec::new(),
+        reviewers: vec!["octocat".into(), "octo/team".into()],
+    }
+}
+
+fn preflight_of(branch: &str) -> StepInput {
+    StepInput::Preflight {
+        branch: branch.into(),
+        base: None,
+        wants_issue: true,
+        wants_pull_request: true,
+        touches_workflows: false,
+        pull_request: None,
+    }
+}
+
+#[tokio::test]
+async fn answer_lost_after_the_issue_was_opened_leaves_exactly_one_issue() {
+    for fault in [Fault::Lose, Fault::Fail] {
+        let mut world = World::new();
+        world.faults.push(("POST", "/repos/octo/hello/issues", fault));
+        let bench = Bench::new(world).await;
+        let StepFact::Issue(fact) = bench.run(&new_issue()).await.unwrap() else { panic!() };
+        assert_eq!((fact.number, fact.is_adopted), (1, false));
+        let StepFact::Issue(again) = bench.run(&new_issue()).await.unwrap() else { panic!() };
+        assert_eq!((again.number, again.is_adopted), (1, true));
+        assert_eq!(bench.world.lock().issues.len(), 1);
+        assert_eq!(fact.url, "https://github.com/octo/hello/issues/1");
+    }
+}
+
+#[tokio::test]
+async fn two_executions_of_one_step_at_once_open_one_issue() {
+    let bench = Bench::new(World::new()).await;
+    let execute = || async {
+        let _run = bench.github.hold_run("1").await;
+        bench.run(&new_issue()).await.unwrap()
+    };
+    let (one, two) = tokio::join!(execute(), execute());
+    let number = |fact| if let StepFact::Issue(fact) = fact { fact.number } else { 0 };
+    assert_eq!((number(one), number(two), bench.world.lock().issues.len()), (1, 1, 1));
+}
+
+#[tokio::test]
+async fn disabled_issues_are_a_failure_with_a_code_and_no_skip() {
+    let mut world = World::new();
+    let body = json!({"message": "Issues are disabled for this repo"});
+    world.faults.push(("GET", "/repos/octo/hello/issues", Fault::Refuse(410, body)));
+    let failure = Bench::new(world).await.run(&new_issue()).await.unwrap_err();
+    assert_eq!((failure.code.as_str(), failure.skip, failure.remedy), ("issues-disabled", None, Remedy::Never));
+}
+
+#[tokio::test]
+async fn labels_and_assignees_that_may_not_be_set_do_not_prevent_the_issue() {
+    let mut world = World::new();
+    let assignee = json!({"value": "octocat", "resource": "Issue", "field": "assignees", "code": "invalid"});
+    let forbidden = json!({"message": "Resource not accessible by personal access token"});
+    world.faults.push(("POST", "/repos/octo/hello/issues", Fault::Refuse(422, invalid(&assignee))));
+    world.faults.push(("POST", "/repos/octo/hello/issues", Fault::Refuse(403, forbidden)));
+    let bench = Bench::new(world).await;
+    bench.run(&new_issue()).await.unwrap();
+    let sent: Vec<_> = bench.stub.received().into_iter().filter(|it| it.method == "POST").collect();
+    assert_eq!(sent[1].json()["labels"], json!(["automated"]));
+    assert!(sent[1].json().get("assignees").is_none() && sent[2].json().get("labels").is_none());
+    let logs = bench.logs.lock();
+    assert!(
+        logs[0].starts_with("the issue is opened without assignees") && logs[1].contains("without labels"),
+        "{logs:?}"
+    );
+}
+
+#[tokio::test]
+async fn named_issue_is_read_and_a_missing_or_transferred_one_is_refused() {
+    let mut world = World::new();
+    world.issues.push(issue(1, "Old <title>", "no marker"));
+    world.issues.push(issue(2, "Moved", ""));
+    world.issues[1]["repository_url"] = json!("https://api.github.com/repos/octo/other");
+    let bench = Bench::new(world).await;
+    let StepFact::Issue(fact) = bench.run(&named_issue(1)).await.unwrap() else { panic!() };
+    assert_eq!((fact.id, fact.title.as_str(), fact.is_adopted), (101, "Old ‹title›", true));
+    for number in [2, 3] {
+        assert_eq!(bench.run(&named_issue(number)).await.unwrap_err().code, "issue-missing", "{number}");
+    }
+    assert_eq!(bench.stub.count("POST", "/"), 0);
+}
+
+#[tokio::test]
+async fn secondary_limit_with_quota_left_is_waited_for_or_reported_with_its_time() {
+    let limit = || json!({"message": "You have exceeded a secondary rate limit. Please wait."});
+    let mut world = World::new();
+    world.headers.push("x-ratelimit-remaining: 4711".into());
+    world.faults.push(("POST", "/repos/octo/hello/issues", Fault::Refuse(403, limit())));
+    let bench = Bench::new(world).await;
+    let failure = bench.run(&new_issue()).await.unwrap_err();
+    assert_eq!((failure.skip, failure.remedy), (Some(SkipDetail::SecondaryLimit), Remedy::Later));
+    assert!(failure.retry_at.is_some());
+    assert_eq!(bench.world.lock().issues.len(), 0, "60 s are more than the step waits");
+}
+
+#[tokio::test]
+async fn pull_request_that_was_opened_before_a_500_is_adopted() {
+    let mut world = World::new();
+    world.faults.push(("POST", "/repos/octo/hello/pulls", Fault::Fail));
+    let bench = Bench::new(world).await;
+    let fact = bench.pull(&new_pull(None, true)).await.unwrap();
+    assert_eq!((fact.number, fact.is_draft, fact.is_adopted, fact.branch.as_str()), (11, true, false, BRANCH));
+    assert_eq!(bench.stub.count("POST", "/repos/octo/hello/pulls"), 2, "the pull request, and its reviewers");
+    let reviewers = bench.stub.received().into_iter().find(|it| it.target.ends_with("requested_reviewers")).unwrap();
+    assert_eq!(reviewers.json(), json!({"reviewers": ["octocat"], "team_reviewers": ["team"]}));
+    assert_eq!(bench.world.lock().pulls.len(), 1);
+}
+
+#[tokio::test]
+async fn pull_request_that_the_agent_opened_is_adopted_and_not_changed() {
+    let mut world = World::new();
+    let mut fork = pull(12, BRANCH, "from a fork");
+    fork["head"]["repo"]["full_name"] = json!("stranger/hello");
+    world.pulls = vec![pull(11, BRANCH, "by the agent"), fork, pull(13, "other", MARKER)];
+    let bench = Bench::new(world).await;
+    let fact = bench.pull(&new_pull(None, false)).await.unwrap();
+    assert_eq!((fact.number, fact.is_adopted), (11, true));
+    assert!(bench.stub.received().iter().all(|it| it.method == "GET"));
+}
+
+#[tokio::test]
+async fn pull_request_that_exists_already_is_adopted_once_github_lists_it() {
+    let mut world = World::new();
+    world.pulls.push(pull(11, BRANCH, "by the agent"));
+    world.faults.push(("GET", "/repos/octo/hello/pulls?", Fault::Refuse(200, json!([]))));
+    let bench = Bench::new(world).await;
+    assert_eq!(bench.pull(&new_pull(None, false)).await.unwrap().number, 11);
+}
+
+#[tokio::test]
+async fn later_turn_updates_its_own_pull_request_without_asking_reviewers_again() {
+    let mut world = World::new();
+    world.pulls.push(pull(11, BRANCH, &format!("Old body {MARKER}")));
+    let bench = Bench::new(world).await;
+    assert_eq!(bench.pull(&new_pull(Some(11), false)).await.unwrap().number, 11);
+    assert_eq!(bench.world.lock().pulls[0]["body"], format!("New body {MARKER}"));
+    assert_eq!(bench.stub.count("POST", "/"), 0);
+    bench.pull(&new_pull(Some(11), false)).await.unwrap();
+    assert_eq!(bench.stub.count("PATCH", "/"), 1, "nothing differs any more");
+}
+
+#[tokio::test]
+async fn closed_pull_request_is_not_opened_again_and_a_merged_one_is_followed_by_another() {
+    for number in [Some(11), None] {
+        let mut world = World::new();
+        world.pulls.push(pull(11, BRANCH, MARKER));
+        world.pulls[0]["state"] = json!("closed");
+        let bench = Bench::new(world).await;
+        let failure = bench.pull(&new_pull(number, false)).await.unwrap_err();
+        assert_eq!(failure.skip, Some(SkipDetail::ClosedByPerson));
+        bench.world.lock().pulls[0]["merged_at"] = json!("2026-11-30T00:00:00Z");
+        assert_eq!(bench.pull(&new_pull(number, false)).await.unwrap().number, 12);
+    }
+}
+
+#[tokio::test]
+async fn refusals_of_a_pull_request_say_what_is_wrong() {
+    let error = |field: &str, message: &str| invalid(&json!({"field": field, "code": "custom", "message": message}));
+    for (body, code, sent) in [
+        (error("", "No commits between main and claude-code/issue-1"), "no-changes", 1),
+        (error("base", ""), "base-missing", 1),
+        (error("head", ""), "branch-missing", 4),
+    ] {
+        let mut world = World::new();
+        let refuse = || ("POST", "/repos/octo/hello/pulls", Fault::Refuse(422, body.clone()));
+        world.faults.extend((0..sent).map(|_| refuse()));
+        let bench = Bench::new(world).await;
+        assert_eq!(bench.pull(&new_pull(None, false)).await.unwrap_err().code, code);
+        assert_eq!(bench.stub.count("POST", "/"), sent);
+    }
+    let mut world = World::new();
+    let draft = json!({"message": "Draft pull requests are not supported in this repository."});
+    world.faults.push(("POST", "/repos/octo/hello/pulls", Fault::Refuse(422, draft)));
+    assert!(!Bench::new(world).await.pull(&new_pull(None, true)).await.unwrap().is_draft);
+}
+
+#[tokio::test]
+async fn comment_is_written_once_and_cut_to_the_size_that_github_takes() {
+    let mut world = World::new();
+    world.faults.push(("POST", "/repos/octo/hello/issues/1/comments", Fault::Lose));
+    let bench = Bench::new(world).await;
+    let body = format!("{}{MARKER}", "a line\n".repeat(20_000));
+    let input = StepInput::Comment { issue: 1, marker: MARKER.into(), body };
+    for _ in 0..2 {
+        let StepFact::Comment { url } = bench.run(&input).await.unwrap() else { panic!() };
+        assert_eq!(url, "https://github.com/octo/hello/issues/1#c");
+    }
+    let comments = &bench.world.lock().comments;
+    let text = comments[0]["body"].as_str().unwrap();
+    assert_eq!(comments.len(), 1);
+    assert!(text.chars().count() < 65_536 && text.contains(MARKER));
+}
+
+#[tokio::test]
+async fn preflight_reports_branches_rules_and_the_earlier_pull_request() {
+    let mut world = World::new();
+    world.branches.push(BRANCH.into());
+    world.repository["fork"] = json!(true);
+    world.repository["has_issues"] = json!(false);
+    world.rules = json!([{"type": "creation"}, {"type": "required_linear_history"}]);
+    world.pulls.push(pull(11, BRANCH, MARKER));
+    let bench = Bench::new(world).await;
+    let mut input = preflight_of(BRANCH);
+    let StepInput::Preflight { pull_request, .. } = &mut input else { unreachable!() };
+    *pull_request = Some(11);
+    let fact = bench.preflight(input.clone()).await.unwrap();
+    assert_eq!(fact.branch_head.as_deref(), Some(SHA.to_ascii_lowercase().as_str()));
+    assert_eq!((fact.has_issues, fact.is_fork, fact.default_branch.as_str()), (false, true, "main"));
+    assert_eq!((fact.pull_request, fact.identity), (Some(PullRequestState::Open), None), "no domain is made up");
+    let targets: Vec<_> = bench.stub.received().into_iter().map(|it| it.target).collect();
+    assert!(targets.iter().any(|it| it.ends_with("/git/ref/heads%2Fclaude-code%2Fissue-1")), "{targets:?}");
+    bench.world.lock().pulls.clear();
+    assert_eq!(bench.preflight(input).await.unwrap().pull_request, None);
+}
+
+#[tokio::test]
+async fn preflight_refuses_what_cannot_succeed_before_something_exists() {
+    let changes: [(fn(&mut World), SkipDetail); 8] = [
+        (|world| world.repository["archived"] = json!(true), SkipDetail::Archived),
+        (|world| world.repository["permissions"]["push"] = json!(false), SkipDetail::TokenRefused),
+        (|world| world.repository["default_branch"] = json!(null), SkipDetail::EmptyRepository),
+        (|world| world.branches.clear(), SkipDetail::EmptyRepository),
+        (
+            |world| {
+                let empty = json!({"message": "Git Repository is empty."});
+                world.faults.push(("GET", "/repos/octo/hello/git/ref", Fault::Refuse(409, empty)));
+            },
+            SkipDetail::EmptyRepository,
+        ),
+        (|world| world.rules = json!([{"type": "creation", "ruleset_id": 42}]), SkipDetail::Ruleset),
+        (|world| world.rules = json!([{"type": "required_signatures"}]), SkipDetail::SigningRequired),
+        (
+            |world| {
+                let sso = json!({"message": "Resource protected by organization SAML enforcement."});
+                world.faults.push(("GET", "/repos/octo/hello", Fault::Refuse(403, sso)));
+            },
+            SkipDetail::Sso,
+        ),
+    ];
+    for (change, detail) in changes {
+        let mut world = World::new();
+        change(&mut world);
+        let bench = Bench::new(world).await;
+        let failure = bench.preflight(preflight_of("new")).await.unwrap_err();
+        assert_eq!(failure.skip, Some(detail), "{failure:?}");
+        assert!(bench.stub.received().iter().all(|it| it.method == "GET"));
+    }
+}
+
+#[tokio::test]
+async fn token_that_may_bypass_a_ruleset_is_not_refused_by_it() {
+    let mut world = World::new();
+    world.rules = json!([{"type": "creation", "ruleset_id": 42}, {"type": "required_signatures", "ruleset_id": 42}]);
+    world.bypass = "always";
+    let bench = Bench::new(world).await;
+    bench.preflight(preflight_of("new")).await.unwrap();
+    assert!(bench.logs.lock()[0].contains("from which the token is exempt"));
+}
+
+#[tokio::test]
+async fn rules_that_cannot_be_read_are_left_to_the_push() {
+    let mut world = World::new();
+    let plan = json!({"message": "Upgrade to GitHub Pro or make this repository public to enable this feature."});
+    world.faults.push(("GET", "/repos/octo/hello/rules", Fault::Refuse(403, plan)));
+    let bench = Bench::new(world).await;
+    bench.preflight(preflight_of("new")).await.unwrap();
+    assert!(bench.logs.lock()[0].starts_with("the rules of the branch are not known"));
+}
+
+#[tokio::test]
+async fn missing_permission_of_the_app_is_found_before_the_push() {
+    let mut bench = Bench::new(World::new()).await;
+    let permissions = [("contents", "write"), ("issues", "read")];
+    let permissions = permissions.map(|(name, level)| (name.to_owned(), level.to_owned())).into();
+    bench.app = Some(AppInstallation { id: 7, slug: Some("lumi".into()), permissions });
+    let failure = bench.preflight(preflight_of("new")).await.unwrap_err();
+    assert_eq!(failure.skip, Some(SkipDetail::TokenRefused));
+    assert!(failure.message.contains("issues=write") && failure.message.contains("accept"), "{}", failure.message);
+}
+
+#[tokio::test]
+async fn issue_of_a_run_is_searched_from_the_time_in_its_id() {
+    let mut bench = Bench::new(World::new()).await;
+    bench.since = Some(Timestamp(1_688_096_058_123_456));
+    bench.run(&new_issue()).await.unwrap();
+    let target = &bench.stub.received()[0].target;
+    assert!(target.contains("since=2023-06-30T03%3A34%3A18Z"), "{target}");
+    let run = Uuid::parse_str("01890a5d-ac96-774b-bcce-b302099a8057").unwrap();
+    assert_eq!(begin_of(run), Some(Timestamp(1_688_096_058_000_000)));
+    assert_eq!(begin_of(Uuid::nil()), None);
+}
+
+#[tokio::test]
+async fn repository_of_another_host_is_never_looked_up_by_its_name() {
+    let github = Github::new(GithubLimits::default());
+    let remote = Remote {
+        repository: "https://gitlab.com/octo/hello".into(),
+        api_url: "https://api.github.com".into(),
+        token: "token".into(),
+        max_wait_ms: 0,
+        app: None,
+    };
+    let failure = Api::new(&github, &remote).err().unwrap();
+    assert_eq!(failure.skip, Some(SkipDetail::MissingRepository));
+}
