@@ -147,3 +147,6 @@ async fn perform_step(
         Err(failure) => answer_failure(&failure),
     }
 }
+
+#[cfg(test)]
+mod tests;
