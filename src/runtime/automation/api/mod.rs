@@ -32,15 +32,15 @@ use crate::{
     github::{Access, Github, GithubClient, Repository},
 };
 
-/// The most by which the clocks of this service and of GitHub are taken to differ.
-const CLOCK_DIFFERENCE: Duration = Duration::from_secs(3600);
+/// Time before the begin of a run from which its issue is searched: the run may repeat an older one, whose marker it has.
+const SEARCHED_BEFORE: Duration = Duration::from_secs(30 * 24 * 3600);
 
 /// The means of one step.
 struct Api<'a> {
     client: GithubClient,
     repository: Repository,
     remote: &'a Remote,
-    /// A time before the run began, by the clock of GitHub too; `None` if it is not known.
+    /// The time from which an issue of the run is searched; `None`: from the beginning.
     since: Option<Timestamp>,
     /// Lines for the run's log.
     logs: Vec<String>,
@@ -103,7 +103,7 @@ fn page(address: Option<&str>) -> String {
 pub(super) async fn request(step: &mut Step<'_>) -> Made {
     let mut api = Api::new(step.github, step.remote()?)?;
     api.client.keep(step.github.hold_run(&step.run.to_string()).await);
-    api.since = begin_of(step.run).map(|begin| begin.minus(CLOCK_DIFFERENCE));
+    api.since = begin_of(step.run).map(|begin| begin.minus(SEARCHED_BEFORE));
     let made = carry_out(&mut api, &step.order.input).await;
     for line in &api.logs {
         step.log(line);

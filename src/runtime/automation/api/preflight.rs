@@ -36,13 +36,14 @@ pub(super) async fn preflight(api: &mut Api<'_>, input: &StepInput) -> Made {
     else {
         return Err(wrong_step());
     };
+    let facts = api.repository.resolve(&mut api.client).await.map_err(|refusal| api.failure(&refusal))?;
+    let has_issues = facts.has_issues.unwrap_or(true);
     let wanted = Wanted {
         base: base.as_deref(),
-        issue: *wants_issue,
+        issue: *wants_issue && has_issues,
         pull_request: *wants_pull_request,
         workflows: *touches_workflows,
     };
-    let facts = api.repository.resolve(&mut api.client).await.map_err(|refusal| api.failure(&refusal))?;
     let default_branch = check_repository(&facts)?;
     check_permissions(api, &facts, &wanted)?;
     let branch_head = head_of(api, branch).await?;
@@ -55,7 +56,7 @@ pub(super) async fn preflight(api: &mut Api<'_>, input: &StepInput) -> Made {
     Ok(StepFact::Preflight(Preflight {
         full_name: api.repository.name().to_string(),
         default_branch,
-        has_issues: facts.has_issues.unwrap_or(true),
+        has_issues,
         is_fork: facts.fork.unwrap_or(false),
         branch_head,
         identity: identity(api).await?,

@@ -151,15 +151,13 @@ async fn decorate(api: &mut Api<'_>, pull: &PullRequest, wanted: &Wanted<'_>) {
     let teams: Vec<_> = teams.iter().map(|team| team.rsplit('/').next().unwrap_or_default()).collect();
     let labels = missing(wanted.labels, &pull.labels);
     let assignees = missing(wanted.assignees, &pull.assignees);
-    let additions: [(&str, bool, [&str; 3], Value); 3] = [
+    let reviewers = ["pulls", number.as_str(), "requested_reviewers"];
+    // Teams by themselves: GitHub refuses people together with a team that it does not accept.
+    let additions: [(&str, bool, [&str; 3], Value); 4] = [
         ("labels", labels.is_empty(), ["issues", &number, "labels"], json!({"labels": labels})),
         ("assignees", assignees.is_empty(), ["issues", &number, "assignees"], json!({"assignees": assignees})),
-        (
-            "reviewers",
-            people.is_empty() && teams.is_empty(),
-            ["pulls", &number, "requested_reviewers"],
-            json!({"reviewers": people, "team_reviewers": teams}),
-        ),
+        ("reviewers", people.is_empty(), reviewers, json!({"reviewers": people})),
+        ("team as reviewer", teams.is_empty(), reviewers, json!({"team_reviewers": teams})),
     ];
     for (name, is_empty, tail, request) in additions {
         if is_empty {

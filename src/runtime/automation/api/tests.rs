@@ -343,9 +343,11 @@ async fn pull_request_that_was_opened_before_a_500_is_adopted() {
     let bench = Bench::new(world).await;
     let fact = bench.pull(&new_pull(None, true)).await.unwrap();
     assert_eq!((fact.number, fact.is_draft, fact.is_adopted, fact.branch.as_str()), (11, true, false, BRANCH));
-    assert_eq!(bench.stub.count("POST", "/repos/octo/hello/pulls"), 2, "the pull request, and its reviewers");
-    let reviewers = bench.stub.received().into_iter().find(|it| it.target.ends_with("requested_reviewers")).unwrap();
-    assert_eq!(reviewers.json(), json!({"reviewers": ["octocat"], "team_reviewers": ["team"]}));
+    let received = bench.stub.received();
+    let reviewers: Vec<_> = received.iter().filter(|it| it.target.ends_with("requested_reviewers")).collect();
+    assert_eq!(bench.stub.count("POST", "/repos/octo/hello/pulls"), 1 + reviewers.len());
+    assert_eq!(reviewers[0].json(), json!({"reviewers": ["octocat"]}));
+    assert_eq!(reviewers[1].json(), json!({"team_reviewers": ["team"]}));
     assert_eq!(bench.world.lock().pulls.len(), 1);
 }
 
