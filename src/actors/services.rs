@@ -16,6 +16,7 @@ use super::handles::{
     disk_use::DiskUse,
     folder_use::FolderUse,
     given_servers::GivenServers,
+    given_tokens::GivenTokens,
     index::SessionIndex,
     left_agents::LeftAgents,
     rollback_storm::Storm,
@@ -67,6 +68,8 @@ pub(crate) struct Services {
     pub handshakes: AgentHandshakes,
     /// MCP servers with the secrets that rows do not have.
     pub given_servers: GivenServers,
+    /// GitHub tokens of sessions.
+    pub given_tokens: GivenTokens,
     /// Automation of the changes of turns; this version has no automation of its own.
     pub automate: Option<Arc<dyn Automate>>,
     /// Keeps the removal of folders and their use apart.
@@ -164,6 +167,7 @@ impl Services {
             closing: ClosingTurns::default(),
             left: LeftAgents::default(),
             given_servers: GivenServers::default(),
+            given_tokens: GivenTokens::default(),
             handshakes: AgentHandshakes::default(),
             automate: None,
             folders: FolderUse::default(),

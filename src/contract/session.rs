@@ -43,6 +43,10 @@ pub(crate) struct NewSessionBody {
     /// Branch of `repository`; absent: its default branch. Only with `repository`.
     #[schema(min_length = 1)]
     pub branch: Option<String>,
+    /// GitHub token with which a private `repository` is cloned and the changes of the session's turns are automated. It stays
+    /// in memory, at most until the service restarts.
+    #[schema(value_type = Option<String>, format = "password", write_only, min_length = 1, max_length = 4096)]
+    pub github_token: Option<SecretString>,
     /// An existing folder under one of `workspaces.allow_paths`.
     pub path: Option<String>,
     /// True to remove the folder of a new workspace with its last session; by default it is kept. Not with `path`.

@@ -9,6 +9,7 @@ mod harness;
 
 mod access;
 mod audit;
+mod automation;
 mod background;
 mod backup;
 mod bounds;

@@ -11,6 +11,7 @@ pub(crate) mod disk_use;
 pub(crate) mod event_feed;
 pub(crate) mod folder_use;
 pub(crate) mod given_servers;
+pub(crate) mod given_tokens;
 pub(crate) mod index;
 pub(crate) mod left_agents;
 pub(crate) mod messages;

@@ -238,6 +238,9 @@ impl Workspaces {
         }
         self.mark_stored(session_id);
         services.given_servers.keep(session_id, &request.mcp_servers);
+        if let Some(token) = request.github_token.clone() {
+            services.given_tokens.keep(session_id, token);
+        }
         let now_chosen = self.chosen(session_id);
         if now_chosen.choices() != chosen.choices() {
             // Changed by the agent while the row was written.
@@ -296,7 +299,9 @@ impl Workspaces {
         if services.store.erasures().hides(&row.key, row.session_id) {
             return Err(Failure::new(ErrorCode::NotFound, format!("no session {}", row.session_id)));
         }
-        let prepared = open::prepare(services, self.workspace_client(), &workspace).await?;
+        let prepared =
+            open::prepare(services, self.workspace_client(), &workspace, services.given_tokens.of(row.session_id))
+                .await?;
         if workspace.removed.is_some() {
             let written = services.store.set_workspace_path(row.key.clone(), prepared.path.clone()).await;
             written.map_err(|cause| store::failure(&cause))?;
@@ -403,7 +408,8 @@ impl Workspaces {
             services.store.workspace(session.key.clone()).await.map_err(|cause| store::failure(&cause))?;
         let workspace =
             workspace.ok_or_else(|| Failure::new(ErrorCode::NotFound, "the session's workspace no longer exists"))?;
-        let prepared = open::prepare(services, self.workspace_client(), &workspace).await?;
+        let token = services.given_tokens.of(session.session_id);
+        let prepared = open::prepare(services, self.workspace_client(), &workspace, token).await?;
         let servers = self.servers_of(&session);
         let seat = self.admit_returning(&session);
         let (supervised, spec) = self.place(&workspace, &prepared, Placing::again(&session, servers)).await?;
@@ -467,9 +473,11 @@ impl Workspaces {
         }
         if self.close_live(id).await? {
             self.0.services.given_servers.drop_of(id);
+            self.0.services.given_tokens.drop_of(id);
             return Ok(());
         }
         self.0.services.given_servers.drop_of(id);
+        self.0.services.given_tokens.drop_of(id);
         let change = SessionChange { state: Some(SessionState::Closed), ..SessionChange::new(id) };
         self.0.services.store.update_session(change).await.map_err(|cause| store::failure(&cause))?;
         // A load may have started the session meanwhile.

@@ -2,6 +2,7 @@
 
 use std::path::Path;
 
+use secrecy::SecretString;
 use uuid::Uuid;
 
 use crate::{
@@ -39,6 +40,8 @@ pub(crate) struct OpenSession {
     /// New permission policy of the workspace; unchanged if absent.
     pub permission_policy: Option<PermissionPolicy>,
     pub mcp_servers: McpServers,
+    /// GitHub token for the clone and for the automation of the session's turns.
+    pub github_token: Option<SecretString>,
     /// Token of the caller, if it has limits.
     pub limited: Option<LimitedUse>,
 }
@@ -98,7 +101,7 @@ pub(crate) async fn find_or_make(
                 agent: request.agent.clone(),
                 installation_id: Some(request.workspace.installation_id.clone()),
                 checkout: request.checkout.clone(),
-                github_token: None,
+                github_token: request.github_token.clone(),
             };
             (new.folder_id, Some(workspace_client.prepare(&prepare).await?))
         }
@@ -108,7 +111,7 @@ pub(crate) async fn find_or_make(
     check_same_folder(services, workspace_client, request, &row).await?;
     let prepared = match first {
         Some(prepared) if row.folder_id == folder_id => prepared,
-        _ => prepare(services, workspace_client, &row).await?,
+        _ => prepare(services, workspace_client, &row, request.github_token.clone()).await?,
     };
     // The path is the runtime's to choose and changes with its root.
     if row.workspace_path.as_deref() != Some(&prepared.path) {
@@ -124,11 +127,12 @@ pub(crate) async fn prepare(
     services: &Services,
     workspace_client: &WorkspaceClient,
     row: &WorkspaceRow,
+    github_token: Option<SecretString>,
 ) -> Result<PreparedWorkspace, Failure> {
     let checkout = row.repository.clone().map(|repository| Checkout { repository, branch: row.branch.clone() });
     let installation_id = Some(row.key.installation_id.clone());
     let workspace = reference(services, row);
-    let prepare = PrepareWorkspace { workspace, agent: None, installation_id, checkout, github_token: None };
+    let prepare = PrepareWorkspace { workspace, agent: None, installation_id, checkout, github_token };
     let prepared = workspace_client.prepare(&prepare).await?;
     Ok(PreparedWorkspace { is_ephemeral: row.is_ephemeral, ..prepared })
 }

@@ -113,6 +113,10 @@ fn open_request(caller: &Caller, body: NewSessionBody) -> Result<OpenSession, Ap
         let detail = "permissionPolicy: the token is limited to a user, and the policy is that of the workspace";
         return Err(ApiError::new(ErrorCode::Forbidden, detail));
     }
+    if body.github_token.is_some() && body.path.is_some() {
+        return Err(ApiError::new(ErrorCode::InvalidRequest, "`githubToken` needs a `repository`"));
+    }
+    let github_token = body.github_token.map(prompt::github_token).transpose()?;
     let enable_git_ops = body.enable_git_ops.unwrap_or(body.repository.is_some());
     Ok(OpenSession {
         workspace: rows::workspace_key(caller, body.installation_id, body.workspace_id)?,
@@ -128,6 +132,7 @@ fn open_request(caller: &Caller, body: NewSessionBody) -> Result<OpenSession, Ap
         is_ephemeral: body.ephemeral,
         permission_policy: body.permission_policy,
         mcp_servers: McpServers::given(mcp_servers),
+        github_token,
         limited: caller.limited_use(),
     })
 }

@@ -95,7 +95,8 @@ pub(crate) async fn run_prompt(
     let body: PromptBody = parse_body(&body)?;
     let session_id: SessionId = path_id(&body.session_id, "session")?;
     let prompt = Prompt::parse(&body.prompt)?;
-    let token = body.github_token.map(github_token).transpose()?;
+    let own = body.github_token.map(github_token).transpose()?;
+    let token = own.or_else(|| state.workspaces.services().given_tokens.of(session_id));
     let wanted = body.automation.wanted(token.is_some())?;
     let begun = begin(&state, &caller, session_id, (prompt, wanted, token), idempotency).await?;
     let (turn, duplicate) = match begun {
@@ -123,7 +124,7 @@ const MAX_TOKEN_BYTES: usize = 4096;
 ///
 /// # Errors
 /// `invalid_request`.
-fn github_token(token: SecretString) -> Result<SecretString, ApiError> {
+pub(super) fn github_token(token: SecretString) -> Result<SecretString, ApiError> {
     let text = token.expose_secret();
     let fits = (1..=MAX_TOKEN_BYTES).contains(&text.len()) && text.bytes().all(|byte| byte.is_ascii_graphic());
     match fits {

@@ -21,7 +21,10 @@ use super::{
 use crate::{
     contract::steps::{Remote, StepOrder},
     domain::{
-        automation::step::{Remedy, StepFact, StepFailure, StepInput, StepName, StepOutcome, StepReport},
+        automation::{
+            github_host,
+            step::{Remedy, StepFact, StepFailure, StepInput, StepName, StepOutcome, StepReport},
+        },
         redaction::Redacted,
         text,
         turn::outcome::ErrorCode,
@@ -67,12 +70,15 @@ impl<'a> Step<'a> {
     /// The repository at GitHub.
     ///
     /// # Errors
-    /// The order has none, which is a fault of the supervisor.
+    /// The order has none, which is a fault of the supervisor; or the repository is at another host, which gets no token.
     fn remote(&self) -> Result<&'a Remote, StepFailure> {
-        self.order
-            .remote
-            .as_ref()
-            .ok_or_else(|| failure("invalid-order", "the order names no repository", Remedy::Never))
+        let remote = self.order.remote.as_ref();
+        if let Some(remote) = remote.filter(|remote| !github_host::is_at(&remote.repository, &remote.api_url)) {
+            let message =
+                format!("the repository is not at the GitHub of {}, to which tokens are sent", remote.api_url);
+            return Err(failure("other-host", &message, Remedy::Never));
+        }
+        remote.ok_or_else(|| failure("invalid-order", "the order names no repository", Remedy::Never))
     }
 }
 

@@ -128,8 +128,16 @@ async fn write(
         return Err(failure("rescue-too-large", &message, Remedy::Never));
     }
     let args = [
-        "format-patch", "--stdout", "-1", "--binary", "--full-index", "--no-signature", "--no-ext-diff",
-        "--no-textconv", "--no-renames", commit,
+        "format-patch",
+        "--stdout",
+        "-1",
+        "--binary",
+        "--full-index",
+        "--no-signature",
+        "--no-ext-diff",
+        "--no-textconv",
+        "--no-renames",
+        commit,
     ];
     let patch = folder.join(PATCH);
     let is_patch_cut = repository.run_into(strings(&args), patch.clone(), MAX_PATCH_BYTES).await.map_err(broken)?;

@@ -26,15 +26,11 @@ use crate::{
         steps::{Remote, StepOrder},
     },
     domain::{
-        automation::step::{
-            Changes, Identity, PushFact, Remedy, StepFact, StepFailure, StepInput, StepOutcome,
-        },
+        automation::step::{Changes, Identity, PushFact, Remedy, StepFact, StepFailure, StepInput, StepOutcome},
         clock::Timestamp,
         ids::{FolderId, SessionId},
     },
-    runtime::workspaces::{
-        WorkspaceSettings, Workspaces, diff::DiffLimits, folders::AllowedFolders, git::Git,
-    },
+    runtime::workspaces::{WorkspaceSettings, Workspaces, diff::DiffLimits, folders::AllowedFolders, git::Git},
 };
 
 const PATH: &str = "/usr/local/bin:/usr/bin:/bin";
@@ -83,7 +79,12 @@ async fn answer(host: &Host, root: &Path, request: &HttpRequest, body: &[u8]) ->
     let mut backend = Command::new("git")
         .arg("http-backend")
         .env_clear()
-        .envs([("PATH", PATH), ("HOME", "/nonexistent"), ("GIT_CONFIG_NOSYSTEM", "1"), ("GIT_CONFIG_GLOBAL", "/dev/null")])
+        .envs([
+            ("PATH", PATH),
+            ("HOME", "/nonexistent"),
+            ("GIT_CONFIG_NOSYSTEM", "1"),
+            ("GIT_CONFIG_GLOBAL", "/dev/null"),
+        ])
         .env("GIT_PROJECT_ROOT", root)
         .env("GIT_HTTP_EXPORT_ALL", "1")
         .env("REMOTE_USER", "bot")
@@ -337,7 +338,11 @@ async fn changes_become_one_commit_and_untouched_files_keep_their_bytes() {
     ])
     .await;
     let base = place.head("main");
-    assert_eq!(fs::read_to_string(place.workspace().join("lines.txt")).unwrap(), "one\ntwo\n", "no line ends changed");
+    assert_eq!(
+        fs::read_to_string(place.workspace().join("lines.txt")).unwrap(),
+        "one\ntwo\n",
+        "no line ends changed"
+    );
     let config = fs::read_to_string(place.workspace().join(".git/config")).unwrap();
     assert!(config.contains(&place.url()) && !config.contains(TOKEN[1]), "{config}");
     let unchanged = place.changes(None).await;
@@ -501,10 +506,19 @@ async fn rejections_of_hooks_and_of_the_host_are_reported_by_their_rules() {
     let place = Place::new(&[("a", "1\n")]).await;
     let commit = place.undelivered().await;
     for (script, code) in [
-        ("echo 'error: GH013: Repository rule violations found for refs/heads/x.' >&2; echo '- Cannot create ref due to creations being restricted.' >&2; exit 1", "ruleset"),
-        ("echo 'error: File big.bin is 120.00 MB; this exceeds GitHub'\"'\"'s file size limit of 100.00 MB' >&2; echo 'error: GH001: Large files detected.' >&2; exit 1", "too-large"),
+        (
+            "echo 'error: GH013: Repository rule violations found for refs/heads/x.' >&2; echo '- Cannot create ref due to creations being restricted.' >&2; exit 1",
+            "ruleset",
+        ),
+        (
+            "echo 'error: File big.bin is 120.00 MB; this exceeds GitHub'\"'\"'s file size limit of 100.00 MB' >&2; echo 'error: GH001: Large files detected.' >&2; exit 1",
+            "too-large",
+        ),
         ("echo 'error: GH007: Your push would publish a private email address.' >&2; exit 1", "private-email"),
-        ("echo 'refusing to allow a GitHub App to create or update workflow `.github/workflows/ci.yml` without `workflows` permission' >&2; exit 1", "workflow-permission"),
+        (
+            "echo 'refusing to allow a GitHub App to create or update workflow `.github/workflows/ci.yml` without `workflows` permission' >&2; exit 1",
+            "workflow-permission",
+        ),
         ("echo 'no' >&2; exit 1", "push-rejected"),
     ] {
         place.hook(script);
@@ -593,7 +607,10 @@ async fn hostile_workspace_runs_nothing_and_reaches_no_file_outside() {
     let commit = place.commit(&changes).await;
     place.push("auto/x", &commit, None).await.unwrap();
     let tree = place.tree("auto/x");
-    assert!(tree.contains("-rf --upload-pack=x") && !tree.contains("redirect") && !tree.contains("\tsub\n"), "{tree}");
+    assert!(
+        tree.contains("-rf --upload-pack=x") && !tree.contains("redirect") && !tree.contains("\tsub\n"),
+        "{tree}"
+    );
     assert!(!ran.exists(), "a command of the agent ran");
     // The whole `.git` is replaced by a file that names another folder.
     fs::remove_dir_all(place.workspace().join(".git")).unwrap();

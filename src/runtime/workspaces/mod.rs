@@ -550,7 +550,9 @@ fn baseline_name(folder: &Path) -> String {
 /// The reason that the host gave for refusing a clone.
 fn refused_clone(proxy: &Proxy) -> Option<Failure> {
     let cause = match proxy.take_failure()? {
-        ProxyFailure::Refused(answer) => rejection::of_status(answer.status, &answer.text, answer.sso.as_deref()).message,
+        ProxyFailure::Refused(answer) => {
+            rejection::of_status(answer.status, &answer.text, answer.sso.as_deref()).message
+        }
         ProxyFailure::Lost(cause) => format!("the host could not be reached: {cause}"),
     };
     Some(unavailable("clone", &cause))

@@ -38,7 +38,8 @@ impl Request {
     /// The parts of the path below `prefix`, percent-decoded; `None` if it is elsewhere.
     pub(super) fn parts_below(&self, prefix: &str) -> Option<Vec<String>> {
         let rest = self.path.strip_prefix(prefix)?;
-        Some(rest.split('/').filter(|part| !part.is_empty()).map(decoded).collect())
+        // As at GitHub, the slashes of a ref may be encoded.
+        Some(decoded(rest).split('/').filter(|part| !part.is_empty()).map(str::to_owned).collect())
     }
 }
 
