@@ -15,7 +15,8 @@ use crate::harness::{
     github::{
         GitHub,
         faults::{Fault, passing_faults},
-        git::Rejection,
+        git::{Rejection, When},
+        http::Response,
         webhook_headers,
     },
     json,
@@ -450,6 +451,84 @@ fn random_faults_are_the_same_for_a_seed() {
     assert_eq!(run(), (statuses, issues));
 }
 
+#[test]
+fn request_log_names_callers_and_what_they_sent_and_no_token() {
+    let github = GitHub::start();
+    let (token, person) = (github.installation_token(), github.user_token("octocat"));
+    let created = answer(&github, &token, "POST", ISSUES, &json!({"title": "x"})).0;
+    let comment = answer(&github, &person, "POST", &format!("{ISSUES}/1/comments"), &json!({"body": "hello"})).0;
+    assert_eq!((created, comment), (201, 201));
+    assert_eq!(github.comments("octo/hello")[0].author, "octocat");
+    get(&github, "nonsense", "/user?page=2");
+    let log = github.requests();
+    let callers: Vec<_> = log.iter().map(|it| it.caller.as_str()).collect();
+    assert_eq!(callers, ["installation 77", "octocat", "unknown"]);
+    assert_eq!(
+        (&log[0].body["title"], log[0].user_agent.as_str(), log[0].api_version.as_str()),
+        (&json!("x"), "it", "")
+    );
+    assert_eq!(log[2].query, "page=2");
+    assert_eq!(github.tokens(), [token.clone(), person]);
+    assert!(!format!("{log:?}").contains(&token));
+}
+
+#[test]
+fn installations_are_separate_and_their_tokens_live_as_long_as_set() {
+    let github = GitHub::start();
+    github.create("acme/tool");
+    github.edit("acme/tool", |it| it.is_private = true);
+    let token = github.installation_token();
+    assert_eq!(get(&github, &token, "/repos/acme/tool").0, 404, "not installed there");
+    github.install("acme");
+    assert_eq!(get(&github, &token, "/repos/acme/tool").0, 404, "a token is of one installation");
+    github.expire_tokens();
+    assert_eq!(get(&github, &token, "/repos/octo/hello").0, 401);
+    github.token_lifetime(Duration::from_secs(10));
+    let token = github.installation_token();
+    assert_eq!(get(&github, &token, "/repos/octo/hello").0, 200);
+    github.advance(Duration::from_secs(11));
+    assert_eq!(get(&github, &token, "/repos/octo/hello").0, 401);
+}
+
+#[test]
+fn closed_pull_request_and_refused_update_of_a_branch_are_seen() {
+    let (github, folder) = (GitHub::start(), Folder::new());
+    let token = github.installation_token();
+    let clone = changed_clone(&github, &token, &folder);
+    github.reject("octo/hello", &Rejection::protected_branch("work").when(When::Update));
+    succeeds(&clone, &PUSH);
+    succeeds(&clone, &["commit", "-q", "--allow-empty", "-m", "Another"]);
+    assert!(fails(&clone, &PUSH).contains("GH006"));
+    assert_eq!(answer(&github, &token, "POST", PULLS, &json!({"title": "x", "head": "work", "base": "main"})).0, 201);
+    github.close("octo/hello", 1);
+    let pull = get(&github, &token, &format!("{PULLS}/1")).1;
+    assert_eq!((&pull["state"], &pull["merged"]), (&json!("closed"), &json!(false)));
+    assert_eq!(get(&github, &token, PULLS).1, json!([]), "only open ones are listed by default");
+    github.commit_bytes("octo/hello", "data", "a.bin", &[0, 255]);
+    let branches: Vec<_> = github.branches("octo/hello").into_iter().map(|it| it.0).collect();
+    assert_eq!(branches, ["data", "main", "work"]);
+    let bare = github.bare("octo/hello");
+    assert_eq!(succeeds(&bare, &["cat-file", "-s", "data:a.bin"]), "2");
+}
+
+#[test]
+fn held_request_has_no_effect_before_its_release_and_any_answer_can_be_given() {
+    let github = GitHub::start();
+    let token = github.installation_token();
+    github.fault("*", "/api/v3/repos/**", Fault::Hold);
+    std::thread::scope(|scope| {
+        let waiting = scope.spawn(|| answer(&github, &token, "POST", ISSUES, &json!({"title": "x"})).0);
+        eventually("the request is held", || github.held() == 1);
+        assert_eq!(github.issues("octo/hello").len(), 0);
+        github.release();
+        assert_eq!(waiting.join().expect("no panic"), 201);
+    });
+    let moved = Response::json(301, &json!({"message": "Moved Permanently"})).with("X-Test", 1);
+    github.fault("GET", "/api/v3/user", Fault::Answer(moved));
+    let (status, headers, _) = call(&github, &token, "GET", "/user", &Value::Null).expect("an answer");
+    assert_eq!((status, headers["x-test"].to_str().ok()), (301, Some("1")));
+}
+
 /// Creates one issue in spite of faults; a careful client looks for it before it repeats.
 fn create_once(github: &GitHub, token: &str, marker: &str, is_careful: bool) {
     for _ in 0..100 {
@@ -473,6 +552,7 @@ fn careless_client_makes_duplicates_under_random_faults_and_a_careful_one_none()
     for is_careful in [true, false] {
         let github = GitHub::start();
         let token = github.installation_token();
+        github.fault("POST", "/api/v3/repos/*/*/issues", Fault::DropAfter);
         github.chaos(Dice::of_seed(11), 3, passing_faults());
         std::thread::scope(|scope| {
             for client in 0..4 {

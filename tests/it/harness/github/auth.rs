@@ -58,7 +58,7 @@ impl PublicKey {
         if header["alg"] != "RS256" || !self.verifies(signed.as_bytes(), &signature) {
             return Err(undecodable());
         }
-        let is_issuer = claims["iss"] == app_id || claims["iss"] == app_id.to_string();
+        let is_issuer = claims["iss"] == app_id || claims["iss"].as_str().is_some_and(|it| it.parse() == Ok(app_id));
         let (Some(issued), Some(expires), true) = (claims["iat"].as_i64(), claims["exp"].as_i64(), is_issuer) else {
             return Err(error(401, "'Issuer' claim ('iss') must be an Integer"));
         };

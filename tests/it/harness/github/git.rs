@@ -45,6 +45,10 @@ impl Rejection {
         Self { pattern, ..self }
     }
 
+    pub(crate) fn when(self, when: When) -> Self {
+        Self { when, ..self }
+    }
+
     pub(crate) fn once(self) -> Self {
         Self { is_once: true, ..self }
     }
