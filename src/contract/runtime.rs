@@ -187,11 +187,7 @@ pub(crate) struct PrepareWorkspace {
     pub checkout: Option<Checkout>,
     /// Token for GitHub with which the repository is cloned over HTTPS; absent: without credentials, or with the keys of the
     /// runtime's user. It is used for the clone and not kept.
-    #[serde(
-        default,
-        skip_serializing_if = "Option::is_none",
-        serialize_with = "super::exposed::expose_optional"
-    )]
+    #[serde(default, skip_serializing_if = "Option::is_none", serialize_with = "super::exposed::expose_optional")]
     pub github_token: Option<SecretString>,
 }
 

@@ -117,9 +117,15 @@ fn allowed(outside: &str) -> Option<Allowed> {
     Some(match outside {
         "serde" | "serde_json" | "thiserror" | "strum" => From(0),
         "agent_client_protocol_schema" => Only(&["acp/schema.rs"]),
-        "uuid" | "time" | "regex" | "aho_corasick" | "base64" | "url" | "sha2" | "unicode_segmentation" | "icu_normalizer" => {
-            From(1)
-        }
+        "uuid"
+        | "time"
+        | "regex"
+        | "aho_corasick"
+        | "base64"
+        | "url"
+        | "sha2"
+        | "unicode_segmentation"
+        | "icu_normalizer" => From(1),
         // Not in `acp` and `domain`: pure code holds no locks.
         "parking_lot" => From(2),
         "tracing" | "secrecy" | "subtle" | "bytes" | "bytestring" | "futures_util" | "utoipa" => From(2),

@@ -62,7 +62,10 @@ pub(crate) fn of_push(output: &str) -> Rejection {
         return Rejection::Refused(failure("private-email", None, Remedy::Never, message));
     }
     if says("GH008") {
-        return Rejection::Refused(skipped(SkipDetail::Lfs, "The commit names files that are not in Git LFS (GH008)"));
+        return Rejection::Refused(skipped(
+            SkipDetail::Lfs,
+            "The commit names files that are not in Git LFS (GH008)",
+        ));
     }
     if let Some(workflow) = of_workflow(status).or_else(|| lines.iter().find_map(|line| of_workflow(line))) {
         return Rejection::Refused(workflow);
@@ -78,7 +81,13 @@ pub(crate) fn of_push(output: &str) -> Rejection {
         return Rejection::Moved;
     }
     // Trouble of the server itself; its text follows the status.
-    let inner = ["Internal Server Error", "fatal error in commit_refs", "(failure)", "unpacker error", "failed to update ref"];
+    let inner = [
+        "Internal Server Error",
+        "fatal error in commit_refs",
+        "(failure)",
+        "unpacker error",
+        "failed to update ref",
+    ];
     if status.is_empty() || inner.iter().any(|what| says(what)) {
         let message = format!("GitHub could not take the push: {}", last_words(&lines, status));
         return Rejection::Refused(failure("github-unavailable", None, Remedy::Later, &message));
@@ -112,7 +121,8 @@ fn of_size(lines: &[&str]) -> StepFailure {
 /// Lines after the first one that describe the rules, one each.
 fn of_protected_branch(lines: &[&str]) -> StepFailure {
     let head = lines.iter().position(|line| line.contains("GH006")).unwrap_or_default();
-    let rules = lines.iter().skip(head + 1).map(|line| line.trim().trim_start_matches("error: ").trim_start_matches("- "));
+    let rules =
+        lines.iter().skip(head + 1).map(|line| line.trim().trim_start_matches("error: ").trim_start_matches("- "));
     let rules: Vec<_> = rules.filter(|rule| !rule.is_empty()).map(str::to_owned).collect();
     by_rules(&rules, None)
 }
@@ -156,7 +166,10 @@ fn of_push_protection(lines: &[&str]) -> StepFailure {
     let places: Vec<_> = places.map(|place| text::cut(place.trim(), MAX_RULE_CHARS)).take(3).collect();
     let kind = kind.unwrap_or_else(|| "a secret".to_owned());
     let at = if places.is_empty() { String::new() } else { format!(" at {}", places.join(", ")) };
-    skipped(SkipDetail::PushProtection, &format!("GitHub's push protection found {kind}{at}. Remove it from the change"))
+    skipped(
+        SkipDetail::PushProtection,
+        &format!("GitHub's push protection found {kind}{at}. Remove it from the change"),
+    )
 }
 
 /// `refusing to allow a GitHub App to create or update workflow …`.
@@ -186,24 +199,33 @@ pub(crate) fn of_status(status: u16, body: &str, sso: Option<&str>) -> StepFailu
             let message = format!("The organisation demands that the token is authorised for single sign-on{link}");
             skipped(SkipDetail::Sso, &message)
         }
-        403 if says("IP allow list") => {
-            skipped(SkipDetail::IpAllowList, "The organisation's IP allow list does not have the address of this service")
-        }
+        403 if says("IP allow list") => skipped(
+            SkipDetail::IpAllowList,
+            "The organisation's IP allow list does not have the address of this service",
+        ),
         403 if says("archived") => skipped(SkipDetail::Archived, "The repository is archived, and takes no push"),
         429 => skipped(SkipDetail::SecondaryLimit, &format!("GitHub limits the rate of requests: {detail}")),
         403 if says("rate limit") || says("abuse") => {
             skipped(SkipDetail::SecondaryLimit, &format!("GitHub limits the rate of requests: {detail}"))
         }
-        403 => skipped(SkipDetail::TokenRefused, &format!("The token may not write to the repository (403): {detail}")),
+        403 => {
+            skipped(SkipDetail::TokenRefused, &format!("The token may not write to the repository (403): {detail}"))
+        }
         404 => {
-            let message = "The token does not reach the repository (404): it does not exist, or the App is not installed on it";
+            let message =
+                "The token does not reach the repository (404): it does not exist, or the App is not installed on it";
             skipped(SkipDetail::TokenRefused, message)
         }
         413 => skipped(SkipDetail::TooLarge, "GitHub refused the push as too large (413)"),
-        408 | 500.. => {
-            failure("github-unavailable", None, Remedy::Later, &format!("GitHub answered with status {status}: {detail}"))
+        408 | 500.. => failure(
+            "github-unavailable",
+            None,
+            Remedy::Later,
+            &format!("GitHub answered with status {status}: {detail}"),
+        ),
+        _ => {
+            failure("push-rejected", None, Remedy::Never, &format!("GitHub answered with status {status}: {detail}"))
         }
-        _ => failure("push-rejected", None, Remedy::Never, &format!("GitHub answered with status {status}: {detail}")),
     }
 }
 
@@ -242,7 +264,9 @@ mod tests {
              !\ta:refs/heads/b\t[remote rejected] (push declined due to repository rule violations)\n",
         );
         assert_eq!((found.skip, found.remedy), (Some(SkipDetail::Ruleset), Remedy::Never));
-        for part in ["creations being restricted", "verified signatures", "https://github.com/o/r/rules?ref=refs%2Fheads%2Fb"] {
+        for part in
+            ["creations being restricted", "verified signatures", "https://github.com/o/r/rules?ref=refs%2Fheads%2Fb"]
+        {
             assert!(found.message.contains(part), "{}", found.message);
         }
         let signing = refused(
@@ -281,13 +305,31 @@ mod tests {
     #[test]
     fn each_other_rejection_has_its_code() {
         for (output, code) in [
-            ("remote: error: GH007: Your push would publish a private email address.\n!\ta:b\t[remote rejected] (push declined due to email privacy restrictions)", "private-email"),
-            ("remote: error: GH008: Your push referenced at least 1 unknown Git LFS object:\n!\ta:b\t[remote rejected] (pre-receive hook declined)", "lfs"),
-            ("!\ta:b\t[remote rejected] (refusing to allow a GitHub App to create or update workflow `.github/workflows/ci.yml` without `workflows` permission)", "workflow-permission"),
-            ("!\ta:b\t[remote rejected] (refusing to allow an OAuth App to create or update workflow `.github/workflows/ci.yml` without `workflow` scope)", "workflow-permission"),
-            ("remote: error: cannot lock ref 'refs/heads/foo/bar': 'refs/heads/foo' exists; cannot create 'refs/heads/foo/bar'\n!\ta:b\t[remote rejected] (failed to update ref)", "branch-name-taken"),
+            (
+                "remote: error: GH007: Your push would publish a private email address.\n!\ta:b\t[remote rejected] (push declined due to email privacy restrictions)",
+                "private-email",
+            ),
+            (
+                "remote: error: GH008: Your push referenced at least 1 unknown Git LFS object:\n!\ta:b\t[remote rejected] (pre-receive hook declined)",
+                "lfs",
+            ),
+            (
+                "!\ta:b\t[remote rejected] (refusing to allow a GitHub App to create or update workflow `.github/workflows/ci.yml` without `workflows` permission)",
+                "workflow-permission",
+            ),
+            (
+                "!\ta:b\t[remote rejected] (refusing to allow an OAuth App to create or update workflow `.github/workflows/ci.yml` without `workflow` scope)",
+                "workflow-permission",
+            ),
+            (
+                "remote: error: cannot lock ref 'refs/heads/foo/bar': 'refs/heads/foo' exists; cannot create 'refs/heads/foo/bar'\n!\ta:b\t[remote rejected] (failed to update ref)",
+                "branch-name-taken",
+            ),
             ("!\ta:b\t[remote rejected] (directory file conflict)", "branch-name-taken"),
-            ("remote: Internal Server Error\n!\ta:b\t[remote rejected] (Internal Server Error)", "github-unavailable"),
+            (
+                "remote: Internal Server Error\n!\ta:b\t[remote rejected] (Internal Server Error)",
+                "github-unavailable",
+            ),
             ("remote: fatal error in commit_refs\n!\ta:b\t[remote rejected] (failure)", "github-unavailable"),
             ("fatal: the remote end hung up unexpectedly", "github-unavailable"),
             ("remote: no pushes on Fridays\n!\ta:b\t[remote rejected] (pre-receive hook declined)", "push-rejected"),
@@ -306,7 +348,12 @@ mod tests {
             (403, "remote: Permission to o/r.git denied to bot.", None, "token-refused"),
             (403, "remote: The `o' organization has enabled or enforced SAML SSO.", None, "sso"),
             (403, "", Some("required; url=https://github.com/orgs/o/sso?x=1"), "sso"),
-            (403, "The 'o' organization has an IP allow list enabled, and 1.2.3.4 is not permitted", None, "ip-allow-list"),
+            (
+                403,
+                "The 'o' organization has an IP allow list enabled, and 1.2.3.4 is not permitted",
+                None,
+                "ip-allow-list",
+            ),
             (403, "remote: This repository was archived so it is read-only.", None, "archived"),
             (404, "remote: Repository not found.", None, "token-refused"),
             (429, "", None, "secondary-limit"),

@@ -171,7 +171,11 @@ pub(crate) fn unsafe_link(path: &[u8], target: &[u8]) -> Option<&'static str> {
 /// The form of a name in which file systems compare names without regard to case and composition.
 fn folded(name: &str) -> String {
     let nfc = ComposingNormalizerBorrowed::new_nfc();
-    if name.is_ascii() { name.to_ascii_lowercase() } else { nfc.normalize(&nfc.normalize(name).to_lowercase()).into() }
+    if name.is_ascii() {
+        name.to_ascii_lowercase()
+    } else {
+        nfc.normalize(&nfc.normalize(name).to_lowercase()).into()
+    }
 }
 
 /// Added paths, or folders of theirs, whose names equal those of another path in the tree but for case or composition: a
@@ -230,9 +234,27 @@ pub(crate) fn listed(changes: &[TreeChange]) -> Vec<ChangedPath> {
 /// are installed.
 fn looks_protected(path: &[u8]) -> bool {
     const NAMES: [&str; 22] = [
-        "codeowners", "agents.md", "claude.md", "gemini.md", "copilot-instructions.md", ".cursorrules", "cargo.lock",
-        "package-lock.json", "npm-shrinkwrap.json", "yarn.lock", "pnpm-lock.yaml", "bun.lock", "bun.lockb", "go.sum",
-        "poetry.lock", "uv.lock", "pipfile.lock", "gemfile.lock", "composer.lock", "packages.lock.json", "flake.lock",
+        "codeowners",
+        "agents.md",
+        "claude.md",
+        "gemini.md",
+        "copilot-instructions.md",
+        ".cursorrules",
+        "cargo.lock",
+        "package-lock.json",
+        "npm-shrinkwrap.json",
+        "yarn.lock",
+        "pnpm-lock.yaml",
+        "bun.lock",
+        "bun.lockb",
+        "go.sum",
+        "poetry.lock",
+        "uv.lock",
+        "pipfile.lock",
+        "gemfile.lock",
+        "composer.lock",
+        "packages.lock.json",
+        "flake.lock",
         "mix.lock",
     ];
     let path = String::from_utf8_lossy(path).to_lowercase();
@@ -262,12 +284,36 @@ mod tests {
     #[test]
     fn names_that_other_systems_read_as_git_folders_are_unsafe() {
         for path in [
-            ".git", "a/.GIT/config", ".git./hooks", ".git /x", "git~1/x", "GIT~1", ".git::$INDEX_ALLOCATION/x", "a\\.git\\x",
-            ".g\u{200c}it/x", "\u{feff}.git", "a/../b", "..", "a\nb", "tab\there", "a//b", "..\\x",
+            ".git",
+            "a/.GIT/config",
+            ".git./hooks",
+            ".git /x",
+            "git~1/x",
+            "GIT~1",
+            ".git::$INDEX_ALLOCATION/x",
+            "a\\.git\\x",
+            ".g\u{200c}it/x",
+            "\u{feff}.git",
+            "a/../b",
+            "..",
+            "a\nb",
+            "tab\there",
+            "a//b",
+            "..\\x",
         ] {
             assert!(unsafe_path(path.as_bytes(), Some(0o100_644)).is_some(), "{path:?}");
         }
-        for path in [".github/x", ".gitignore", "a/.gitattributes", "-rf", "--upload-pack=x", "git", ".gitmodules", "ü/é x", "..a"] {
+        for path in [
+            ".github/x",
+            ".gitignore",
+            "a/.gitattributes",
+            "-rf",
+            "--upload-pack=x",
+            "git",
+            ".gitmodules",
+            "ü/é x",
+            "..a",
+        ] {
             assert_eq!(unsafe_path(path.as_bytes(), Some(0o100_644)), None, "{path:?}");
         }
         assert!(unsafe_path(b".gitmodules", Some(LINK)).is_some());
@@ -278,9 +324,15 @@ mod tests {
         for (path, target) in [("a", "b"), ("a/b/c", "../../d"), ("a/b", "./c/../../e"), ("a/b", "..")] {
             assert_eq!(unsafe_link(path.as_bytes(), target.as_bytes()), None, "{path} -> {target}");
         }
-        for (path, target) in
-            [("a", "/etc/passwd"), ("a", "../b"), ("a/b", "../../c"), ("a/b", "c/../../../d"), ("a", ".git/config"), ("a", ""), ("a", "C:\\x")]
-        {
+        for (path, target) in [
+            ("a", "/etc/passwd"),
+            ("a", "../b"),
+            ("a/b", "../../c"),
+            ("a/b", "c/../../../d"),
+            ("a", ".git/config"),
+            ("a", ""),
+            ("a", "C:\\x"),
+        ] {
             assert!(unsafe_link(path.as_bytes(), target.as_bytes()).is_some(), "{path} -> {target}");
         }
     }

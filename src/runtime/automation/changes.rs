@@ -98,11 +98,7 @@ pub(super) async fn changes(step: &mut Step<'_>) -> Made {
     }))
 }
 
-async fn origin(
-    repository: &BareRepository,
-    cloned: &Cloned,
-    parent: Option<&str>,
-) -> Result<Origin, StepFailure> {
+async fn origin(repository: &BareRepository, cloned: &Cloned, parent: Option<&str>) -> Result<Origin, StepFailure> {
     let parent = parent.unwrap_or(&cloned.base).to_owned();
     if !is_object_name(&parent) {
         return Err(failure("invalid-order", "the parent is not the name of a commit", Remedy::Never));
@@ -127,7 +123,12 @@ async fn usable(
     delta: &Delta,
 ) -> Result<Usable, StepFailure> {
     if delta.entries.is_empty() && delta.unsafe_paths.is_empty() {
-        return Ok(Usable { entries: Vec::new(), unsafe_paths: Vec::new(), known: HashSet::new(), has_attributes: false });
+        return Ok(Usable {
+            entries: Vec::new(),
+            unsafe_paths: Vec::new(),
+            known: HashSet::new(),
+            has_attributes: false,
+        });
     }
     let files = repository.files(&origin.base_tree, FILES_BYTES).await.map_err(broken)?;
     let gitlinks: HashSet<&[u8]> =
@@ -190,7 +191,8 @@ async fn unsafe_links(repository: &BareRepository, entries: &[TreeEntry]) -> Res
     if total > MAX_TARGET_BYTES * links.len() as u64 {
         return Err(failure("unsafe-path", "a symbolic link has a target that is too long", Remedy::Never));
     }
-    let targets = repository.contents(&objects, usize::try_from(total).unwrap_or(usize::MAX)).await.map_err(broken)?;
+    let targets =
+        repository.contents(&objects, usize::try_from(total).unwrap_or(usize::MAX)).await.map_err(broken)?;
     let checked = links.iter().zip(&targets).filter_map(|(link, target)| {
         let why = unsafe_link(&link.path, target)?;
         Some(UnsafePath { path: shown(&link.path), why: format!("it is {why}") })
@@ -242,7 +244,8 @@ async fn lfs_findings(
     changed: &[TreeEntry],
     temporary: &Incoming,
 ) -> Result<Vec<Finding>, StepFailure> {
-    let files: Vec<_> = changed.iter().zip(listed).filter(|(entry, _)| is_blob(entry) && entry.mode != Some(LINK)).collect();
+    let files: Vec<_> =
+        changed.iter().zip(listed).filter(|(entry, _)| is_blob(entry) && entry.mode != Some(LINK)).collect();
     if files.is_empty() || !usable.has_attributes {
         return Ok(Vec::new());
     }
@@ -303,7 +306,9 @@ async fn search(repository: &BareRepository, entries: &[&TreeEntry]) -> Result<V
             continue;
         }
         let old = match &entry.old {
-            Some(old) if repository.sizes(&[old]).await.map_err(broken)?.iter().all(|size| *size <= MAX_FILE_BYTES) => {
+            Some(old)
+                if repository.sizes(&[old]).await.map_err(broken)?.iter().all(|size| *size <= MAX_FILE_BYTES) =>
+            {
                 let room = usize::try_from(MAX_FILE_BYTES).unwrap_or_default();
                 repository.contents(&[old], room).await.map_err(broken)?.pop().unwrap_or_default()
             }

@@ -132,11 +132,7 @@ impl Push<'_> {
     }
 
     /// Pushes until the branch has the commit, or the commit with others before it.
-    async fn deliver(
-        &self,
-        expected: Option<String>,
-        mut log: impl FnMut(&str),
-    ) -> Result<PushFact, StepFailure> {
+    async fn deliver(&self, expected: Option<String>, mut log: impl FnMut(&str)) -> Result<PushFact, StepFailure> {
         let (mut sha, mut lease, mut is_rebased) = (self.commit.to_owned(), expected, false);
         loop {
             let head = self.head().await?;
@@ -179,7 +175,9 @@ impl Push<'_> {
             }
             return match self.head().await? {
                 Some(head) if head == sha => Ok(self.fact(head, is_rebased)),
-                _ => Err(failure("not-delivered", "The branch does not have the commit after the push", Remedy::Later)),
+                _ => {
+                    Err(failure("not-delivered", "The branch does not have the commit after the push", Remedy::Later))
+                }
             };
         }
     }
@@ -231,7 +229,8 @@ impl Push<'_> {
                 return Ok(None);
             }
         }
-        let message = format!("The branch has no commit in common with the change within {} commits", MAX_DEEPENED * DEEPEN_BY);
+        let message =
+            format!("The branch has no commit in common with the change within {} commits", MAX_DEEPENED * DEEPEN_BY);
         Err(behind(&message, Remedy::Never))
     }
 

@@ -19,22 +19,19 @@ use base64::{Engine, prelude::BASE64_STANDARD};
 use parking_lot::Mutex;
 use uuid::Uuid;
 
-use super::Automation;
+use super::{Automation, rescue};
 use crate::{
     contract::{
         runtime::{Checkout, PrepareWorkspace, WorkspaceRef},
         steps::{Remote, StepOrder},
     },
     domain::{
-        automation::step::{
-            Changes, Identity, PushFact, Remedy, StepFact, StepFailure, StepInput, StepOutcome,
-        },
+        automation::step::{Changes, Identity, PushFact, Remedy, StepFact, StepFailure, StepInput, StepOutcome},
         clock::Timestamp,
         ids::{FolderId, SessionId},
     },
-    runtime::workspaces::{
-        WorkspaceSettings, Workspaces, diff::DiffLimits, folders::AllowedFolders, git::Git,
-    },
+    process::{ownership, sandbox::Sandbox, user::RunAs},
+    runtime::workspaces::{WorkspaceSettings, Workspaces, diff::DiffLimits, folders::AllowedFolders, git::Git},
 };
 
 const PATH: &str = "/usr/local/bin:/usr/bin:/bin";
@@ -83,7 +80,12 @@ async fn answer(host: &Host, root: &Path, request: &HttpRequest, body: &[u8]) ->
     let mut backend = Command::new("git")
         .arg("http-backend")
         .env_clear()
-        .envs([("PATH", PATH), ("HOME", "/nonexistent"), ("GIT_CONFIG_NOSYSTEM", "1"), ("GIT_CONFIG_GLOBAL", "/dev/null")])
+        .envs([
+            ("PATH", PATH),
+            ("HOME", "/nonexistent"),
+            ("GIT_CONFIG_NOSYSTEM", "1"),
+            ("GIT_CONFIG_GLOBAL", "/dev/null"),
+        ])
         .env("GIT_PROJECT_ROOT", root)
         .env("GIT_HTTP_EXPORT_ALL", "1")
         .env("REMOTE_USER", "bot")
@@ -170,9 +172,12 @@ impl Place {
             git_hosts: vec![address.clone()],
             clone_timeout: Duration::from_secs(60),
             diff: DiffLimits { patch_bytes: 10_000, file_bytes: 100_000 },
-            has_other_users: false,
+            has_other_users: true,
         };
-        let git = Git::new(BTreeMap::from([("PATH".to_owned(), PATH.into())]));
+        // Other users pass through; tests of them run as root only.
+        fs::set_permissions(base.path(), fs::Permissions::from_mode(0o755)).unwrap();
+        let sandbox = Sandbox::for_tests(allowed.root());
+        let git = Git::new(BTreeMap::from([("PATH".to_owned(), PATH.into())])).confined_by(sandbox);
         let workspaces = Arc::new(Workspaces::new(allowed, git, settings).unwrap());
         let automation = Automation::new(workspaces.clone());
         Self { base, host, address, workspaces, automation, id: Uuid::now_v7(), run: Uuid::now_v7() }
@@ -337,7 +342,11 @@ async fn changes_become_one_commit_and_untouched_files_keep_their_bytes() {
     ])
     .await;
     let base = place.head("main");
-    assert_eq!(fs::read_to_string(place.workspace().join("lines.txt")).unwrap(), "one\ntwo\n", "no line ends changed");
+    assert_eq!(
+        fs::read_to_string(place.workspace().join("lines.txt")).unwrap(),
+        "one\ntwo\n",
+        "no line ends changed"
+    );
     let config = fs::read_to_string(place.workspace().join(".git/config")).unwrap();
     assert!(config.contains(&place.url()) && !config.contains(TOKEN[1]), "{config}");
     let unchanged = place.changes(None).await;
@@ -388,6 +397,52 @@ async fn second_turn_is_committed_on_top_of_the_first() {
     assert_eq!(place.changes(Some(&commit)).await.total, 0);
     let unknown = place.perform(StepInput::Changes { parent: Some("0123456789".repeat(4)) }).await.unwrap_err();
     assert_eq!(unknown.code, "parent-missing");
+}
+
+/// Text that does not compress, of this many bytes.
+fn noise(bytes: usize) -> String {
+    let mut state = 1_u64;
+    let mut next = || {
+        state = state.wrapping_mul(6_364_136_223_846_793_005).wrapping_add(1_442_695_040_888_963_407);
+        char::from(b'0' + u8::try_from((state >> 33) % 75).unwrap())
+    };
+    (0..bytes).map(|_| next()).collect()
+}
+
+#[actix_web::test]
+async fn large_files_are_committed_when_they_change_and_pushed_in_chunks() {
+    let large = noise(200_000);
+    let place = Place::new(&[("kept", &large), ("edited", &large), ("gone", &large), ("small", "1\n")]).await;
+    assert_eq!(place.changes(None).await.total, 0);
+    place.put("edited", &format!("{large}x"));
+    place.put("new", &noise(3_000_000));
+    fs::remove_file(place.workspace().join("gone")).unwrap();
+    let changes = place.changes(None).await;
+    assert_eq!(paths(&changes), ["edited", "gone", "new"]);
+    let commit = place.commit(&changes).await;
+    place.push("auto/x", &commit, None).await.unwrap();
+    assert_eq!(place.show("auto/x:new").len(), 3_000_000);
+    assert_eq!(place.show("auto/x:kept"), large.as_bytes());
+    assert!(!place.tree("auto/x").contains("gone"));
+}
+
+#[actix_web::test]
+async fn files_of_another_user_are_committed_with_the_rights_of_that_user() {
+    let place = Place::new(&[("a", "1\n"), ("b", "1\n")]).await;
+    if fs::metadata("/root").is_ok_and(|root| RunAs::owner(&root).is_some()) || fs::read_dir("/root").is_err() {
+        eprintln!("NOT CHECKED: needs root");
+        return;
+    }
+    ownership::hand_over(&place.workspace().canonicalize().unwrap(), RunAs { uid: 70000, gid: 70000 }).unwrap();
+    place.put("a", "2\n");
+    place.put("secret", "x\n");
+    // Of this program's user; the agent cannot read it.
+    fs::set_permissions(place.workspace().join("secret"), fs::Permissions::from_mode(0o600)).unwrap();
+    let changes = place.changes(None).await;
+    assert_eq!(paths(&changes), ["a"]);
+    let commit = place.commit(&changes).await;
+    place.push("auto/x", &commit, None).await.unwrap();
+    assert_eq!(place.show("auto/x:a"), b"2\n");
 }
 
 #[actix_web::test]
@@ -501,10 +556,19 @@ async fn rejections_of_hooks_and_of_the_host_are_reported_by_their_rules() {
     let place = Place::new(&[("a", "1\n")]).await;
     let commit = place.undelivered().await;
     for (script, code) in [
-        ("echo 'error: GH013: Repository rule violations found for refs/heads/x.' >&2; echo '- Cannot create ref due to creations being restricted.' >&2; exit 1", "ruleset"),
-        ("echo 'error: File big.bin is 120.00 MB; this exceeds GitHub'\"'\"'s file size limit of 100.00 MB' >&2; echo 'error: GH001: Large files detected.' >&2; exit 1", "too-large"),
+        (
+            "echo 'error: GH013: Repository rule violations found for refs/heads/x.' >&2; echo '- Cannot create ref due to creations being restricted.' >&2; exit 1",
+            "ruleset",
+        ),
+        (
+            "echo 'error: File big.bin is 120.00 MB; this exceeds GitHub'\"'\"'s file size limit of 100.00 MB' >&2; echo 'error: GH001: Large files detected.' >&2; exit 1",
+            "too-large",
+        ),
         ("echo 'error: GH007: Your push would publish a private email address.' >&2; exit 1", "private-email"),
-        ("echo 'refusing to allow a GitHub App to create or update workflow `.github/workflows/ci.yml` without `workflows` permission' >&2; exit 1", "workflow-permission"),
+        (
+            "echo 'refusing to allow a GitHub App to create or update workflow `.github/workflows/ci.yml` without `workflows` permission' >&2; exit 1",
+            "workflow-permission",
+        ),
         ("echo 'no' >&2; exit 1", "push-rejected"),
     ] {
         place.hook(script);
@@ -596,6 +660,7 @@ async fn hostile_workspace_runs_nothing_and_reaches_no_file_outside() {
     let tree = place.tree("auto/x");
     assert!(tree.contains("-rf --upload-pack=x") && !tree.contains(".git\n") && !tree.contains("\tsub\n"), "{tree}");
     assert!(!ran.exists(), "a command of the agent ran");
+    fs::remove_file(place.workspace().join("sub")).unwrap();
     // The whole `.git` is replaced by a file that names another folder.
     fs::remove_dir_all(place.workspace().join(".git")).unwrap();
     place.put(".git", &format!("gitdir: {}\n", outside.display()));
@@ -678,6 +743,10 @@ async fn bundle_and_patch_restore_the_commit_and_it_is_pushed_without_the_worksp
     assert_eq!(git(&fresh, &["rev-parse", "restored"]), commit);
     git(&fresh, &["am", "-q", kept.join("patch").to_str().unwrap()]);
     assert_eq!(git(&fresh, &["rev-parse", "HEAD^{tree}"]), git(&fresh, &["rev-parse", "restored^{tree}"]));
+    let automation = web::Data::new(place.automation.clone());
+    let read = rescue::read(web::Path::from((place.run, "bundle".to_owned())), automation.clone()).await;
+    let body = actix_web::body::to_bytes(read.into_body()).await.unwrap_or_default();
+    assert_eq!(body, fs::read(kept.join("bundle")).unwrap());
     // A person pushes to the default branch meanwhile, and the workspace is removed.
     place.person_writes("more", "x\n");
     git(&place.person(), &["add", "-A"]);
@@ -686,6 +755,12 @@ async fn bundle_and_patch_restore_the_commit_and_it_is_pushed_without_the_worksp
     assert_eq!(fs::read_dir(place.root().join(".repositories")).unwrap().count(), 0);
     let pushed = place.push("auto/x", &commit, None).await.unwrap();
     assert_eq!((pushed.sha, place.head("auto/x")), (commit.clone(), commit));
+    for (part, status) in [("patch", 200), ("../rescue.json", 404)] {
+        let read = rescue::read(web::Path::from((place.run, part.to_owned())), automation.clone()).await;
+        assert_eq!(read.status().as_u16(), status);
+    }
+    assert_eq!(rescue::delete(web::Path::from(place.run), automation.clone()).await.status().as_u16(), 200);
+    assert!(!kept.exists());
     let unknown = place.push("auto/x", &"0123456789".repeat(4), None).await.unwrap_err();
     assert_eq!(unknown.code, "commit-missing");
     assert_eq!(place.perform(StepInput::Changes { parent: None }).await.unwrap_err().code, "repository-missing");

@@ -22,7 +22,9 @@ use super::{
 };
 use crate::{
     domain::{
-        automation::tree::{GITLINK, MAX_CHANGE_BYTES, MAX_CHANGE_FILES, MAX_FILE_BYTES, TreeChange, too_large, unsafe_path},
+        automation::tree::{
+            GITLINK, MAX_CHANGE_BYTES, MAX_CHANGE_FILES, MAX_FILE_BYTES, TreeChange, too_large, unsafe_path,
+        },
         turn::outcome::Failure,
     },
     process::user::RunAs,
@@ -75,7 +77,8 @@ impl Baseline {
         let (scratch, tree, then) = blocking(move || baseline.open(&git_of, &top, user)).await?;
         let kept = self.folder.join("objects");
         let objects = scratch.folder.join("objects");
-        let run = |args: Vec<OsString>, limit: usize| scratch.call(git, workspace, &objects, Some(&kept), args, limit);
+        let run =
+            |args: Vec<OsString>, limit: usize| scratch.call(git, workspace, &objects, Some(&kept), args, limit);
         // The owner of the files may have changed since: without this, each call would read them all. A status only
         // reports that some have changed.
         let refresh = ["update-index", "-q", "--refresh"].map(OsString::from).to_vec();
@@ -98,12 +101,8 @@ impl Baseline {
         let changed = run(args, CHANGES_BYTES).await?;
         delta.is_incomplete = changed.cut;
         delta.entries = raw_entries(&changed.bytes);
-        let gone = found.gone.into_iter().map(|path| TreeEntry {
-            path,
-            mode: None,
-            object: String::new(),
-            old: None,
-        });
+        let gone =
+            found.gone.into_iter().map(|path| TreeEntry { path, mode: None, object: String::new(), old: None });
         delta.entries.extend(gone);
         delta.entries.retain(|entry| entry.path != SUMMARY.as_bytes());
         scratch.write_pack(git, workspace, &objects, &kept, &delta.entries, pack).await?;
@@ -132,7 +131,14 @@ impl Scratch {
         let rights = self.rights.clone();
         // Headers of objects take a few bytes each.
         let max_output = usize::try_from(MAX_CHANGE_BYTES).unwrap_or(usize::MAX).saturating_add(names.len());
-        let call = Call { env, rights, max_output, input: Input::Bytes(names), target: Some(pack), ..Call::local(workspace, args, super::diff::TIMEOUT) };
+        let call = Call {
+            env,
+            rights,
+            max_output,
+            input: Input::Bytes(names),
+            target: Some(pack),
+            ..Call::local(workspace, args, super::diff::TIMEOUT)
+        };
         match git.run(call).await?.cut {
             true => Err(super::unavailable("pack", &"the change is too large")),
             false => Ok(()),
@@ -188,7 +194,8 @@ impl Found {
         }
         let is_gone = |path: &&OsStr| fs::symlink_metadata(workspace.join(path)).is_err();
         let gone = then.paths().filter(is_gone).map(|path| path.as_bytes().to_vec()).collect();
-        let wrong = whole_parts(paths).filter(|path| unsafe_path(path.strip_suffix(b"/").unwrap_or(path), None).is_some());
+        let wrong =
+            whole_parts(paths).filter(|path| unsafe_path(path.strip_suffix(b"/").unwrap_or(path), None).is_some());
         let unsafe_paths = wrong.take(MAX_UNSAFE).map(<[u8]>::to_vec).collect();
         Ok(Self { small, oversized, excluded, gone, unsafe_paths, summary: read_summary(workspace) })
     }

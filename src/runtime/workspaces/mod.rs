@@ -125,6 +125,7 @@ impl Workspaces {
                 remove_tree(&entry.path());
             }
         }
+        remove_abandoned_repositories(allowed.root(), clone_timeout.max(ABANDONED_AFTER))?;
         let (comparing, busy, measuring) = Default::default();
         Ok(Self { allowed, git, git_hosts, clone_timeout, diff, comparing, busy, measuring })
     }
@@ -505,6 +506,18 @@ impl Workspaces {
     }
 }
 
+/// Removes repositories without a workspace, which a process left that died while it made or removed one. Blocks.
+fn remove_abandoned_repositories(root: &Path, age: Duration) -> io::Result<()> {
+    for entry in fs::read_dir(root.join(REPOSITORIES))?.flatten() {
+        let modified = entry.metadata().and_then(|metadata| metadata.modified());
+        let is_old = modified.is_ok_and(|at| at.elapsed().is_ok_and(|elapsed| elapsed > age));
+        if is_old && fs::symlink_metadata(root.join(entry.file_name())).is_err() {
+            remove_tree(&entry.path());
+        }
+    }
+    Ok(())
+}
+
 /// Start of the names of folders in [`INCOMING`] that are being erased.
 const ERASED: &str = "erased-";
 
@@ -538,7 +551,9 @@ fn baseline_name(folder: &Path) -> String {
 /// The reason that the host gave for refusing a clone.
 fn refused_clone(proxy: &Proxy) -> Option<Failure> {
     let cause = match proxy.take_failure()? {
-        ProxyFailure::Refused(answer) => rejection::of_status(answer.status, &answer.text, answer.sso.as_deref()).message,
+        ProxyFailure::Refused(answer) => {
+            rejection::of_status(answer.status, &answer.text, answer.sso.as_deref()).message
+        }
         ProxyFailure::Lost(cause) => format!("the host could not be reached: {cause}"),
     };
     Some(unavailable("clone", &cause))

@@ -110,11 +110,7 @@ impl Proxy {
     ///
     /// # Errors
     /// `workspace_unavailable` if no port is free.
-    pub(crate) fn start(
-        repository: &Repository,
-        token: &SecretString,
-        services: Services,
-    ) -> Result<Self, Failure> {
+    pub(crate) fn start(repository: &Repository, token: &SecretString, services: Services) -> Result<Self, Failure> {
         let upstream = repository.upstream();
         let value = BASE64_STANDARD.encode(format!("x-access-token:{}", token.expose_secret()));
         let mut authorization =

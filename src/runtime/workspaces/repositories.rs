@@ -297,7 +297,8 @@ impl BareRepository {
     /// # Errors
     /// As [`Git::run`], also if there are more.
     pub(crate) async fn files(&self, tree: &str, max_output: usize) -> Result<Vec<TreeEntry>, Failure> {
-        let listed = self.run(strings(["ls-tree", "-r", "-z", "--full-tree", tree]), Input::Nothing, max_output).await?;
+        let listed =
+            self.run(strings(["ls-tree", "-r", "-z", "--full-tree", tree]), Input::Nothing, max_output).await?;
         if listed.cut {
             return Err(failed(&"the repository has too many files"));
         }
@@ -308,7 +309,12 @@ impl BareRepository {
     ///
     /// # Errors
     /// As [`Git::run`], also if git prints more than `max_output` bytes.
-    pub(crate) async fn differences(&self, old: &str, new: &str, max_output: usize) -> Result<Vec<TreeEntry>, Failure> {
+    pub(crate) async fn differences(
+        &self,
+        old: &str,
+        new: &str,
+        max_output: usize,
+    ) -> Result<Vec<TreeEntry>, Failure> {
         let args = strings(["diff-tree", "-r", "-z", "--raw", "--no-abbrev", "--no-renames", old, new]);
         let listed = self.run(args, Input::Nothing, max_output).await?;
         if listed.cut {
@@ -322,7 +328,12 @@ impl BareRepository {
     ///
     /// # Errors
     /// As [`Git::run`], also for an object that the repository does not have, and a path that git refuses.
-    pub(crate) async fn write_tree(&self, base: &str, changes: &[TreeEntry], index: &Path) -> Result<String, Failure> {
+    pub(crate) async fn write_tree(
+        &self,
+        base: &str,
+        changes: &[TreeEntry],
+        index: &Path,
+    ) -> Result<String, Failure> {
         let with_index = |args: Vec<OsString>, input: Input| {
             let mut call = self.call(args, LINE_BYTES);
             call.env.push(("GIT_INDEX_FILE", index.to_owned().into()));

@@ -106,7 +106,8 @@ impl Place {
     async fn prepare(&self, id: Uuid, repository: Option<&str>) -> Result<String, Failure> {
         let checkout = repository.map(|repository| Checkout { repository: repository.into(), branch: None });
         let workspace = WorkspaceRef { folder_id: FolderId(id), path: None };
-        let request = PrepareWorkspace { workspace, agent: None, installation_id: None, checkout, github_token: None };
+        let request =
+            PrepareWorkspace { workspace, agent: None, installation_id: None, checkout, github_token: None };
         Ok(self.workspaces.prepare(request, None).await?.path)
     }
 
@@ -135,7 +136,8 @@ async fn existing_folder_is_compared_with_its_state_at_the_first_use() {
     let path = project.to_str().unwrap().to_owned();
     for _ in 0..2 {
         let workspace = WorkspaceRef { folder_id: FolderId(Uuid::nil()), path: Some(path.clone()) };
-        let request = PrepareWorkspace { workspace, agent: None, installation_id: None, checkout: None, github_token: None };
+        let request =
+            PrepareWorkspace { workspace, agent: None, installation_id: None, checkout: None, github_token: None };
         place.workspaces.prepare(request, None).await.unwrap();
         std::fs::write(project.join("new"), "x\n").unwrap();
     }
@@ -206,8 +208,13 @@ async fn sparse_file_of_two_gigabytes_is_listed_and_not_read() {
     }
     sparse(&folder.join("grown"), 10);
     let begun = Instant::now();
-    let request =
-        PrepareWorkspace { workspace: workspace.clone(), agent: None, installation_id: None, checkout: None, github_token: None };
+    let request = PrepareWorkspace {
+        workspace: workspace.clone(),
+        agent: None,
+        installation_id: None,
+        checkout: None,
+        github_token: None,
+    };
     place.workspaces.prepare(request, None).await.unwrap();
     assert!(place.workspaces.diff(workspace.clone()).await.unwrap().files.is_empty());
     sparse(&folder.join("changed"), 3 << 30);
