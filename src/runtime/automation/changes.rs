@@ -122,7 +122,7 @@ async fn usable(
     origin: &Origin,
     delta: &Delta,
 ) -> Result<Usable, StepFailure> {
-    if delta.entries.is_empty() {
+    if delta.entries.is_empty() && delta.unsafe_paths.is_empty() {
         return Ok(Usable {
             entries: Vec::new(),
             unsafe_paths: Vec::new(),
@@ -141,6 +141,14 @@ async fn usable(
             unsafe_paths.push(UnsafePath { path: shown(&entry.path), why: why.to_owned() });
         } else {
             entries.push(entry.clone());
+        }
+    }
+    for path in &delta.unsafe_paths {
+        let path = path.strip_suffix(b"/").unwrap_or(path);
+        if let Some(why) = unsafe_path(path, None)
+            && unsafe_paths.iter().all(|it: &UnsafePath| it.path != shown(path))
+        {
+            unsafe_paths.push(UnsafePath { path: shown(path), why: why.to_owned() });
         }
     }
     let links = unsafe_links(repository, &entries).await?;

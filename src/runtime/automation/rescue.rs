@@ -2,6 +2,7 @@
 
 use std::{
     fs, io,
+    os::unix::fs::DirBuilderExt,
     path::{Path, PathBuf},
 };
 
@@ -90,7 +91,7 @@ pub(super) async fn rescue(step: &mut Step<'_>) -> Made {
     let temporary = step.workspaces.temporary_folder().await.map_err(broken)?;
     let incomplete = temporary.path().join("rescue");
     let made = incomplete.clone();
-    blocking(move || fs::DirBuilder::new().create(made)).await?;
+    blocking(move || fs::DirBuilder::new().mode(0o700).create(made)).await?;
     let fact = write(&repository, &incomplete, parent, commit, branch).await?;
     let kept = Kept { parent: parent.clone(), commit: commit.clone(), branch: branch.clone(), fact: fact.clone() };
     let used = blocking(move || bytes_in(&all)).await?;

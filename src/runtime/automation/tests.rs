@@ -19,7 +19,7 @@ use base64::{Engine, prelude::BASE64_STANDARD};
 use parking_lot::Mutex;
 use uuid::Uuid;
 
-use super::Automation;
+use super::{Automation, rescue};
 use crate::{
     contract::{
         runtime::{Checkout, PrepareWorkspace, WorkspaceRef},
@@ -30,6 +30,7 @@ use crate::{
         clock::Timestamp,
         ids::{FolderId, SessionId},
     },
+    process::{ownership, sandbox::Sandbox, user::RunAs},
     runtime::workspaces::{WorkspaceSettings, Workspaces, diff::DiffLimits, folders::AllowedFolders, git::Git},
 };
 
@@ -171,9 +172,12 @@ impl Place {
             git_hosts: vec![address.clone()],
             clone_timeout: Duration::from_secs(60),
             diff: DiffLimits { patch_bytes: 10_000, file_bytes: 100_000 },
-            has_other_users: false,
+            has_other_users: true,
         };
-        let git = Git::new(BTreeMap::from([("PATH".to_owned(), PATH.into())]));
+        // Other users pass through; tests of them run as root only.
+        fs::set_permissions(base.path(), fs::Permissions::from_mode(0o755)).unwrap();
+        let sandbox = Sandbox::for_tests(allowed.root());
+        let git = Git::new(BTreeMap::from([("PATH".to_owned(), PATH.into())])).confined_by(sandbox);
         let workspaces = Arc::new(Workspaces::new(allowed, git, settings).unwrap());
         let automation = Automation::new(workspaces.clone());
         Self { base, host, address, workspaces, automation, id: Uuid::now_v7(), run: Uuid::now_v7() }
@@ -195,7 +199,7 @@ impl Place {
     }
 
     fn reference(&self) -> WorkspaceRef {
-        WorkspaceRef { folder_id: FolderId(self.id), path: None }
+        WorkspaceRef { folder_id: FolderId(self.id), path: None, within: None }
     }
 
     fn root(&self) -> PathBuf {
@@ -395,6 +399,52 @@ async fn second_turn_is_committed_on_top_of_the_first() {
     assert_eq!(unknown.code, "parent-missing");
 }
 
+/// Text that does not compress, of this many bytes.
+fn noise(bytes: usize) -> String {
+    let mut state = 1_u64;
+    let mut next = || {
+        state = state.wrapping_mul(6_364_136_223_846_793_005).wrapping_add(1_442_695_040_888_963_407);
+        char::from(b'0' + u8::try_from((state >> 33) % 75).unwrap())
+    };
+    (0..bytes).map(|_| next()).collect()
+}
+
+#[actix_web::test]
+async fn large_files_are_committed_when_they_change_and_pushed_in_chunks() {
+    let large = noise(200_000);
+    let place = Place::new(&[("kept", &large), ("edited", &large), ("gone", &large), ("small", "1\n")]).await;
+    assert_eq!(place.changes(None).await.total, 0);
+    place.put("edited", &format!("{large}x"));
+    place.put("new", &noise(3_000_000));
+    fs::remove_file(place.workspace().join("gone")).unwrap();
+    let changes = place.changes(None).await;
+    assert_eq!(paths(&changes), ["edited", "gone", "new"]);
+    let commit = place.commit(&changes).await;
+    place.push("auto/x", &commit, None).await.unwrap();
+    assert_eq!(place.show("auto/x:new").len(), 3_000_000);
+    assert_eq!(place.show("auto/x:kept"), large.as_bytes());
+    assert!(!place.tree("auto/x").contains("gone"));
+}
+
+#[actix_web::test]
+async fn files_of_another_user_are_committed_with_the_rights_of_that_user() {
+    let place = Place::new(&[("a", "1\n"), ("b", "1\n")]).await;
+    if fs::metadata("/root").is_ok_and(|root| RunAs::owner(&root).is_some()) || fs::read_dir("/root").is_err() {
+        eprintln!("NOT CHECKED: needs root");
+        return;
+    }
+    ownership::hand_over(&place.workspace().canonicalize().unwrap(), RunAs { uid: 70000, gid: 70000 }).unwrap();
+    place.put("a", "2\n");
+    place.put("secret", "x\n");
+    // Of this program's user; the agent cannot read it.
+    fs::set_permissions(place.workspace().join("secret"), fs::Permissions::from_mode(0o600)).unwrap();
+    let changes = place.changes(None).await;
+    assert_eq!(paths(&changes), ["a"]);
+    let commit = place.commit(&changes).await;
+    place.push("auto/x", &commit, None).await.unwrap();
+    assert_eq!(place.show("auto/x:a"), b"2\n");
+}
+
 #[actix_web::test]
 async fn commit_without_a_change_is_refused() {
     let place = Place::new(&[("a", "1\n")]).await;
@@ -561,6 +611,7 @@ async fn what_must_not_be_pushed_is_found_in_the_tree() {
     fs::remove_file(place.workspace().join("large")).unwrap();
     place.put("readme.md", "x\n");
     place.put("git~1", "x\n");
+    place.put("deep/.GIT/config", "x\n");
     place.put("line\nbreak", "x\n");
     symlink("/etc/passwd", place.workspace().join("absolute")).unwrap();
     symlink("../../x", place.workspace().join("outside")).unwrap();
@@ -568,7 +619,7 @@ async fn what_must_not_be_pushed_is_found_in_the_tree() {
     let changes = place.changes(None).await;
     let mut refused: Vec<_> = changes.unsafe_paths.iter().map(|it| it.path.as_str()).collect();
     refused.sort_unstable();
-    assert_eq!(refused, ["absolute", "git~1", "line\u{fffd}break", "outside", "readme.md"]);
+    assert_eq!(refused, ["absolute", "deep/.GIT/config", "git~1", "line\u{fffd}break", "outside", "readme.md"]);
     assert_eq!(paths(&changes), ["README.md", "inside"]);
     assert_ne!(changes.tree, clean.tree);
 }
@@ -607,11 +658,9 @@ async fn hostile_workspace_runs_nothing_and_reaches_no_file_outside() {
     let commit = place.commit(&changes).await;
     place.push("auto/x", &commit, None).await.unwrap();
     let tree = place.tree("auto/x");
-    assert!(
-        tree.contains("-rf --upload-pack=x") && !tree.contains("redirect") && !tree.contains("\tsub\n"),
-        "{tree}"
-    );
+    assert!(tree.contains("-rf --upload-pack=x") && !tree.contains(".git\n") && !tree.contains("\tsub\n"), "{tree}");
     assert!(!ran.exists(), "a command of the agent ran");
+    fs::remove_file(place.workspace().join("sub")).unwrap();
     // The whole `.git` is replaced by a file that names another folder.
     fs::remove_dir_all(place.workspace().join(".git")).unwrap();
     place.put(".git", &format!("gitdir: {}\n", outside.display()));
@@ -694,6 +743,10 @@ async fn bundle_and_patch_restore_the_commit_and_it_is_pushed_without_the_worksp
     assert_eq!(git(&fresh, &["rev-parse", "restored"]), commit);
     git(&fresh, &["am", "-q", kept.join("patch").to_str().unwrap()]);
     assert_eq!(git(&fresh, &["rev-parse", "HEAD^{tree}"]), git(&fresh, &["rev-parse", "restored^{tree}"]));
+    let automation = web::Data::new(place.automation.clone());
+    let read = rescue::read(web::Path::from((place.run, "bundle".to_owned())), automation.clone()).await;
+    let body = actix_web::body::to_bytes(read.into_body()).await.unwrap_or_default();
+    assert_eq!(body, fs::read(kept.join("bundle")).unwrap());
     // A person pushes to the default branch meanwhile, and the workspace is removed.
     place.person_writes("more", "x\n");
     git(&place.person(), &["add", "-A"]);
@@ -702,6 +755,12 @@ async fn bundle_and_patch_restore_the_commit_and_it_is_pushed_without_the_worksp
     assert_eq!(fs::read_dir(place.root().join(".repositories")).unwrap().count(), 0);
     let pushed = place.push("auto/x", &commit, None).await.unwrap();
     assert_eq!((pushed.sha, place.head("auto/x")), (commit.clone(), commit));
+    for (part, status) in [("patch", 200), ("../rescue.json", 404)] {
+        let read = rescue::read(web::Path::from((place.run, part.to_owned())), automation.clone()).await;
+        assert_eq!(read.status().as_u16(), status);
+    }
+    assert_eq!(rescue::delete(web::Path::from(place.run), automation.clone()).await.status().as_u16(), 200);
+    assert!(!kept.exists());
     let unknown = place.push("auto/x", &"0123456789".repeat(4), None).await.unwrap_err();
     assert_eq!(unknown.code, "commit-missing");
     assert_eq!(place.perform(StepInput::Changes { parent: None }).await.unwrap_err().code, "repository-missing");

@@ -22,7 +22,9 @@ use super::{
 };
 use crate::{
     domain::{
-        automation::tree::{GITLINK, MAX_CHANGE_BYTES, MAX_CHANGE_FILES, MAX_FILE_BYTES, TreeChange, too_large},
+        automation::tree::{
+            GITLINK, MAX_CHANGE_BYTES, MAX_CHANGE_FILES, MAX_FILE_BYTES, TreeChange, too_large, unsafe_path,
+        },
         turn::outcome::Failure,
     },
     process::user::RunAs,
@@ -34,6 +36,8 @@ pub(crate) const SUMMARY: &str = ".claude-pr-summary.md";
 const SUMMARY_BYTES: u64 = 8 * 1024;
 /// Largest list of changes, in bytes: 100,000 paths of 300 bytes.
 const CHANGES_BYTES: usize = 64 * 1024 * 1024;
+/// The most unsafe paths of a change.
+const MAX_UNSAFE: usize = 100;
 /// Largest list of ignored files, in bytes. More are not counted.
 const IGNORED_BYTES: usize = 8 * 1024 * 1024;
 
@@ -42,6 +46,8 @@ const IGNORED_BYTES: usize = 8 * 1024 * 1024;
 pub(crate) struct Delta {
     /// Changed paths with their new contents, in the pack.
     pub entries: Vec<TreeEntry>,
+    /// Paths that git adds to no tree, or that no tree should have; some are in `entries`. At most [`MAX_UNSAFE`].
+    pub unsafe_paths: Vec<Vec<u8>>,
     /// True if git's list of changed files is too long to read.
     pub is_incomplete: bool,
     /// Files that are too large for a commit; those of a change that is too large as a whole. They are not in `entries`.
@@ -81,7 +87,7 @@ impl Baseline {
         let listed = run(listing.to_vec(), PATHS_BYTES).await?;
         let (top, paths) = (workspace.to_owned(), listed.bytes);
         let found = blocking(move || as_user(user, || Found::among(&paths, &top, file_bytes, &then))).await?;
-        let mut delta = Delta { summary: found.summary, ..Delta::default() };
+        let mut delta = Delta { summary: found.summary, unsafe_paths: found.unsafe_paths, ..Delta::default() };
         delta.ignored = ignored(&scratch, git, workspace, &objects, &kept).await?;
         delta.is_incomplete = listed.cut;
         if listed.cut || !too_large(&found.small).is_empty() {
@@ -162,6 +168,7 @@ struct Found {
     excluded: LargeFiles,
     /// Files that were large when the baseline was taken, and are deleted.
     gone: Vec<Vec<u8>>,
+    unsafe_paths: Vec<Vec<u8>>,
     summary: Option<String>,
 }
 
@@ -187,7 +194,10 @@ impl Found {
         }
         let is_gone = |path: &&OsStr| fs::symlink_metadata(workspace.join(path)).is_err();
         let gone = then.paths().filter(is_gone).map(|path| path.as_bytes().to_vec()).collect();
-        Ok(Self { small, oversized, excluded, gone, summary: read_summary(workspace) })
+        let wrong =
+            whole_parts(paths).filter(|path| unsafe_path(path.strip_suffix(b"/").unwrap_or(path), None).is_some());
+        let unsafe_paths = wrong.take(MAX_UNSAFE).map(<[u8]>::to_vec).collect();
+        Ok(Self { small, oversized, excluded, gone, unsafe_paths, summary: read_summary(workspace) })
     }
 }
 

@@ -208,7 +208,10 @@ impl Baseline {
             let index = self.folder.join("index");
             if index.exists() {
                 // With the index, git reads only files whose metadata changed.
-                fs::copy(index, scratch.folder.join("index"))?;
+                let copy = scratch.folder.join("index");
+                fs::copy(&index, &copy)?;
+                // git compares times by seconds, and reads files that changed in the second in which the index was written.
+                fs::File::options().write(true).open(copy)?.set_modified(fs::metadata(&index)?.modified()?)?;
             }
             // Baselines of earlier versions have no such list.
             Ok((tree, LargeFiles::from_bytes(&fs::read(self.folder.join("large")).unwrap_or_default())))
@@ -237,7 +240,9 @@ impl Scratch {
             fs::create_dir(at("info"))?;
             fs::create_dir(at("refs"))?;
             fs::write(at("HEAD"), "ref: refs/heads/baseline\n")?;
-            fs::write(at("config"), "[core]\n\trepositoryformatversion = 0\n\tbare = false\n")?;
+            // Names that other systems take for `.git` are compared like others; no commit gets them.
+            let config = "[core]\n\trepositoryformatversion = 0\n\tbare = false\n\tprotectNTFS = false\n\tprotectHFS = false\n";
+            fs::write(at("config"), config)?;
             fs::write(at("info/attributes"), "* -text !eol !filter !ident !working-tree-encoding !diff !merge\n")
         })?;
         Ok(scratch)
@@ -350,7 +355,8 @@ pub(super) async fn add_all(
     from.push(&file);
     let add: Vec<OsString> = ["add".into(), "--all".into(), "--pathspec-file-nul".into(), from].into();
     let write = |inner: &[PathBuf]| {
-        let mut specs = b".".to_vec();
+        // git adds no path with `.git` in any case, and fails on it.
+        let mut specs = b".\0:(exclude,icase,glob,top)**/.git\0:(exclude,icase,glob,top)**/.git/**".to_vec();
         for path in inner.iter().map(|path| path.as_os_str()).chain(large.paths()) {
             specs.extend_from_slice(b"\0:(exclude,literal,top)");
             specs.extend_from_slice(path.as_encoded_bytes());
@@ -548,6 +554,29 @@ mod tests {
             assert!(!diff.truncated);
         }
         assert_eq!(fs::read_dir(place.base.path().join("scratch")).unwrap().count(), 0);
+    }
+
+    #[tokio::test]
+    async fn change_of_the_same_size_in_the_second_of_the_baseline_is_found_later() {
+        use std::os::unix::fs::MetadataExt;
+        let place = place();
+        let second = |name: &str| fs::metadata(place.base.path().join(name)).unwrap().ctime();
+        loop {
+            place.put("a", "1\n");
+            place.take().await;
+            place.put("a", "2\n");
+            if second("ws/a") == second("baseline/index") {
+                break;
+            }
+        }
+        let deadline = std::time::Instant::now() + Duration::from_secs(10);
+        fs::write(place.base.path().join("probe"), "x").unwrap();
+        while second("probe") <= second("ws/a") {
+            assert!(std::time::Instant::now() < deadline, "the clock does not move");
+            tokio::time::sleep(Duration::from_millis(5)).await;
+            fs::write(place.base.path().join("probe"), "x").unwrap();
+        }
+        assert_eq!(statuses(&place.diff().await), [("a", ChangeStatus::Modified)]);
     }
 
     #[tokio::test]

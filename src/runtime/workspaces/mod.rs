@@ -125,6 +125,7 @@ impl Workspaces {
                 remove_tree(&entry.path());
             }
         }
+        remove_abandoned_repositories(allowed.root(), clone_timeout.max(ABANDONED_AFTER))?;
         let (comparing, busy, measuring) = Default::default();
         Ok(Self { allowed, git, git_hosts, clone_timeout, diff, comparing, busy, measuring })
     }
@@ -515,6 +516,18 @@ impl Workspaces {
         busy.insert(folder.to_owned(), Arc::downgrade(&lock));
         lock
     }
+}
+
+/// Removes repositories without a workspace, which a process left that died while it made or removed one. Blocks.
+fn remove_abandoned_repositories(root: &Path, age: Duration) -> io::Result<()> {
+    for entry in fs::read_dir(root.join(REPOSITORIES))?.flatten() {
+        let modified = entry.metadata().and_then(|metadata| metadata.modified());
+        let is_old = modified.is_ok_and(|at| at.elapsed().is_ok_and(|elapsed| elapsed > age));
+        if is_old && fs::symlink_metadata(root.join(entry.file_name())).is_err() {
+            remove_tree(&entry.path());
+        }
+    }
+    Ok(())
 }
 
 /// Start of the names of folders in [`INCOMING`] that are being erased.
