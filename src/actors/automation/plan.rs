@@ -59,7 +59,7 @@ impl Automation {
         })
     }
 
-    /// What the newest run of the session left at GitHub.
+    /// The branch and pull request that the session has at GitHub.
     async fn previous(&self, row: &SagaRow) -> Result<Option<Previous>, StoreError> {
         let earlier = self.store.sagas_of_session(row.session_id, row.created, EARLIER_RUNS).await?;
         Ok(earlier.into_iter().filter_map(|earlier| earlier.saga).find_map(|saga| {

@@ -57,7 +57,7 @@ fn valid_automation_satisfies_type_and_schema_and_round_trips() {
     let dry = merged(success(), json!({"issue": null, "pullRequest": null, "dryRun": true}));
     let kept = json!({"rescue": {
         "id": "01977c2e-7c1a-7d3b-9b1e-3f0a5c2d4e6f", "branch": "b", "commit": "0123456789abcdef0123456789abcdef01234567"
-    }, "retryAt": "2026-11-30T12:00:00Z"});
+    }, "retryAt": "2026-11-30T12:00:00.000000Z"});
     for value in [success(), commit_only, without_issue, dry, skipped(), merged(failed(), kept)] {
         let automation: GithubAutomation = serde_json::from_value(value.clone()).unwrap();
         assert_eq!(serde_json::to_value(&automation).unwrap(), value);

@@ -14,7 +14,7 @@ use crate::domain::{
 };
 
 words! {
-    /// What happens to a change of a protected path.
+    /// Treatment of a change of a protected path.
     Protection {
         /// The pull request is a draft.
         Draft = "draft",
@@ -72,7 +72,7 @@ pub(crate) struct Plan {
     #[serde(default)]
     pub protected_paths: Vec<String>,
     pub protection: Protection,
-    /// What the newest run of the session made.
+    /// The branch, issue and pull request of the session's newest run.
     #[serde(default)]
     pub previous: Option<Previous>,
 }
@@ -96,7 +96,7 @@ pub(crate) struct Figures {
     pub remarks: Vec<String>,
 }
 
-/// What the newest run of a session left at GitHub.
+/// The branch, issue and pull request that a session has at GitHub.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "camelCase")]
 pub(crate) struct Previous {

@@ -71,7 +71,7 @@ pub(crate) struct Saga {
     pub logs: Vec<String>,
 }
 
-/// What the steps found or made.
+/// The facts of all steps.
 #[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "camelCase", default)]
 pub(crate) struct Facts {
@@ -92,7 +92,7 @@ pub(crate) struct FailedStep {
     pub failure: StepFailure,
 }
 
-/// What follows in a run.
+/// The continuation of a run.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(crate) enum Next {
     Step(StepName),
@@ -253,7 +253,7 @@ impl Saga {
         self.plan.wants_pull_request() && has_issues
     }
 
-    /// What an earlier turn of the session made, unless its pull request was merged meanwhile: then a new one begins.
+    /// The branch and pull request of an earlier turn of the session, unless that was merged meanwhile: then a new one begins.
     pub(crate) fn open_previous(&self) -> Option<&Previous> {
         let state = self.facts.preflight.as_ref().and_then(|preflight| preflight.pull_request);
         self.plan.previous.as_ref().filter(|_| state != Some(PullRequestState::Merged))

@@ -147,7 +147,7 @@ impl StepInput {
     }
 }
 
-/// What a turn changed.
+/// The changes of a turn.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "camelCase")]
 pub(crate) struct Changes {
@@ -213,7 +213,7 @@ pub(crate) struct Finding {
     pub rule: String,
 }
 
-/// What GitHub says about the repository.
+/// Facts about the repository at GitHub.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "camelCase")]
 pub(crate) struct Preflight {
@@ -299,7 +299,7 @@ pub(crate) struct RescueFact {
     pub is_patch_cut: bool,
 }
 
-/// What a step found or made.
+/// The fact of a step.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(tag = "made", rename_all = "kebab-case", rename_all_fields = "camelCase")]
 pub(crate) enum StepFact {
@@ -314,7 +314,7 @@ pub(crate) enum StepFact {
 }
 
 words! {
-    /// What may help a failed step.
+    /// The remedy of a failed step.
     Remedy {
         /// Nothing that the service can do.
         Never = "never",
@@ -331,7 +331,7 @@ words! {
 pub(crate) struct StepFailure {
     /// A stable code in kebab case, such as `github-unavailable`, `push-rejected`, `behind`; that of `skip` if there is one.
     pub code: String,
-    /// What happened and what to do, in one or two sentences without secrets; at most 300 characters.
+    /// The event and advice, in one or two sentences without secrets; at most 300 characters.
     pub message: String,
     /// Set if the run is skipped for this reason, rather than failed.
     #[serde(default, skip_serializing_if = "Option::is_none")]

@@ -30,6 +30,7 @@ use crate::{
         clock::Timestamp,
         ids::{FolderId, SessionId},
     },
+    github::{Github, GithubLimits},
     process::{ownership, sandbox::Sandbox, user::RunAs},
     runtime::workspaces::{WorkspaceSettings, Workspaces, diff::DiffLimits, folders::AllowedFolders, git::Git},
 };
@@ -179,7 +180,7 @@ impl Place {
         let sandbox = Sandbox::for_tests(allowed.root());
         let git = Git::new(BTreeMap::from([("PATH".to_owned(), PATH.into())])).confined_by(sandbox);
         let workspaces = Arc::new(Workspaces::new(allowed, git, settings).unwrap());
-        let automation = Automation::new(workspaces.clone());
+        let automation = Automation::new(workspaces.clone(), Github::new(GithubLimits::default()));
         Self { base, host, address, workspaces, automation, id: Uuid::now_v7(), run: Uuid::now_v7() }
     }
 
@@ -242,6 +243,7 @@ impl Place {
             api_url: "http://127.0.0.1:1".into(),
             token: token().into(),
             max_wait_ms: 1000,
+            app: None,
         };
         let order = StepOrder {
             workspace: self.reference(),
