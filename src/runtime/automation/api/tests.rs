@@ -106,7 +106,7 @@ impl World {
             ("GET", ["pulls"]) => Some((200, newest_first(&self.pulls))),
             ("GET", ["pulls", number]) => Some((200, by_number(&self.pulls, number)?.clone())),
             ("PATCH", ["pulls", number]) => {
-                let at = self.pulls.iter().position(|it| it["number"].to_string() == *number)?;
+                let at = self.pulls.iter().position(|it| has_number(it, number))?;
                 let changes = request.json();
                 changes.as_object()?.iter().for_each(|(name, value)| self.pulls[at][name] = value.clone());
                 Some((200, self.pulls[at].clone()))
@@ -141,7 +141,11 @@ fn newest_first(list: &[Value]) -> Value {
 }
 
 fn by_number<'a>(list: &'a [Value], number: &str) -> Option<&'a Value> {
-    list.iter().find(|it| it["number"].to_string() == number)
+    list.iter().find(|it| has_number(it, number))
+}
+
+fn has_number(entry: &Value, number: &str) -> bool {
+    number.parse().is_ok_and(|number: u64| entry["number"] == number)
 }
 
 fn invalid(error: &Value) -> Value {
@@ -460,7 +464,8 @@ async fn preflight_reports_branches_rules_and_the_earlier_pull_request() {
 
 #[tokio::test]
 async fn preflight_refuses_what_cannot_succeed_before_something_exists() {
-    let changes: [(fn(&mut World), SkipDetail); 8] = [
+    type Change = fn(&mut World);
+    let changes: [(Change, SkipDetail); 8] = [
         (|world| world.repository["archived"] = json!(true), SkipDetail::Archived),
         (|world| world.repository["permissions"]["push"] = json!(false), SkipDetail::TokenRefused),
         (|world| world.repository["default_branch"] = json!(null), SkipDetail::EmptyRepository),
