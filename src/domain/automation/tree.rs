@@ -19,7 +19,7 @@ pub(crate) const MAX_CHANGE_BYTES: u64 = 2 * 1024 * 1024 * 1024;
 pub(crate) const MAX_CHANGE_FILES: usize = 100_000;
 /// Largest file that is searched for secrets, in bytes.
 pub(crate) const MAX_SEARCHED_BYTES: u64 = 1024 * 1024;
-/// The most findings of one kind; the first ones tell a reader enough to act.
+/// The most findings of one kind; the first ones show what is wrong.
 const MAX_FINDINGS: usize = 20;
 /// Longest path in a finding, in characters.
 const MAX_PATH_CHARS: usize = 200;

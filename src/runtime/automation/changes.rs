@@ -1,4 +1,4 @@
-//! What a turn changed, as a tree of the runtime's own repository.
+//! The changes of a turn, as a tree of the runtime's own repository.
 //!
 //! The tree is that of the parent with the changes of the workspace, by path: files that the agent did not change keep
 //! their blobs to the byte. If the parent has commits of others, made on the branch meanwhile, both are merged.

@@ -5,6 +5,7 @@
 
 mod api;
 mod changes;
+mod host;
 mod local;
 mod push;
 pub(super) mod rescue;

@@ -7,6 +7,7 @@ use std::{ffi::OsString, time::Duration};
 
 use super::{
     Made, Step, failure,
+    host::{of_host, over, text_of},
     local::{broken, other_step},
     rescue,
 };
@@ -16,8 +17,8 @@ use crate::{
         step::{PushFact, Remedy, StepFact, StepFailure, StepInput},
     },
     runtime::workspaces::{
-        git::{Finished, Input},
-        proxy::{Proxy, ProxyFailure, Services},
+        git::Input,
+        proxy::{Proxy, Services},
         repositories::{BareRepository, is_object_name},
         repository::check_branch,
     },
@@ -80,46 +81,6 @@ pub(super) async fn push(step: &mut Step<'_>) -> Made {
     let push = Push { repository, proxy: &proxy, branch, commit, timeout };
     let fact = push.deliver(expected.clone(), |line| step.log(line)).await?;
     Ok(StepFact::Push(fact))
-}
-
-/// Runs git against the host.
-///
-/// # Errors
-/// The failure of the host, or of git.
-pub(super) async fn over(
-    repository: &BareRepository,
-    proxy: &Proxy,
-    args: Vec<OsString>,
-    timeout: Duration,
-) -> Result<String, StepFailure> {
-    // Of an earlier call.
-    drop(proxy.take_failure());
-    let finished = repository.remote(proxy, args, timeout).await.map_err(broken)?;
-    let output = text_of(&finished);
-    match finished.exit_code() {
-        Some(0) => Ok(output),
-        _ => Err(of_host(proxy).unwrap_or_else(|| {
-            let last = output.trim().lines().last().unwrap_or_default();
-            failure("git-failed", &format!("git: {last}"), Remedy::Later)
-        })),
-    }
-}
-
-fn text_of(finished: &Finished) -> String {
-    String::from_utf8_lossy(&finished.output.bytes).into_owned()
-}
-
-/// The failure of the host, if there was one.
-fn of_host(proxy: &Proxy) -> Option<StepFailure> {
-    Some(match proxy.take_failure()? {
-        ProxyFailure::Refused(answer) => {
-            let failure = rejection::of_status(answer.status, &answer.text, answer.sso.as_deref());
-            StepFailure { retry_at: answer.retry_at.filter(|_| failure.remedy == Remedy::Later), ..failure }
-        }
-        ProxyFailure::Lost(cause) => {
-            failure("github-unavailable", &format!("GitHub could not be reached: {cause}"), Remedy::Later)
-        }
-    })
 }
 
 impl Push<'_> {

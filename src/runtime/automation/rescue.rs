@@ -15,6 +15,7 @@ use uuid::Uuid;
 
 use super::{
     Automation, Made, Step, failure,
+    host::over,
     local::{broken, missing_parent, other_step, repository},
 };
 use crate::{
@@ -175,7 +176,7 @@ pub(super) async fn restore(
     let refspec = format!("{}:refs/lumilink/base", kept.parent);
     let args = ["fetch", "--quiet", "--no-tags", "--no-write-fetch-head", "--depth=1", "--", proxy.url(), &refspec];
     let args = args.map(std::ffi::OsString::from).to_vec();
-    super::push::over(&repository, proxy, args, step.workspaces.network_timeout()).await?;
+    over(&repository, proxy, args, step.workspaces.network_timeout()).await?;
     let args = vec!["bundle".into(), "unbundle".into(), rescued.join(BUNDLE).into()];
     repository.run(args, Input::Nothing, CHUNK_BYTES).await.map_err(broken)?;
     Ok(Some(repository))

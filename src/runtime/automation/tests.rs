@@ -591,7 +591,7 @@ async fn rejections_of_hooks_and_of_the_host_are_reported_by_their_rules() {
 }
 
 #[actix_web::test]
-async fn what_must_not_be_pushed_is_found_in_the_tree() {
+async fn forbidden_contents_and_names_are_found_in_the_tree() {
     let attributes = "*.bin filter=lfs diff=lfs merge=lfs -text\n";
     let place = Place::new(&[(".gitattributes", attributes), ("README.md", "x\n"), ("old.bin", "x\n")]).await;
     let clean = place.changes(None).await;

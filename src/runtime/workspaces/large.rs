@@ -53,7 +53,7 @@ impl LargeFiles {
         self.0.contains_key(path)
     }
 
-    /// Those files for whose path and size `keep` is true.
+    /// The files for whose path and size `keep` is true.
     pub(super) fn only(&self, keep: impl Fn(&[u8], u64) -> bool) -> Self {
         let kept = self.0.iter().filter(|(path, state)| keep(path, state.bytes));
         Self(kept.map(|(path, state)| (path.clone(), *state)).collect())

@@ -1,6 +1,6 @@
 //! A proxy on loopback between git and one repository of a host: it adds the token, which git never has.
 //!
-//! It serves the smart HTTP interface of one repository, for the services that a step needs, and closes with the step. Its
+//! The proxy serves the smart HTTP interface of one repository, for the services that a step needs, and closes with the step. Its
 //! address has a random path, and requests need a random header as well: addresses are in the arguments of git's
 //! processes, which every process of the machine can read, and headers are in their environment, which an agent cannot.
 
@@ -28,6 +28,7 @@ use crate::{
         clock::{Clock, Timestamp},
         turn::outcome::{ErrorCode, Failure},
     },
+    runtime::reply::answer_stranger,
     telemetry::clock::SystemClock,
 };
 
@@ -226,7 +227,7 @@ fn endpoint(request: &HttpRequest, shared: &Shared) -> Option<String> {
 }
 
 async fn pass_on(request: HttpRequest, body: web::Payload, shared: web::Data<Shared>) -> HttpResponse {
-    let Some(endpoint) = endpoint(&request, &shared) else { return HttpResponse::NotFound().finish() };
+    let Some(endpoint) = endpoint(&request, &shared) else { return refusal(ErrorCode::NotFound) };
     let method = if request.method() == "GET" { reqwest::Method::GET } else { reqwest::Method::POST };
     let url = format!("{}{endpoint}", shared.upstream.lock().as_str().trim_end_matches('/'));
     let mut upstream = shared.client.request(method.clone(), url);
@@ -239,7 +240,7 @@ async fn pass_on(request: HttpRequest, body: web::Payload, shared: web::Data<Sha
     if method == reqwest::Method::POST {
         upstream = match body_of(&request, body).await {
             Ok(body) => upstream.body(body),
-            Err(_) => return HttpResponse::PayloadTooLarge().finish(),
+            Err(_) => return refusal(ErrorCode::PayloadTooLarge),
         };
     }
     match upstream.send().await {
@@ -253,9 +254,14 @@ async fn pass_on(request: HttpRequest, body: web::Payload, shared: web::Data<Sha
         Err(cause) => {
             let cause = without_url(cause);
             *shared.failure.lock() = Some(ProxyFailure::Lost(cause));
-            HttpResponse::BadGateway().finish()
+            refusal(ErrorCode::WorkspaceUnavailable)
         }
     }
+}
+
+/// Answer to git, which shows its status only.
+fn refusal(code: ErrorCode) -> HttpResponse {
+    answer_stranger(&Failure::new(code, "git proxy"), None)
 }
 
 /// The causes of a failed request, without its address.
@@ -345,5 +351,5 @@ async fn refused(mut answer: reqwest::Response, shared: &Shared) -> HttpResponse
     *shared.failure.lock() = Some(ProxyFailure::Refused(RefusedAnswer { status, text, sso, retry_at }));
     // A redirect must not make git leave the proxy, and 401 not make it ask for a password.
     let status = if (300..=401).contains(&status) { 403 } else { status };
-    HttpResponse::build(StatusCode::from_u16(status).unwrap_or(StatusCode::BAD_GATEWAY)).finish()
+    HttpResponse::build(StatusCode::from_u16(status).unwrap_or_default()).finish()
 }

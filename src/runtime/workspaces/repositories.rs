@@ -356,7 +356,7 @@ impl BareRepository {
         one_line(&self.git.run(with_index(strings(["write-tree"]), Input::Nothing)).await?.bytes)
     }
 
-    /// Those of `paths` that `.gitattributes` of a tree give to Git LFS. `index` is a new file.
+    /// The paths among `paths` that `.gitattributes` of a tree give to Git LFS. `index` is a new file.
     ///
     /// # Errors
     /// As [`Git::run`].
