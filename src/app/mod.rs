@@ -6,6 +6,7 @@
 
 mod access;
 mod api;
+mod automation;
 mod backup;
 mod demo;
 mod membership;
@@ -80,6 +81,9 @@ pub(crate) enum AppError {
     /// The webhook settings are invalid.
     #[error("webhook: {0}")]
     Webhook(String),
+    /// The GitHub App cannot be used.
+    #[error("github: {0}")]
+    Github(String),
     /// An address cannot be bound, or a file not be written.
     #[error("{what}: {cause}")]
     Io { what: String, cause: io::Error },

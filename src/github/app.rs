@@ -327,3 +327,6 @@ fn misconfigured(refusal: &Refusal) -> StepFailure {
     let message = format!("{}. Check app_id, private key and clock of the service", refusal.message);
     StepFailure { message, remedy: Remedy::Never, ..failure }
 }
+
+#[cfg(test)]
+mod tests;

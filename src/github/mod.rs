@@ -7,7 +7,6 @@
 //!   looks for what exists ([`create_once`]).
 //! - The meaning of an answer is decided in [`domain::automation::github_answer`](crate::domain::automation::github_answer).
 
-#[allow(dead_code, reason = "the saga of the supervisor mints the tokens")]
 mod app;
 mod client;
 mod create;
@@ -16,10 +15,11 @@ mod fit;
 mod locks;
 mod model;
 mod repository;
+#[cfg(test)]
+pub(crate) mod stand_in;
 
-#[allow(unused_imports, reason = "the saga of the supervisor mints the tokens")]
-pub(crate) use self::app::{App, AppOptions, AppToken, BadApp, Scope};
 pub(crate) use self::{
+    app::{App, AppOptions, AppToken, Scope},
     client::{Access, GithubClient},
     create::{Creation, create_once},
     exchange::{Github, GithubLimits},
