@@ -16,10 +16,13 @@ mod locks;
 mod model;
 mod repository;
 #[cfg(test)]
-pub(crate) mod stand_in;
+pub(crate) mod stub;
+#[cfg(test)]
+mod tests;
 
+#[allow(unused_imports, reason = "the saga of the supervisor mints the tokens")]
+pub(crate) use self::app::{App, AppOptions, AppToken, BadApp, Scope};
 pub(crate) use self::{
-    app::{App, AppOptions, AppToken, Scope},
     client::{Access, GithubClient},
     create::{Creation, create_once},
     exchange::{Github, GithubLimits},
