@@ -50,7 +50,7 @@
 //! | notifications | `http/notifications` | `actors/notifications` | `domain/notify` | `store/notifications` | `webhook`, `client/notifications` |
 //! | capacity and retention | `http/health` | `actors/upkeep`, `actors/handles/capacity_guard` | `domain/capacity` | `store/audit`, `store/retention` | |
 //! | automation | `contract/automation` | `actors/session/automation`, `actors/session/closing` | `domain/automation` | `store/automation` | `runtime/automation`, `github` |
-//! | tenants' limits and ceilings | `http/tenants` | `actors/handles/tenants` | `domain/tenant`, `domain/limits` | `store/tenants` | |
+//! | tenants' limits, ceilings and policy of automation | `http/tenants` | `actors/handles/tenants` | `domain/tenant`, `domain/limits` | `store/tenants` | |
 //! | erasure | `http/erasure` | `actors/erasure` | `domain/erasure` | `store/erasure` | `POST /workspace/remove`, `POST /tenant/remove` of the runtime |
 //! | audit | `http/audit` | | `domain/explain`, `domain/changes` | `store/audit`, `store/changes` | |
 //! | agents and workspaces | `POST /workspace/…` of the runtime | | `domain/session/pending_permissions` | `store/workspaces` | `runtime/agents`, `runtime/workspaces`, `process` |

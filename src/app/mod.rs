@@ -6,6 +6,7 @@
 
 mod access;
 mod api;
+mod automation;
 mod backup;
 mod demo;
 mod membership;
@@ -80,6 +81,9 @@ pub(crate) enum AppError {
     /// The webhook settings are invalid.
     #[error("webhook: {0}")]
     Webhook(String),
+    /// The GitHub App cannot be used.
+    #[error("github: {0}")]
+    Github(String),
     /// An address cannot be bound, or a file not be written.
     #[error("{what}: {cause}")]
     Io { what: String, cause: io::Error },
@@ -128,6 +132,9 @@ pub(crate) async fn runtime(loaded: Loaded, options: ServeOptions) -> Result<(),
     known::hide(loaded.secrets());
     let terminal = Terminal::at_start();
     let metrics = Metrics::of_runtime(env!("CARGO_PKG_VERSION"), option_env!("LUMILINK_COMMIT"))?;
+    if loaded.config.github.private_key.is_some() {
+        tracing::warn!(marker = "[GITHUB-AUTO]", "github.private_key is set, and a runtime does not use it: remove it here");
+    }
     let settings = &loaded.config.runtime;
     let place = runtime::Place {
         listen: settings.listen,

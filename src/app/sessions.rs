@@ -40,6 +40,7 @@ use crate::{
     cluster::membership::Membership,
     config::Config,
     domain::{clock::Clock, ids::SessionId, session::lifecycle::SessionState, turn::TurnPhase},
+    github::App,
     store::{SessionRow, Store, Unfinished},
     telemetry::{DatabaseClock, Metrics},
     transport::{http::client::WorkspaceClient, socket::websocket::Endpoint},
@@ -71,6 +72,7 @@ pub(super) async fn start_sessions(
     metrics: Metrics,
     endpoint: Endpoint,
     (tokens, can_resume): (ClientTokens, bool),
+    app: Option<Arc<App>>,
 ) -> Result<SessionsStart, AppError> {
     let asked = Instant::now();
     let clock: Arc<dyn Clock> = Arc::new(DatabaseClock::anchored(asked, store.time().await?));
@@ -94,7 +96,7 @@ pub(super) async fn start_sessions(
         clock: clock.clone(),
         runtime: workspace_client.clone(),
         settings: Arc::new(config.github.clone()),
-        credentials: Credentials::default(),
+        credentials: Credentials::new(app, tenants.clone()),
         metrics: metrics.clone(),
         stopping: stopping.subscribe(),
     };

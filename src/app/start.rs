@@ -6,6 +6,7 @@ use super::{
     AppError,
     access::{client_token, client_token_place},
     api::{HttpHandle, MigrationsHandle, start_http, start_migrations},
+    automation::github_app,
     membership::join,
     notifications::{NotificationsHandle, WebhooksHandle, start_notifications, start_webhooks, webhooks},
     reload::Targets,
@@ -45,6 +46,8 @@ impl Service {
         metrics.configure_agents(config.agents.keys().map(String::as_str).chain([DEFAULT_AGENT]))?;
         // First: a taken address must not cost anything, and nothing is recovered before the address is ours.
         let listener = bind(config.server.listen)?;
+        // Before anything is recovered: a key that cannot be used is an error of the start.
+        let app = github_app(config)?;
         let store = start_store(loaded, metrics.clone()).await?;
         let server_token = Reloadable::new(client_token(loaded)?);
         let client_tokens = ClientTokens::of(&store.store.usable_tokens(store.store.time().await?).await?);
@@ -55,7 +58,7 @@ impl Service {
         let can_resume = !runtime.is_embedded();
         let member = membership.membership.clone();
         let sessions =
-            start_sessions(config, store.store.clone(), member, metrics, endpoint, (client_tokens, can_resume));
+            start_sessions(config, store.store.clone(), member, metrics, endpoint, (client_tokens, can_resume), app);
         let sessions = sessions.await?;
         let SessionsStart { handle: sessions, progress, capacity } = sessions;
         let workspaces = &sessions.workspaces;

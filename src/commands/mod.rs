@@ -60,7 +60,7 @@ enum Command {
     Session(session::SessionArgs),
     /// Shows and changes the route of a workspace, and erases it.
     Workspace(workspace::WorkspaceArgs),
-    /// Shows and changes limits and ceilings of a tenant, and erases it.
+    /// Shows and changes limits, ceilings and automation of a tenant, and erases it.
     Tenant(tenant::TenantArgs),
     /// Reads the audit records of a running server.
     Audit(audit::AuditArgs),

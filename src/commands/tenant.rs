@@ -16,12 +16,13 @@ pub(crate) struct TenantArgs {
 
 #[derive(Debug, Subcommand)]
 enum Action {
-    /// Prints limits and ceilings of a tenant, and its use now.
+    /// Prints limits, ceilings and automation of a tenant, and its use now.
     Show {
         /// Name of the tenant.
         tenant: String,
     },
-    /// Changes limits and ceilings of a tenant; those without a flag stay. none removes a limit, any a ceiling.
+    /// Changes limits, ceilings and automation of a tenant; those without a flag stay. none removes a limit, any a ceiling;
+    /// default is the value of the server.
     Set(Box<SetArgs>),
     /// Erases a tenant: all its workspaces with their folders, and its settings.
     Delete {
@@ -67,8 +68,32 @@ struct SetArgs {
     #[arg(long, value_name = "CEILING")]
     paths: Option<String>,
     /// Folders that listed admits, separated by commas; default is the list of the server.
-    #[arg(long, value_name = "FOLDERS", value_parser = folders)]
+    #[arg(long, value_name = "FOLDERS", value_parser = list_or_default)]
     listed_paths: Option<Value>,
+    /// Ids of the installations of the GitHub App that are bound to the tenant, separated by commas, or none.
+    #[arg(long, value_name = "IDS", value_parser = ids)]
+    installations: Option<Value>,
+    /// Pull requests as drafts: true, false or default.
+    #[arg(long, value_name = "BOOL", value_parser = flag)]
+    draft: Option<Value>,
+    /// Labels of issues and pull requests, separated by commas, or default.
+    #[arg(long, value_name = "LABELS", value_parser = list_or_default)]
+    labels: Option<Value>,
+    /// Logins of the assignees, separated by commas, or default.
+    #[arg(long, value_name = "LOGINS", value_parser = list_or_default)]
+    assignees: Option<Value>,
+    /// Logins of reviewers, and teams such as acme/core, separated by commas, or default.
+    #[arg(long, value_name = "LOGINS", value_parser = list_or_default)]
+    reviewers: Option<Value>,
+    /// Name of branches: a prefix, or text with {name}, {issue}, {session} and {timestamp}, or default.
+    #[arg(long, value_name = "TEMPLATE")]
+    branch_template: Option<String>,
+    /// Patterns of protected paths such as .github/, separated by commas, or default.
+    #[arg(long, value_name = "PATTERNS", value_parser = list_or_default)]
+    protected_paths: Option<Value>,
+    /// What happens to a change of a protected path: draft, refuse or default.
+    #[arg(long, value_name = "WORD")]
+    protection: Option<String>,
     /// A name for the log beside the subject of the token, such as the person for whom a program acts.
     #[arg(long, value_name = "NAME")]
     actor: Option<String>,
@@ -95,19 +120,38 @@ fn bytes(text: &str) -> Result<Value, String> {
 fn list(text: &str) -> Result<Value, String> {
     match text {
         "any" => Ok(Value::Null),
-        text => Ok(text.split(',').map(str::trim).filter(|name| !name.is_empty()).collect()),
+        text => Ok(parts(text)),
     }
 }
 
-fn folders(text: &str) -> Result<Value, String> {
+fn parts(text: &str) -> Value {
+    text.split(',').map(str::trim).filter(|part| !part.is_empty()).collect()
+}
+
+/// A list, or the value of the server for `default`.
+#[expect(clippy::unnecessary_wraps, reason = "the form of a parser of arguments")]
+fn list_or_default(text: &str) -> Result<Value, String> {
     match text {
         "default" => Ok(Value::Null),
-        text => list(text),
+        text => Ok(parts(text)),
     }
 }
 
-/// A ceiling by its name; the rule of the server for `default`.
-fn ceiling(text: String) -> Value {
+fn ids(text: &str) -> Result<Value, String> {
+    let ids = if text == "none" { "" } else { text };
+    let ids = ids.split(',').map(str::trim).filter(|id| !id.is_empty()).map(str::parse::<u64>);
+    ids.collect::<Result<Vec<_>, _>>().map(Value::from).map_err(|_| "must be numbers or none".to_owned())
+}
+
+fn flag(text: &str) -> Result<Value, String> {
+    match text {
+        "default" => Ok(Value::Null),
+        text => text.parse::<bool>().map(Value::from).map_err(|_| "must be true, false or default".to_owned()),
+    }
+}
+
+/// A word or text; the value of the server for `default`.
+fn text_or_default(text: String) -> Value {
     if text == "default" { Value::Null } else { text.into() }
 }
 
@@ -140,13 +184,23 @@ async fn change(client: &ApiClient, set: SetArgs) -> Result<Value, CommandError>
         ("permissionPolicies", set.policies),
         ("agents", set.agents),
         ("repositories", set.repositories),
-        ("mcpServers", set.mcp_servers.map(ceiling)),
-        ("paths", set.paths.map(ceiling)),
+        ("mcpServers", set.mcp_servers.map(text_or_default)),
+        ("paths", set.paths.map(text_or_default)),
         ("listedPaths", set.listed_paths),
+    ];
+    let automation = [
+        ("installations", set.installations),
+        ("draft", set.draft),
+        ("labels", set.labels),
+        ("assignees", set.assignees),
+        ("reviewers", set.reviewers),
+        ("branchTemplate", set.branch_template.map(text_or_default)),
+        ("protectedPaths", set.protected_paths),
+        ("protection", set.protection.map(text_or_default)),
     ];
     let before = client.tenant(&set.tenant).await?;
     let mut body = json!({"actor": set.actor, "reason": set.reason});
-    for (part, given) in [("limits", &limits[..]), ("ceilings", &ceilings)] {
+    for (part, given) in [("limits", &limits[..]), ("ceilings", &ceilings), ("automation", &automation)] {
         if given.iter().any(|(_, value)| value.is_some()) {
             body[part] = before[part].clone();
             for (name, value) in given {
@@ -171,6 +225,10 @@ mod tests {
         assert_eq!(list("any"), Ok(Value::Null));
         assert_eq!(list("a, b,"), Ok(json!(["a", "b"])));
         assert_eq!(list(""), Ok(json!([])));
-        assert_eq!((folders("default"), ceiling("default".into())), (Ok(Value::Null), Value::Null));
+        assert_eq!((list_or_default("default"), text_or_default("default".into())), (Ok(Value::Null), Value::Null));
+        assert_eq!(list_or_default(".github/,CODEOWNERS"), Ok(json!([".github/", "CODEOWNERS"])));
+        assert_eq!((ids("7, 8"), ids("none")), (Ok(json!([7, 8])), Ok(json!([]))));
+        assert!(ids("octo").is_err() && ids("-1").is_err());
+        assert_eq!((flag("true"), flag("default")), (Ok(json!(true)), Ok(Value::Null)));
     }
 }

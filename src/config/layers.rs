@@ -182,8 +182,15 @@ impl Layers {
 }
 
 /// Settings whose values are secrets, beside the variables of agents.
-pub(crate) const SECRETS: [&str; 6] =
-    ["server.token", "runtime.token", "database.url", "webhook.url", "webhook.secret", "webhook.previous_secret"];
+pub(crate) const SECRETS: [&str; 7] = [
+    "server.token",
+    "runtime.token",
+    "database.url",
+    "webhook.url",
+    "webhook.secret",
+    "webhook.previous_secret",
+    "github.private_key",
+];
 
 /// True if the value of a setting is a secret.
 pub(super) fn is_secret(setting: &str) -> bool {

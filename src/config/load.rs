@@ -51,7 +51,7 @@ impl Loaded {
     /// The texts that are redacted wherever they occur: tokens, secrets and passwords of the settings, and the values of the
     /// agents' variables, except for harmless ones.
     pub(crate) fn secrets(&self) -> impl Iterator<Item = String> {
-        let Config { server, runtime, webhook, database, .. } = &self.config;
+        let Config { server, runtime, webhook, database, github, .. } = &self.config;
         let settings = [&server.token, &runtime.token, &webhook.secret, &webhook.previous_secret];
         let settings = settings.into_iter().flatten().map(|value| value.expose_secret().to_owned());
         let urls = [&webhook.url, &database.url].into_iter().flatten();
@@ -60,7 +60,11 @@ impl Loaded {
         let of_agents = of_agents.flat_map(|(name, value)| secrets_of(name, value.expose_secret()));
         let named = self.config.secrets.values().filter_map(|secret| secret.value.as_ref());
         let named = named.map(|value| value.expose_secret().to_owned());
-        settings.chain(of_urls).chain(of_agents).chain(named)
+        // A key is hidden as a whole and by its lines, since a part of it is a secret too.
+        let keys = github.private_key.iter().map(|key| key.expose_secret());
+        let lines = keys.clone().flat_map(str::lines).map(str::trim).filter(|line| !line.starts_with("-----"));
+        let keys = keys.chain(lines).map(str::to_owned);
+        settings.chain(of_urls).chain(of_agents).chain(named).chain(keys)
     }
 }
 

@@ -15,6 +15,10 @@ use utoipa::{
 
 use super::notifications::notification::NoteKind;
 use crate::domain::{
+    automation::{
+        policy::{MAX_INSTALLATION, MAX_PROTECTED_CHARS},
+        wanted::MAX_LABEL_CHARS,
+    },
     routing::Initiator,
     session::mcp::MAX_SERVERS,
     tenant::{MAX_AGENT_CHARS, MAX_PATH_CHARS},
@@ -205,6 +209,26 @@ pub(crate) struct RepositoryPattern;
 #[derive(Debug)]
 pub(crate) struct AgentName;
 
+/// Id of an installation of the GitHub App.
+#[derive(Debug)]
+pub(crate) struct InstallationNumber;
+
+/// A label of a tenant's automation.
+#[derive(Debug)]
+pub(crate) struct AutomationLabel;
+
+/// A login of a tenant's automation.
+#[derive(Debug)]
+pub(crate) struct Login;
+
+/// A reviewer of a tenant's automation.
+#[derive(Debug)]
+pub(crate) struct Reviewer;
+
+/// A pattern of protected paths.
+#[derive(Debug)]
+pub(crate) struct ProtectedPath;
+
 /// A path of a folder in a ceiling.
 #[derive(Debug)]
 pub(crate) struct AbsolutePath;
@@ -244,6 +268,26 @@ text_schemas! {
         .pattern(Some(r"^/(?!\.\.(/|$))([^/]*/(?!\.\.(/|$)))*[^/]*$"))
         .max_length(Some(MAX_PATH_CHARS))
         .examples(["/srv/projects/acme"]);
+    InstallationNumber = ObjectBuilder::new()
+        .schema_type(Type::Integer)
+        .description(Some("Id of an installation of the GitHub App."))
+        .minimum(Some(1))
+        .maximum(Some(MAX_INSTALLATION))
+        .examples([json!(48_151_623)]);
+    AutomationLabel = text("A label, on one line.")
+        .min_length(Some(1))
+        .max_length(Some(MAX_LABEL_CHARS))
+        .examples(["automated"]);
+    Login = text("Login of a person or a bot at GitHub.")
+        .pattern(Some(r"^[A-Za-z0-9._\[\]-]{1,100}$"))
+        .examples(["octocat"]);
+    Reviewer = text("Login of a person at GitHub, or a team as `owner/team`.")
+        .pattern(Some(r"^[A-Za-z0-9._\[\]-]{1,100}(/[A-Za-z0-9._\[\]-]{1,100})?$"))
+        .examples(["octo/core"]);
+    ProtectedPath = text("A folder with `/` at its end, a path with `/`, or a name in any folder.")
+        .pattern(Some(r"^[^\x00-\x1f\x7f-\x9f]+$"))
+        .max_length(Some(MAX_PROTECTED_CHARS))
+        .examples([".github/"]);
     RepositoryPattern = text("`owner/name`, where `*` matches any characters.")
         .pattern(Some(r"^(?!\.{1,2}/)[A-Za-z0-9._*-]{1,100}/(?!\.{1,2}$)[A-Za-z0-9._*-]{1,100}$"))
         .examples(["acme/*"]);
@@ -314,7 +358,7 @@ pub(crate) fn relations() -> [(&'static str, Extensions); 7] {
         ),
         rules("ProtocolBody", json!([pinned])),
         rules("TenantProtocolBody", json!([one_of(&tenant)])),
-        rules("TenantBody", json!([one_of(&["limits", "ceilings"])])),
+        rules("TenantBody", json!([one_of(&["limits", "ceilings", "automation"])])),
         rules(
             "MigrationBody",
             json!([{"if": is("mode", json!("at")), "then": given("at"), "else": {"not": given("at")}}]),

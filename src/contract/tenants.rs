@@ -1,4 +1,4 @@
-//! Settings of a tenant: limits and ceilings.
+//! Settings of a tenant: limits, ceilings and automation.
 
 use std::fmt::Display;
 
@@ -9,8 +9,15 @@ use serde::{
 use serde_json::Value;
 use utoipa::ToSchema;
 
-use super::inputs::{AbsolutePath, Actor, AgentName, Reason, RepositoryPattern};
+use super::{
+    inputs::{
+        AbsolutePath, Actor, AgentName, AutomationLabel, InstallationNumber, Login, ProtectedPath, Reason,
+        RepositoryPattern, Reviewer,
+    },
+    words::word_schemas,
+};
 use crate::domain::{
+    automation::{plan::Protection, policy::AutomationSettings},
     clock::Timestamp,
     ids::InstallationId,
     limits::UseLimits,
@@ -107,6 +114,43 @@ pub(crate) struct TenantCeilings {
     pub listed_paths: Option<Vec<String>>,
 }
 
+word_schemas! {
+    Protection => "Protection", "What happens to a change of a protected path.";
+}
+
+/// Automation of a tenant. Null or an absent member is the value of `[github]`.
+#[derive(Debug, Clone, Serialize, Deserialize, ToSchema)]
+#[serde(rename_all = "camelCase", deny_unknown_fields)]
+pub(crate) struct TenantAutomation {
+    /// Installations of the GitHub App that are bound to the tenant, at most 100 ids. Runs without a `githubToken` use the
+    /// App for repositories of these installations alone; null is none.
+    #[serde(default, deserialize_with = "ids")]
+    #[schema(value_type = Option<Vec<InstallationNumber>>, max_items = 100)]
+    pub installations: Vec<u64>,
+    /// True to open pull requests as drafts; null: `github.draft`.
+    pub draft: Option<bool>,
+    /// Labels of issues and pull requests, at most 20; null: `automated` and `claude-prompt`.
+    #[schema(value_type = Option<Vec<AutomationLabel>>, max_items = 20)]
+    pub labels: Option<Vec<String>>,
+    /// Logins of the assignees, at most 10; null: none.
+    #[schema(value_type = Option<Vec<Login>>, max_items = 10)]
+    pub assignees: Option<Vec<String>>,
+    /// Logins of reviewers, and teams as `owner/team`, at most 15; null: none.
+    #[schema(value_type = Option<Vec<Reviewer>>, max_items = 15)]
+    pub reviewers: Option<Vec<String>>,
+    /// Name of branches: a prefix, or text with `{name}`, `{issue}`, `{session}` and `{timestamp}`; null:
+    /// `github.branch_template`. It must make a valid name, and another one for each session.
+    #[schema(max_length = 200)]
+    pub branch_template: Option<String>,
+    /// Patterns of protected paths, at most 200: `.github/` is a folder, `docs/owners.txt` a path, and `CODEOWNERS` a name in
+    /// any folder; null: `github.protected_paths`.
+    #[schema(value_type = Option<Vec<ProtectedPath>>, max_items = 200)]
+    pub protected_paths: Option<Vec<String>>,
+    /// What happens to a change of a protected path: `draft` opens the pull request as a draft, `refuse` skips the run and
+    /// keeps the commit; null: `github.protection`.
+    pub protection: Option<Protection>,
+}
+
 /// Answer to `GET /acp/tenants/{installationId}`.
 #[derive(Debug, Serialize, ToSchema)]
 #[serde(rename_all = "camelCase")]
@@ -115,6 +159,7 @@ pub(crate) struct TenantInfo {
     pub installation_id: InstallationId,
     pub limits: TenantLimits,
     pub ceilings: TenantCeilings,
+    pub automation: TenantAutomation,
     /// Live sessions of the tenant.
     pub live_sessions: u32,
     /// Turns of the tenant that run.
@@ -128,6 +173,7 @@ pub(crate) struct TenantInfo {
 #[schema(examples(json!({
     "limits": {"sessions": 20, "turns": 10, "promptsPerMinute": 60},
     "ceilings": {"permissionPolicies": ["allow-once", "ask", "reject"], "repositories": ["acme/*"]},
+    "automation": {"installations": [48_151_623], "draft": true, "reviewers": ["acme/core"], "protection": "refuse"},
     "actor": "alice", "reason": "the contract of acme"
 })))]
 #[serde(rename_all = "camelCase", deny_unknown_fields)]
@@ -136,6 +182,8 @@ pub(crate) struct TenantBody {
     pub limits: Option<TenantLimits>,
     #[serde(default, deserialize_with = "object")]
     pub ceilings: Option<TenantCeilings>,
+    #[serde(default, deserialize_with = "object")]
+    pub automation: Option<TenantAutomation>,
     /// A name for the log beside the subject of the token, such as that of the person for whom a program acts. At most 128
     /// characters.
     #[schema(value_type = Option<Actor>)]
@@ -174,6 +222,15 @@ fn whole_up_to<'de, D: Deserializer<'de>, T: TryFrom<u64> + Display>(
     fits.map(Some).ok_or_else(|| D::Error::custom(format!("{number} is not a whole number from 0 to {most}")))
 }
 
+/// Ids, also those that are written with a fraction of zero; null is none.
+fn ids<'de, D: Deserializer<'de>>(from: D) -> Result<Vec<u64>, D::Error> {
+    #[derive(Deserialize)]
+    struct Id(#[serde(deserialize_with = "whole_bytes")] Option<u64>);
+    let given = Option::<Vec<Id>>::deserialize(from)?.unwrap_or_default();
+    let ids = given.into_iter().map(|Id(id)| id.ok_or_else(|| D::Error::custom("an installation is null")));
+    ids.collect()
+}
+
 impl From<&TenantLimits> for UseLimits {
     fn from(given: &TenantLimits) -> Self {
         let TenantLimits { sessions, turns, prompts_per_minute, .. } = *given;
@@ -206,5 +263,23 @@ impl From<Ceilings> for TenantCeilings {
     fn from(kept: Ceilings) -> Self {
         let Ceilings { permission_policies, agents, repositories, mcp_servers, paths, listed_paths } = kept;
         Self { permission_policies, agents, repositories, mcp_servers, paths, listed_paths }
+    }
+}
+
+impl From<TenantAutomation> for AutomationSettings {
+    fn from(given: TenantAutomation) -> Self {
+        let TenantAutomation { mut installations, draft, labels, assignees, reviewers, .. } = given;
+        let TenantAutomation { branch_template, protected_paths, protection, .. } = given;
+        installations.sort_unstable();
+        installations.dedup();
+        Self { installations, draft, labels, assignees, reviewers, branch_template, protected_paths, protection }
+    }
+}
+
+impl From<AutomationSettings> for TenantAutomation {
+    fn from(kept: AutomationSettings) -> Self {
+        let AutomationSettings { installations, draft, labels, assignees, reviewers, .. } = kept;
+        let AutomationSettings { branch_template, protected_paths, protection, .. } = kept;
+        Self { installations, draft, labels, assignees, reviewers, branch_template, protected_paths, protection }
     }
 }

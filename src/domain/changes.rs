@@ -7,7 +7,7 @@ use super::words::words;
 words! {
     /// Kind of an administrative change.
     ChangeKind {
-        /// Limits and ceilings of a tenant.
+        /// Limits, ceilings and automation of a tenant.
         TenantSettings = "tenantSettings",
         /// Route defaults of a tenant, and the repositories that automation must not touch.
         TenantProtocol = "tenantProtocol",

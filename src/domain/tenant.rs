@@ -1,11 +1,14 @@
-//! Settings of a tenant: its limits, and the ceilings that its callers cannot exceed.
+//! Settings of a tenant: its limits, the ceilings that its callers cannot exceed, and its policy of automation.
 
 use std::path::{Component, Path};
 
 use serde::{Deserialize, Serialize};
 
 use super::{
-    automation::repository_pattern::{MAX_PATTERNS, RepositoryName, is_pattern},
+    automation::{
+        policy::AutomationSettings,
+        repository_pattern::{MAX_PATTERNS, RepositoryName, is_pattern},
+    },
     limits::UseLimits,
     session::permission::PermissionPolicy,
     turn::transcript::OwnTranscriptLimits,
@@ -55,6 +58,7 @@ pub(crate) struct TenantSettings {
     pub limits: UseLimits,
     pub transcripts: OwnTranscriptLimits,
     pub ceilings: Ceilings,
+    pub automation: AutomationSettings,
 }
 
 /// Ceilings of the choices of a tenant's callers; `None` leaves the choice to them.
@@ -101,6 +105,7 @@ impl TenantSettings {
     /// # Errors
     /// The member and what it must be.
     pub(crate) fn check(&self) -> Result<(), String> {
+        self.automation.check()?;
         let OwnTranscriptLimits { turn_bytes, session_bytes } = self.transcripts;
         for (name, bytes, most) in [
             ("transcriptTurnBytes", turn_bytes, MAX_TRANSCRIPT_TURN_BYTES),

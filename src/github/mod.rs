@@ -7,7 +7,6 @@
 //!   looks for what exists ([`create_once`]).
 //! - The meaning of an answer is decided in [`domain::automation::github_answer`](crate::domain::automation::github_answer).
 
-#[allow(dead_code, reason = "the saga of the supervisor mints the tokens")]
 mod app;
 mod client;
 mod create;

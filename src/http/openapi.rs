@@ -56,7 +56,7 @@ use crate::domain::access::Privilege;
         (name = "sessions", description = "Open, load, steer, read and close sessions"),
         (name = "turns", description = "Run, follow and cancel prompt turns"),
         (name = "workspaces", description = "Workspaces and agents"),
-        (name = "tenants", description = "Limits and ceilings of tenants"),
+        (name = "tenants", description = "Limits, ceilings and automation of tenants"),
         (name = "routes", description = "Routes of workspaces and defaults of tenants"),
         (name = "audit", description = "Records of decisions, and figures by day"),
         (name = "migrations", description = "Move fleets of workspaces to another default route, in steps"),

@@ -1,4 +1,4 @@
-//! Settings of a tenant: limits and ceilings.
+//! Settings of a tenant: limits, ceilings and automation.
 
 use std::path::Path;
 
@@ -23,7 +23,7 @@ use crate::{
     },
 };
 
-/// Limits and ceilings of a tenant, and its use now; an unknown tenant has none.
+/// Limits, ceilings and automation of a tenant, and its use now; an unknown tenant has none.
 #[utoipa::path(
     tag = "tenants",
     security(("token" = ["fleet.read"])),
@@ -41,8 +41,10 @@ pub(crate) async fn get_settings(
     Ok(web::Json(info(&state, rows::tenant_in_path(&caller, &tenant)?)))
 }
 
-/// Changes limits and ceilings of a tenant. Each part that is given replaces the earlier one as a whole; an absent or null
-/// member of it is unlimited. Limits apply from the next session and prompt on; what runs is not ended.
+/// Changes limits, ceilings and automation of a tenant. Each part that is given replaces the earlier one as a whole; an
+/// absent or null member of it is unlimited, and in `automation` the value of the configuration, or no installation. Limits
+/// apply from the next session and prompt on; what runs is not ended. Automation applies from the next run on, but for
+/// installations: those that are removed get no token from then on.
 #[utoipa::path(
     tag = "tenants",
     security(("token" = ["tenants.change"])),
@@ -61,10 +63,10 @@ pub(crate) async fn put_settings(
     body: Body,
 ) -> Result<web::Json<TenantInfo>, ApiError> {
     let tenant = rows::tenant_to_change(&state, &caller, &tenant)?;
-    let TenantBody { limits, ceilings, actor, reason } = parse_body(&body)?;
+    let TenantBody { limits, ceilings, automation, actor, reason } = parse_body(&body)?;
     let attribution = attribution(&caller, actor.as_deref(), &reason, None)?;
-    if limits.is_none() && ceilings.is_none() {
-        return Err(ApiError::new(ErrorCode::InvalidRequest, "give at least one of limits and ceilings"));
+    if limits.is_none() && ceilings.is_none() && automation.is_none() {
+        return Err(ApiError::new(ErrorCode::InvalidRequest, "give at least one of limits, ceilings and automation"));
     }
     let (services, of, checking) = (state.workspaces.services().clone(), tenant.clone(), state.clone());
     run_to_completion(async move {
@@ -76,6 +78,9 @@ pub(crate) async fn put_settings(
             }
             if let Some(ceilings) = ceilings {
                 settings.ceilings = ceilings.into();
+            }
+            if let Some(automation) = automation {
+                settings.automation = automation.into();
             }
             check(&checking.config, settings)
         });
@@ -115,6 +120,7 @@ fn info(state: &HttpState, tenant: InstallationId) -> TenantInfo {
     TenantInfo {
         limits: TenantLimits::of(&settings),
         ceilings: settings.ceilings.clone().into(),
+        automation: settings.automation.clone().into(),
         live_sessions,
         running_turns,
         updated_at,

@@ -1,4 +1,4 @@
-//! The `tenant_settings` table: limits and ceilings of tenants.
+//! The `tenant_settings` table: limits, ceilings and automation of tenants.
 
 use diesel::{AsChangeset, ExpressionMethods, Insertable, QueryDsl, Queryable, RunQueryDsl};
 

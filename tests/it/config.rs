@@ -72,6 +72,7 @@ fn secret_among_the_arguments_is_refused_with_advice() {
         "agent.env.SOME_KEY=secret-of-agent",
         r#"agent.env={"PLAIN":"secret-of-agent"}"#,
         "secrets.TOOL.value=secret-of-tool",
+        "github.private_key=secret-of-app",
     ] {
         let output = run(&folder, &[], &["config", "--set", setting]);
         let stderr = String::from_utf8_lossy(&output.stderr).into_owned();

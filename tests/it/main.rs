@@ -10,6 +10,7 @@ mod harness;
 mod access;
 mod audit;
 mod automation;
+mod automation_app;
 mod background;
 mod backup;
 mod bounds;

@@ -56,7 +56,10 @@ struct AdvancedRun {
     row: SagaRow,
     saga: Saga,
     workspace: WorkspaceRef,
+    /// The token that the caller gave.
     token: Option<SecretString>,
+    /// The token of the App with which the last step was ordered.
+    minted: Option<SecretString>,
     /// True for an attempt after the turn's end, which no open turn resumes.
     is_leased: bool,
 }
@@ -96,23 +99,36 @@ impl Automation {
             None => Saga::new(self.plan(&row, &workspace).await?, self.clock.now()),
         };
         let workspace = WorkspaceRef { folder_id: workspace.folder_id, path: workspace.path, within: None };
-        Ok(AdvancedRun { automation: self.clone(), row, saga, workspace, token, is_leased: false })
+        Ok(AdvancedRun { automation: self.clone(), row, saga, workspace, token, minted: None, is_leased: false })
     }
 }
 
 impl AdvancedRun {
     /// Carries out a step at the runtime. An answer that does not come is a failure that may pass.
-    async fn execute(&self, step: StepName) -> StepReport {
-        match self.order(step).await {
-            Ok(order) => match self.automation.runtime.automate(self.row.run_id, &order).await {
-                Ok(report) => report,
-                Err(cause) if cause.code == ErrorCode::FolderMissing => {
-                    failed("workspace-missing", "the folder of the workspace does not exist", Remedy::Never)
-                }
-                Err(cause) => failed("runtime-unavailable", &cause.detail, Remedy::Later),
-            },
-            Err(failure) => report_of(failure),
+    async fn execute(&mut self, step: StepName) -> StepReport {
+        self.minted = None;
+        let order = match self.order(step).await {
+            Ok(order) => order,
+            Err(failure) => return report_of(failure),
+        };
+        let minted = order.remote.as_ref().filter(|remote| remote.app.is_some());
+        self.minted = minted.map(|remote| remote.token.clone());
+        match self.automation.runtime.automate(self.row.run_id, &order).await {
+            Ok(report) => report,
+            Err(cause) if cause.code == ErrorCode::FolderMissing => {
+                failed("workspace-missing", "the folder of the workspace does not exist", Remedy::Never)
+            }
+            Err(cause) => failed("runtime-unavailable", &cause.detail, Remedy::Later),
         }
+    }
+
+    /// [`Self::execute`], once more if GitHub refused the token of the App: it ends after an hour, or was revoked.
+    async fn execute_with_valid_token(&mut self, step: StepName) -> StepReport {
+        let report = self.execute(step).await;
+        let refused = self.minted.take().filter(|_| is_refused_token(&report));
+        let Some(token) = refused else { return report };
+        self.automation.credentials.invalidate(&token);
+        self.execute(step).await
     }
 
     async fn order(&self, step: StepName) -> Result<StepOrder, StepFailure> {
@@ -124,17 +140,22 @@ impl AdvancedRun {
     /// The repository with a token. A turn that was given a token uses no other credential.
     async fn remote(&self) -> Result<Remote, StepFailure> {
         let (plan, automation) = (&self.saga.plan, &self.automation);
-        let token = match (&self.token, plan.has_token) {
-            (Some(token), _) => token.clone(),
+        let api_url = &automation.settings.api_url;
+        let (token, app) = match (&self.token, plan.has_token) {
+            (Some(token), _) => (token.clone(), None),
             (None, true) => return Err(lost_token()),
-            (None, false) => automation.credentials.mint(&self.row.key.installation_id, plan).await?,
+            (None, false) => {
+                let (tenant, now) = (&self.row.key.installation_id, automation.clock.now());
+                let minted = automation.credentials.mint(tenant, &self.saga, api_url, now).await?;
+                (minted.token, Some(minted.installation))
+            }
         };
         Ok(Remote {
             repository: plan.repository.clone(),
-            api_url: automation.settings.api_url.trim_end_matches('/').to_owned(),
+            api_url: api_url.trim_end_matches('/').to_owned(),
             token,
             max_wait_ms: automation.settings.max_wait_s * 1000,
-            app: None,
+            app,
         })
     }
 
@@ -166,11 +187,7 @@ impl Run for AdvancedRun {
     fn perform(&mut self, step: StepName) -> BoxFuture<'_, Result<(), StoreError>> {
         async move {
             let began = self.automation.clock.now();
-            let mut report = self.execute(step).await;
-            if is_refused_token(&report) && self.token.is_none() && self.automation.credentials.renew(&self.saga.plan) {
-                // An installation's token ends after an hour: one more try with a new one.
-                report = self.execute(step).await;
-            }
+            let report = self.execute_with_valid_token(step).await;
             let now = self.automation.clock.now();
             let (run_id, prompt_id) = (self.row.run_id, self.row.prompt_id);
             self.automation.metrics.automation_step(step, &report, now.since(began));

@@ -4,10 +4,7 @@ use super::{Automation, missing};
 use crate::{
     contract::result::ACPSessionResult,
     domain::{
-        automation::{
-            order::DEFAULT_LABELS,
-            plan::{Figures, MAX_PROMPT_CHARS, PROTECTED_PATHS, Plan, Previous, Protection},
-        },
+        automation::plan::{Figures, MAX_PROMPT_CHARS, Plan, Previous},
         redaction::Redacted,
         routing::{FlipTrigger, Route},
         text,
@@ -31,8 +28,13 @@ impl Automation {
         let previous = self.previous(row).await?;
         let (figures, message) = figures(&turn);
         let (wanted, settings) = (turn.wanted.options, &self.settings);
-        let mut labels: Vec<_> = DEFAULT_LABELS.map(String::from).to_vec();
-        labels.extend(wanted.labels.into_iter().filter(|label| !DEFAULT_LABELS.contains(&label.as_str())));
+        let policy = self.credentials.settings_of(&row.key.installation_id).automation.over(settings.policy());
+        let mut labels = policy.labels;
+        for label in wanted.labels {
+            if !labels.contains(&label) {
+                labels.push(label);
+            }
+        }
         Ok(Plan {
             session_id: row.session_id,
             repository: workspace.repository.clone().unwrap_or_default(),
@@ -47,14 +49,14 @@ impl Automation {
             base_branch: wanted.base_branch,
             issue: wanted.issue,
             issue_title: wanted.issue_title,
-            branch_template: settings.branch_template.clone(),
+            branch_template: policy.branch_template,
             author: settings.author(),
-            is_draft: settings.draft,
+            is_draft: policy.is_draft,
             labels,
-            assignees: Vec::new(),
-            reviewers: Vec::new(),
-            protected_paths: PROTECTED_PATHS.map(String::from).to_vec(),
-            protection: Protection::Draft,
+            assignees: policy.assignees,
+            reviewers: policy.reviewers,
+            protected_paths: policy.protected_paths,
+            protection: policy.protection,
             previous,
         })
     }

@@ -96,7 +96,6 @@ impl Automation {
         let mut saga = run.saga.clone();
         if !is_cut_off {
             saga.retry(self.clock.now());
-            saga.plan.has_token &= run.token.is_none();
         }
         run.store(saga).await?;
         Ok(run)

@@ -56,6 +56,13 @@ impl Tenants {
         }
     }
 
+    /// Settings without a database.
+    #[cfg(test)]
+    pub(crate) fn of_tests(settings: impl IntoIterator<Item = (InstallationId, TenantSettings)>) -> Self {
+        let settings = settings.into_iter().map(|(tenant, its)| (tenant, (Arc::new(its), None)));
+        Self(Arc::new(Inner { settings: RwLock::new(settings.collect()), ..Inner::default() }))
+    }
+
     /// The settings of a tenant; those without a row limit nothing.
     pub(crate) fn settings(&self, tenant: &InstallationId) -> Arc<TenantSettings> {
         self.kept(tenant).0

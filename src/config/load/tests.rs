@@ -157,6 +157,48 @@ fn secret_is_read_from_the_file_that_its_toml_setting_names() {
 }
 
 #[test]
+fn key_of_the_github_app_is_read_from_a_file_that_is_hidden_from_agents() {
+    let folder = tempfile::tempdir().unwrap();
+    let line = "MIIEpAIBAAKCAQEA0123456789abcdefghijklmnopqrstuvwxyzABCDEFGHIJKL";
+    let pem = format!("-----BEGIN RSA PRIVATE KEY-----\n{line}\nabc=\n-----END RSA PRIVATE KEY-----\n");
+    let file = folder.path().join("app.pem");
+    std::fs::write(&file, &pem).unwrap();
+    std::fs::write(folder.path().join("l.toml"), "[github]\napp_id = 4711\nprivate_key_file = \"app.pem\"\n").unwrap();
+    let of_toml = Sources { file: Some("l.toml".into()), current_folder: folder.path().into(), ..Sources::default() };
+    let variables = [
+        ("LUMILINK_GITHUB__APP_ID", "4711"),
+        ("LUMILINK_GITHUB__PRIVATE_KEY_FILE", file.to_str().unwrap()),
+    ];
+    for loaded in [load(&of_toml).unwrap(), load(&sources(&variables, &[])).unwrap()] {
+        let (id, key) = loaded.config.github.app().unwrap();
+        assert_eq!((id, key.expose_secret()), ("4711", pem.trim_end()));
+        assert!(loaded.own_files.contains(&file));
+        let secrets: Vec<_> = loaded.secrets().collect();
+        assert!(secrets.contains(&line.to_owned()) && secrets.contains(&pem.trim_end().to_owned()));
+        assert!(!crate::config::render::render(&loaded).contains(line));
+    }
+    let client_id = [("LUMILINK_GITHUB__APP_ID", "Iv23liABC"), variables[1]];
+    assert_eq!(load(&sources(&client_id, &[])).unwrap().config.github.app_id.as_deref(), Some("Iv23liABC"));
+}
+
+#[test]
+fn github_app_without_id_or_usable_key_is_refused_by_name() {
+    let key = ("LUMILINK_GITHUB__PRIVATE_KEY", "-----BEGIN RSA PRIVATE KEY-----\nA\n-----END RSA PRIVATE KEY-----");
+    assert!(refused(&[key], &[]).contains("github.app_id: is not set"));
+    assert!(refused(&[], &["github.app_id=4711"]).contains("github.private_key: is not set"));
+    for bad in ["", "a b"] {
+        assert!(refused(&[key], &[&format!("github.app_id={bad}")]).contains("github.app_id"), "{bad:?}");
+    }
+    for bad in ["/etc/app.pem", "-----BEGIN OPENSSH PRIVATE KEY-----\nA\n-----END OPENSSH PRIVATE KEY-----"] {
+        let message = refused(&[("LUMILINK_GITHUB__PRIVATE_KEY", bad)], &["github.app_id=4711"]);
+        assert!(message.contains("github.private_key: is not an RSA private key") && !message.contains(bad), "{message}");
+    }
+    let long = serde_json::json!(["a".repeat(256)]).to_string();
+    assert!(refused(&[], &[&format!("github.protected_paths={long}")]).contains("github.protected_paths"));
+    assert!(refused(&[], &["github.protection=ignore"]).contains("draft, refuse"));
+}
+
+#[test]
 fn unreadable_file_of_a_secret_is_reported_with_variable_and_path() {
     let folder = tempfile::tempdir().unwrap();
     let path = |name: &str| folder.path().join(name).to_str().unwrap().to_owned();

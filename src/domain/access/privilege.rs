@@ -30,7 +30,7 @@ words! {
         ReadChanges = "changes.read",
         /// Webhook deliveries and notifications of the service.
         Operate = "service.operate",
-        /// Limits and ceilings of tenants.
+        /// Limits, ceilings and automation of tenants, with the installations of the GitHub App that are bound to them.
         ChangeTenants = "tenants.change",
         /// Makes, lists and revokes tokens.
         ManageTokens = "tokens.manage",

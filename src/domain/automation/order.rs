@@ -104,7 +104,8 @@ fn failure(code: &str, message: &str) -> StepFailure {
     StepFailure { code, message, skip: None, remedy: Remedy::Never, retry_at: None }
 }
 
-fn touches_workflows(changes: &Changes) -> bool {
+/// True if a change touches `.github/workflows/`.
+pub(crate) fn touches_workflows(changes: &Changes) -> bool {
     changes.files.iter().any(|file| file.path.to_ascii_lowercase().starts_with(".github/workflows/"))
 }
 

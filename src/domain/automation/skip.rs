@@ -46,7 +46,7 @@ words! {
         NothingStaged = "nothing-staged",
         /// The repository matches a blocked pattern.
         BlockedByPattern = "blocked-by-pattern",
-        /// The GitHub App is not installed on the repository.
+        /// The GitHub App is not installed on the repository, or the installation is not bound to the tenant.
         NoInstallation = "no-installation",
         /// GitHub rejected the token as invalid or expired.
         TokenRefused = "token-refused",

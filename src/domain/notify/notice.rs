@@ -223,8 +223,9 @@ fn texts_of_detail(detail: SkipDetail) -> (&'static str, &'static str) {
             "A pattern of the tenant's settings or of the configuration matches it; ask an administrator.",
         ),
         SkipDetail::NoInstallation => (
-            "the GitHub App is not installed",
-            "Install it for the repository, or add a githubToken to the API request of the prompt.",
+            "the GitHub App is not installed for this tenant",
+            "Install it on the repository, and have an administrator bind the installation to the tenant; or send a \
+             githubToken with the prompt.",
         ),
         SkipDetail::TokenRefused => (
             "GitHub rejected the token",

@@ -138,8 +138,8 @@ skip other nothing-staged: warning automationSkipped: GitHub automation for octo
   note: GitHub automation for octo-org/hello-world was skipped: git ignores every changed file. Check .gitignore and the files that the turn wrote. The changes stay in the workspace.
 skip repoBlocked blocked-by-pattern: warning automationSkipped: GitHub automation for octo-org/hello-world was skipped: the repository is blocked.
   note: GitHub automation for octo-org/hello-world was skipped: the repository is blocked. A pattern of the tenant's settings or of the configuration matches it; ask an administrator. The changes stay in the workspace.
-skip missingCredential no-installation: warning automationSkipped: GitHub automation for octo-org/hello-world was skipped: the GitHub App is not installed.
-  note: GitHub automation for octo-org/hello-world was skipped: the GitHub App is not installed. Install it for the repository, or add a githubToken to the API request of the prompt. The changes stay in the workspace.
+skip missingCredential no-installation: warning automationSkipped: GitHub automation for octo-org/hello-world was skipped: the GitHub App is not installed for this tenant.
+  note: GitHub automation for octo-org/hello-world was skipped: the GitHub App is not installed for this tenant. Install it on the repository, and have an administrator bind the installation to the tenant; or send a githubToken with the prompt. The changes stay in the workspace.
 skip missingCredential token-refused: warning automationSkipped: GitHub automation for octo-org/hello-world was skipped: GitHub rejected the token.
   note: GitHub automation for octo-org/hello-world was skipped: GitHub rejected the token. Send a valid token that may write contents, issues and pull requests of the repository. The changes stay in the workspace.
 skip rateLimited primary-limit: warning automationSkipped: GitHub automation for octo-org/hello-world was skipped: GitHub's hourly quota is used up.
