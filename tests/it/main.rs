@@ -9,6 +9,7 @@ mod harness;
 
 mod access;
 mod audit;
+mod automation_runs;
 mod background;
 mod backup;
 mod bounds;

@@ -7,6 +7,7 @@ pub(crate) mod github_host;
 mod markdown;
 pub(crate) mod order;
 pub(crate) mod plan;
+pub(crate) mod progress;
 pub(crate) mod rejection;
 pub(crate) mod repository_pattern;
 pub(crate) mod saga;

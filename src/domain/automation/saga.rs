@@ -83,6 +83,8 @@ pub(crate) struct Facts {
     pub pull_request: Option<PullRequestFact>,
     pub comment_url: Option<String>,
     pub rescue: Option<RescueFact>,
+    /// Time at which the kept commit was removed because of its age.
+    pub rescue_removed: Option<Timestamp>,
 }
 
 /// A step that failed for the rest of the attempt.
@@ -292,7 +294,7 @@ impl Saga {
             StepFact::Push(made) => facts.push = Some(made),
             StepFact::PullRequest(made) => facts.pull_request = Some(made),
             StepFact::Comment { url } => facts.comment_url = Some(url),
-            StepFact::Rescue(made) => facts.rescue = Some(made),
+            StepFact::Rescue(made) => (facts.rescue, facts.rescue_removed) = (Some(made), None),
         }
     }
 
@@ -320,6 +322,14 @@ impl Saga {
         }
         let later = self.failures.iter().map(|failed| &failed.failure).find(|it| it.remedy == Remedy::Later)?;
         Some(later.retry_at.map_or(now.plus(NEXT_ATTEMPT), |at| at.max(now)))
+    }
+
+    /// Records that the kept commit was removed because of its age. A later attempt that fails keeps it again, if it is
+    /// still in the workspace.
+    pub(crate) fn remove_rescue(&mut self, now: Timestamp) {
+        if self.facts.rescue.take().is_some() && self.facts.push.is_none() {
+            self.facts.rescue_removed = Some(now);
+        }
     }
 
     /// Begins another attempt. What exists is kept; what GitHub permits is read again.
