@@ -70,6 +70,8 @@
 //! | events are streamed to a client (SSE) | `http/sessions/stream.rs` |
 //! | tables are created and upgraded | `store/engine/upgrade.rs`, SQL in `migrations/` beside `src/` |
 //! | old rows are deleted | `actors/upkeep/retention.rs` (when), `store/retention.rs` (which) |
+//! | a kept commit of automation is removed by age, or erased | `actors/upkeep/rescues.rs` |
+//! | a run of automation is shown, fetched or retried | `http/automation.rs` |
 //! | a table is tied to sessions, workspaces and tenants | the lists in `store/erasure.rs` |
 //! | an erasure hides its target, and late writes are dropped | `Erasures` in `store/erasure.rs`; the order of the steps is in `actors/erasure/mod.rs` |
 //! | a workspace is too large on disk | `runtime/workspaces/measure.rs` measures, `actors/upkeep/disk.rs` asks, `actors/handles/disk_use.rs` refuses |

@@ -411,7 +411,8 @@ CREATE INDEX automation_runs_by_workspace ON automation_runs (installation_id, w
 CREATE INDEX automation_runs_by_session ON automation_runs (session_id, created_us, run_id);
 
 -- The state of each run of automation, from the end of its turn's agent on: `state` is JSON, absent until the run has a
--- plan. A change names the `version` that it replaces. Runs that the service tries again have `retry_us`.
+-- plan. A change names the `version` that it replaces. Runs that the service tries again have `retry_us`. Runs whose commit
+-- is kept at the runtime have `kept_us`, the time of their newest change.
 CREATE TABLE automation_sagas (
     run_id TEXT NOT NULL PRIMARY KEY,
     prompt_id TEXT NOT NULL UNIQUE,
@@ -423,7 +424,8 @@ CREATE TABLE automation_sagas (
     state TEXT,
     retry_us BIGINT,
     created_us BIGINT NOT NULL,
-    updated_us BIGINT NOT NULL
+    updated_us BIGINT NOT NULL,
+    kept_us BIGINT
 );
 
 CREATE INDEX automation_sagas_by_age ON automation_sagas (created_us, run_id);
@@ -431,6 +433,7 @@ CREATE INDEX automation_sagas_by_tenant ON automation_sagas (installation_id, cr
 CREATE INDEX automation_sagas_by_workspace ON automation_sagas (installation_id, workspace_id, created_us, run_id);
 CREATE INDEX automation_sagas_by_session ON automation_sagas (session_id, created_us, run_id);
 CREATE INDEX automation_sagas_due ON automation_sagas (retry_us) WHERE retry_us IS NOT NULL;
+CREATE INDEX automation_sagas_kept ON automation_sagas (kept_us) WHERE kept_us IS NOT NULL;
 
 -- Changes of capacity alerts: rows are added and never changed. `alert_id` joins the levels of one alert and their
 -- resolution. `installation_id` is the tenant whose share the alert is about; NULL for the whole service.

@@ -133,7 +133,10 @@ pub(crate) async fn runtime(loaded: Loaded, options: ServeOptions) -> Result<(),
     let terminal = Terminal::at_start();
     let metrics = Metrics::of_runtime(env!("CARGO_PKG_VERSION"), option_env!("LUMILINK_COMMIT"))?;
     if loaded.config.github.private_key.is_some() {
-        tracing::warn!(marker = "[GITHUB-AUTO]", "github.private_key is set, and a runtime does not use it: remove it here");
+        tracing::warn!(
+            marker = "[GITHUB-AUTO]",
+            "github.private_key is set, and a runtime does not use it: remove it here"
+        );
     }
     let settings = &loaded.config.runtime;
     let place = runtime::Place {

@@ -2,6 +2,7 @@
 
 use std::time::Duration;
 
+use bytes::Bytes;
 use reqwest::{Method, RequestBuilder, Response, StatusCode, header};
 use secrecy::ExposeSecret;
 use serde::{Serialize, de::DeserializeOwned};
@@ -206,6 +207,15 @@ impl ApiClient {
         Ok((String::from_utf8_lossy(&bounded_body(response).await?).into_owned(), next))
     }
 
+    /// Opens a file of any size. Each part must follow within the time of a call.
+    pub(super) async fn download(&self, path: &[&str], query: &impl Serialize) -> Result<Download, ClientError> {
+        let mut url = self.address(path);
+        url.query_pairs_mut().extend_pairs(to_query(query)?);
+        let sent = tokio::time::timeout(CALL_TIMEOUT, self.send_once(self.http.get(url))).await;
+        let response = refuse_problems(sent.map_err(|_| silent(&self.base))??).await?;
+        Ok(Download { response, base: self.base.clone() })
+    }
+
     /// Explains the route of a session, with its history.
     pub(crate) async fn explain(&self, session_id: &str) -> Result<Value, ClientError> {
         self.get(&["acp", "session", session_id, "explain"], &()).await
@@ -322,6 +332,31 @@ impl ApiClient {
     async fn send(&self, call: RequestBuilder) -> Result<Response, ClientError> {
         call.send().await.map_err(|error| lost_or_unreachable(&error, &self.base))
     }
+}
+
+/// A file that is being received.
+pub(crate) struct Download {
+    response: Response,
+    base: url::Url,
+}
+
+impl Download {
+    /// The next part; `None` at the end.
+    ///
+    /// # Errors
+    /// The connection was lost, or the server sent nothing for the time of a call.
+    ///
+    /// # Cancel safety
+    /// Cancel-safe.
+    pub(crate) async fn chunk(&mut self) -> Result<Option<Bytes>, ClientError> {
+        let chunk = tokio::time::timeout(CALL_TIMEOUT, self.response.chunk()).await;
+        chunk.map_err(|_| silent(&self.base))?.map_err(|error| lost_or_unreachable(&error, &self.base))
+    }
+}
+
+fn silent(base: &url::Url) -> ClientError {
+    let cause = format!("no data for {} s", CALL_TIMEOUT.as_secs());
+    ClientError::Lost { url: base.to_string(), cause }
 }
 
 /// Members as query pairs, without nulls.

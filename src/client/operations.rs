@@ -1,9 +1,9 @@
-//! Calls for operators: migrations of fleets, tokens, and webhook deliveries.
+//! Calls for operators: migrations of fleets, runs of automation, tokens, and webhook deliveries.
 
 use serde_json::{Value, json};
 
 use super::{
-    api::{ApiClient, CALL_TIMEOUT},
+    api::{ApiClient, CALL_TIMEOUT, Download},
     error::ClientError,
     requests::Page,
 };
@@ -25,6 +25,24 @@ impl ApiClient {
     /// Changes a migration: `pause`, `resume`, `cancel` or `rollback`.
     pub(crate) async fn change_migration(&self, id: &str, verb: &str, body: &Value) -> Result<Value, ClientError> {
         self.post(&["acp", "migrations", id, verb], body, Some(CALL_TIMEOUT)).await
+    }
+
+    pub(crate) async fn automation_runs(&self, query: &Value) -> Result<Page, ClientError> {
+        self.get(&["acp", "automation"], query).await
+    }
+
+    pub(crate) async fn automation_run(&self, id: &str) -> Result<Value, ClientError> {
+        self.get(&["acp", "automation", id], &json!({})).await
+    }
+
+    /// Begins another attempt of a run. A repeat while it runs is refused.
+    pub(crate) async fn retry_automation(&self, id: &str, body: &Value) -> Result<Value, ClientError> {
+        self.post(&["acp", "automation", id, "retry"], body, Some(CALL_TIMEOUT)).await
+    }
+
+    /// Opens the kept commit of a run: `bundle` or `patch`.
+    pub(crate) async fn automation_rescue(&self, id: &str, format: &str) -> Result<Download, ClientError> {
+        self.download(&["acp", "automation", id, "rescue"], &json!({"format": format})).await
     }
 
     /// Makes a token. After `Lost` it may exist, and its text is lost.

@@ -4,7 +4,11 @@ use clap::{Args, Subcommand};
 use serde_json::{Value, json};
 
 use super::flags::{CommandError, ServerFlags, print, print_json, shown};
-use crate::client::{ApiClient, clean::clean, requests::Page};
+use crate::client::{
+    ApiClient,
+    clean::{clean, clean_line},
+    requests::Page,
+};
 
 #[derive(Debug, Args)]
 pub(crate) struct AuditArgs {
@@ -205,9 +209,17 @@ pub(crate) fn row_text(records: &str, row: &Value) -> String {
         "connections" => {
             &["createdAt", "workspaceId", "sessionId", "outcome", "status", "handshakeMs", "agentName", "errorCode"]
         }
-        "automation-runs" => {
-            &["createdAt", "workspaceId", "sessionId", "status", "mode", "skipReason", "pullRequestUrl", "errorCode"]
-        }
+        "automation-runs" => &[
+            "createdAt",
+            "workspaceId",
+            "sessionId",
+            "status",
+            "mode",
+            "skipReason",
+            "pullRequestUrl",
+            "errorCode",
+            "automationId",
+        ],
         "changes" => {
             &["createdAt", "installationId", "kind", "object", "actor", "actorNote", "reason", "before", "after"]
         }
@@ -243,8 +255,14 @@ pub(crate) fn summary_text(summary: &Value) -> String {
 fn figures(of: &Value) -> String {
     let rate =
         |of: &Value| of["successRate"].as_f64().map_or_else(|| "-".to_owned(), |it| format!("{:.2} %", it * 100.0));
+    let skips = of["automation"]["skips"].as_object().into_iter().flatten();
+    let skips: Vec<_> = skips.map(|(reason, count)| format!("{} {}", shown(count), clean_line(reason))).collect();
+    let skips = if skips.is_empty() { String::new() } else { format!(" ({})", skips.join(", ")) };
+    let runs = |status: &str| of["automation"][status].as_u64().unwrap_or_default();
+    let automation =
+        format!("automation {} done, {} failed, {} skipped{skips}", runs("success"), runs("error"), runs("skipped"));
     format!(
-        "acp {} turns ({} succeeded), http {} ({}), flips to http {}, back {}",
+        "acp {} turns ({} succeeded), http {} ({}), flips to http {}, back {}, {automation}",
         shown(&of["acp"]["turns"]),
         rate(&of["acp"]),
         shown(&of["http"]["turns"]),
@@ -266,8 +284,10 @@ mod tests {
         "actor": "a\u{1b}[2J", "reason": "two\nlines"});
         assert_eq!(row_text("rollback-events", &row), "t  w  rollback  1  manualUser  a[2J  -  two lines");
         let day = json!({"day": "2026-11-25", "installationId": "acme", "acp": {"turns": 2, "successRate": 0.5},
-        "http": {"turns": 0}, "acpGain": {"p50": 0.25}, "flipsToHttp": 1, "flipsToAcp": 0});
+        "http": {"turns": 0}, "acpGain": {"p50": 0.25}, "flipsToHttp": 1, "flipsToAcp": 0,
+        "automation": {"success": 3, "error": 1, "skipped": 2, "skips": {"rateLimited": 2}}});
         let text = summary_text(&json!({"from": "a", "until": "b", "truncated": false, "total": {}, "days": [day]}));
+        assert!(text.contains("automation 3 done, 1 failed, 2 skipped (2 rateLimited)"), "{text}");
         assert!(
             text.contains("acp 2 turns (50.00 % succeeded), http 0 (-)") && text.contains("saves 25 %"),
             "{text}"

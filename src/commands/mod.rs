@@ -4,6 +4,7 @@
 //! else.
 
 mod audit;
+mod automation;
 mod backup;
 mod config;
 mod demo;
@@ -64,6 +65,8 @@ enum Command {
     Tenant(tenant::TenantArgs),
     /// Reads the audit records of a running server.
     Audit(audit::AuditArgs),
+    /// Lists, shows and retries runs of GitHub automation, and fetches commits that could not be delivered.
+    Automation(automation::AutomationArgs),
     /// Moves fleets of workspaces to another default route, in steps.
     Migration(migration::MigrationArgs),
     /// Lists and follows the notifications (toasts) of a running server.
@@ -91,6 +94,7 @@ pub fn run(cli: Cli) -> ExitCode {
         Command::Workspace(arguments) => workspace::run(arguments),
         Command::Tenant(arguments) => tenant::run(arguments),
         Command::Audit(arguments) => audit::run(arguments),
+        Command::Automation(arguments) => automation::run(arguments),
         Command::Migration(arguments) => migration::run(arguments),
         Command::Notifications(arguments) => notifications::run(arguments),
         Command::Token(arguments) => token::run(arguments),

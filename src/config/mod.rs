@@ -22,6 +22,7 @@ pub(crate) use self::{
     error::ConfigError,
     load::{Loaded, load},
     reloadable::Reloadable,
+    secret_file::read as secret_of_file,
     sections::{Config, DEFAULT_AGENT, Listener},
     sources::{Flag, Sources},
 };

@@ -13,7 +13,7 @@ const MAX_BYTES: u64 = 64 * 1024;
 ///
 /// # Errors
 /// Describes, with the path, a file that cannot be read, is too large, is no text, or is empty.
-pub(super) fn read(path: &Path) -> Result<SecretString, String> {
+pub(crate) fn read(path: &Path) -> Result<SecretString, String> {
     let failed = |what: String| format!("file {}: {what}", path.display());
     let mut text = String::new();
     let read = File::open(path).and_then(|file| file.take(MAX_BYTES + 1).read_to_string(&mut text));

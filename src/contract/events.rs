@@ -26,7 +26,7 @@ pub(crate) struct EventData {
     #[schema(rename = "type")]
     kind: EventKind,
     /// With the type `update`, the update of the agent as it was sent: an ACP `SessionUpdate`. With other types, the
-    /// content of an event of the service.
+    /// content of an event of the service: with the type `automation` an `AutomationProgress`.
     update: serde_json::Value,
     /// The `_meta` that the agent sent beside its update.
     #[schema(rename = "_meta")]

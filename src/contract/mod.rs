@@ -19,6 +19,7 @@ pub(crate) mod notifications;
 pub(crate) mod problem;
 pub(crate) mod result;
 pub(crate) mod routing;
+pub(crate) mod runs;
 pub(crate) mod runtime;
 pub(crate) mod session;
 pub(crate) mod steps;

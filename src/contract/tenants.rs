@@ -9,12 +9,9 @@ use serde::{
 use serde_json::Value;
 use utoipa::ToSchema;
 
-use super::{
-    inputs::{
-        AbsolutePath, Actor, AgentName, AutomationLabel, InstallationNumber, Login, ProtectedPath, Reason,
-        RepositoryPattern, Reviewer,
-    },
-    words::word_schemas,
+use super::inputs::{
+    AbsolutePath, Actor, AgentName, AutomationLabel, InstallationNumber, Login, ProtectedPath, Reason,
+    RepositoryPattern, Reviewer,
 };
 use crate::domain::{
     automation::{plan::Protection, policy::AutomationSettings},
@@ -112,10 +109,6 @@ pub(crate) struct TenantCeilings {
     /// `workspaces.allow_paths`. Null: `ceilings.listed_paths` of the configuration.
     #[schema(value_type = Option<Vec<AbsolutePath>>, max_items = 100)]
     pub listed_paths: Option<Vec<String>>,
-}
-
-word_schemas! {
-    Protection => "Protection", "What happens to a change of a protected path.";
 }
 
 /// Automation of a tenant. Null or an absent member is the value of `[github]`.

@@ -4,6 +4,7 @@
 //! Every error is answered as a problem document, whose status `contract/problem.rs` chooses.
 
 pub(crate) mod audit;
+mod automation;
 mod compress;
 mod erasure;
 mod guard;

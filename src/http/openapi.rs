@@ -25,6 +25,7 @@ use crate::contract::{
     },
     problem::Problem,
     result::ACPSessionResult,
+    runs::AutomationProgress,
 };
 use crate::domain::access::Privilege;
 
@@ -51,6 +52,7 @@ use crate::domain::access::Privilege;
         Problem,
         EventData,
         GapData,
+        AutomationProgress,
     )),
     tags(
         (name = "sessions", description = "Open, load, steer, read and close sessions"),
@@ -58,6 +60,7 @@ use crate::domain::access::Privilege;
         (name = "workspaces", description = "Workspaces and agents"),
         (name = "tenants", description = "Limits, ceilings and automation of tenants"),
         (name = "routes", description = "Routes of workspaces and defaults of tenants"),
+        (name = "automation", description = "Runs of GitHub automation, and commits that could not be delivered"),
         (name = "audit", description = "Records of decisions, and figures by day"),
         (name = "migrations", description = "Move fleets of workspaces to another default route, in steps"),
         (name = "notifications", description = "Notifications: live over a WebSocket, and as an inbox"),

@@ -64,6 +64,8 @@ codes! {
     OfPath = PathNotAllowed;
     /// The runtime cannot answer.
     OfRuntime = RuntimeUnavailable WorkspaceUnavailable FolderMissing ConnectionLost HandshakeTimeout;
+    /// A run of automation cannot be tried again now.
+    OfRun = TurnRunning Draining;
     /// There are too many tokens.
     OfTokens = TooManyTokens;
     /// The tenant is being erased.

@@ -9,7 +9,8 @@ use utoipa::openapi::OpenApi;
 use utoipa_actix_web::{AppExt, service_config::ServiceConfig};
 
 use super::{
-    HttpState, audit, erasure, health, notifications, openapi, problem::ApiError, routing, sessions, tenants, tokens,
+    HttpState, audit, automation, erasure, health, notifications, openapi, problem::ApiError, routing, sessions,
+    tenants, tokens,
 };
 use crate::domain::turn::outcome::ErrorCode;
 
@@ -55,6 +56,10 @@ pub(super) fn routes(table: &mut ServiceConfig<'_>) {
         .service(audit::list_erasures)
         .service(audit::list_changes)
         .service(audit::summary::get_summary)
+        .service(automation::list_runs)
+        .service(automation::get_run)
+        .service(automation::get_rescue)
+        .service(automation::retry_run)
         .service(routing::migrations::begin_migration)
         .service(routing::migrations::list_migrations)
         .service(routing::migrations::get_migration)
@@ -137,7 +142,7 @@ mod tests {
     #[test]
     fn document_has_every_route_and_schema() {
         let document = document();
-        assert_eq!(document.paths.paths.len(), 53);
+        assert_eq!(document.paths.paths.len(), 57);
         let components = document.components.unwrap();
         for name in ["ACPSessionResult", "GithubAutomation", "Toast", "TranscriptNote", "Problem"] {
             assert!(components.schemas.contains_key(name), "{name}");

@@ -20,7 +20,8 @@ use crate::{
         turn::outcome::ErrorCode,
     },
     store::{
-        Idempotency, MigrationRunRow, Page, PromptRow, SessionRow, Store, TokenRow, WorkspaceFilter, WorkspaceRow,
+        Idempotency, MigrationRunRow, Page, PromptRow, SagaRow, SessionRow, Store, TokenRow, WorkspaceFilter,
+        WorkspaceRow,
     },
 };
 
@@ -211,6 +212,23 @@ pub(crate) async fn find_migration(
     let row = store(state).migration_run(id).await?;
     let row = row.filter(|row| caller.tenant(Some(row.run.installation_id().clone())).is_ok());
     row.ok_or_else(|| unknown("migration"))
+}
+
+/// Name of runs of automation in answers.
+pub(crate) const RUN: &str = "run of automation";
+
+/// The row of a run of automation.
+pub(crate) async fn find_run(state: &HttpState, caller: &Caller, id: Uuid) -> Result<SagaRow, ApiError> {
+    let row = store(state).saga(id).await?.filter(|row| caller.reaches_workspace(&row.key));
+    let row = row.filter(|row| !store(state).erasures().hides(&row.key, row.session_id));
+    let row = row.ok_or_else(|| unknown(RUN))?;
+    if caller.scope().user.is_some() {
+        // Only the session has its user.
+        let session = store(state).session(row.session_id).await?;
+        let is_theirs = session.is_some_and(|it| caller.reaches_session(&it.key, it.user_id.as_ref()));
+        return if is_theirs { Ok(row) } else { Err(unknown(RUN)) };
+    }
+    Ok(row)
 }
 
 /// The row of a token.

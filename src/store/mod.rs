@@ -46,10 +46,10 @@ use self::engine::{
 };
 pub(crate) use self::{
     audit::{
-        AuditFilter,
+        AuditFilter, SagaFilter,
         capacity_alerts::{CapacityAlertFilter, NewCapacityAlert, OpenCapacityAlert},
         connections::{NewConnection, NewConnectionEvent},
-        summary::{AuditDay, TurnFigures},
+        summary::{AuditDay, AutomationFigures, TurnFigures},
     },
     automation::sagas::{RunEnd, SagaRow, SagaUpdate},
     changes::NewChange,

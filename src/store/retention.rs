@@ -78,7 +78,7 @@ impl Retained {
                  FROM automation_runs WHERE created_us < $1 ORDER BY created_us LIMIT $2)",
                 "DELETE FROM automation_sagas WHERE run_id IN (SELECT run_id FROM automation_sagas \
                  WHERE created_us < $1 AND updated_us < $1 AND status NOT IN ('running', 'waiting') \
-                 ORDER BY created_us LIMIT $2)",
+                 AND kept_us IS NULL ORDER BY created_us LIMIT $2)",
             ],
             Self::Removals => &[
                 "DELETE FROM removals WHERE removal_id IN (SELECT removal_id FROM removals \

@@ -76,6 +76,7 @@ diesel::table! {
         retry_us -> Nullable<BigInt>,
         created_us -> BigInt,
         updated_us -> BigInt,
+        kept_us -> Nullable<BigInt>,
     }
 }
 

@@ -1,8 +1,15 @@
 //! What an agent changed arrives at GitHub as a branch, an issue and a pull request, exactly once, and is never lost.
 
+use std::time::Duration;
+
 use crate::harness::{
     DEADLINE, Program, Session, Value,
-    github::{GitHub, faults::Fault, git::Rejection},
+    dice::Dice,
+    github::{
+        GitHub,
+        faults::{Fault, passing_faults},
+        git::Rejection,
+    },
     json,
     program::Builder,
     wait_for,
@@ -140,4 +147,101 @@ fn refused_push_keeps_the_commit_and_a_retry_delivers_it() {
     let prompt_id = result["meta"]["promptId"].as_str().unwrap();
     let kept = program.api.get(&format!("/acp/prompt/{prompt_id}")).expect(200);
     assert_eq!(kept["result"]["githubAutomation"]["status"], "skipped", "the turn's result does not change: {kept}");
+}
+
+/// Sessions of the fault test; each has one to three turns.
+const SESSIONS: usize = 6;
+
+/// A program with the App, bound to the tenant, and a runtime of its own.
+fn with_app(github: &GitHub) -> Program {
+    let program = with(github)
+        .set("github.app_id", github.app_id())
+        .env("LUMILINK_GITHUB__PRIVATE_KEY_FILE", &github.app_key_file().display().to_string())
+        .separate_runtime("runtime-token-0123456789")
+        .start();
+    let automation = json!({"automation": {"installations": [77]}, "actor": "ada", "reason": "test"});
+    program.api.call("PUT", &format!("/acp/tenants/{TENANT}")).json(&automation).send().expect(200);
+    program
+}
+
+/// Ends everything that is open, as an operator would: what waits is retried, until every run has succeeded.
+fn deliver_all(program: &Program) {
+    wait_for(FAULT_DEADLINE, "the delivery of every run", || {
+        let listed = program.api.get("/acp/automation?limit=200").expect(200);
+        let open: Vec<_> =
+            listed["items"].as_array().unwrap().iter().filter(|run| run["status"] != "success").collect();
+        for run in open.iter().filter(|run| run["status"] != "running") {
+            let path = format!("/acp/automation/{}/retry", run["runId"].as_str().unwrap());
+            // 409 for a run whose attempt just began.
+            program.api.post(&path, json!({})).status();
+        }
+        open.is_empty().then_some(())
+    });
+}
+
+/// Time for faults, kills, and the attempts after them.
+const FAULT_DEADLINE: Duration = Duration::from_secs(180);
+
+#[test]
+fn kills_and_lost_answers_leave_one_issue_and_one_pull_request_for_each_session() {
+    let github = GitHub::start();
+    let mut program = with_app(&github);
+    let sessions: Vec<_> = (0..SESSIONS)
+        .map(|number| {
+            let repository = format!("octo/r{number}");
+            github.create(&repository);
+            github.commit(&repository, "main", &[("README.md", "hello\n")]);
+            let body = json!({
+                "workspaceId": format!("ws-{number}"), "installationId": TENANT, "repository": github.url(&repository),
+            });
+            (repository, program.api.open_with(body))
+        })
+        .collect();
+    github.chaos(Dice::of_seed(15), 8, passing_faults());
+    for turn in 0..3 {
+        let started: Vec<_> = sessions.iter().take(SESSIONS - 2 * turn).collect();
+        for (_, session) in &started {
+            let text = format!("write turn-{turn}.txt hello");
+            let body = json!({"sessionId": session.id, "prompt": text});
+            session
+                .api
+                .call("POST", "/acp/session/prompt")
+                .header("Prefer", "respond-async")
+                .json(&body)
+                .send()
+                .expect(202);
+        }
+        let pushed = || github.requests_of("POST", "/**").len();
+        let before = pushed();
+        wait_for(DEADLINE, "automation runs", || (pushed() > before + turn).then_some(()));
+        match turn {
+            0 => program.kill_supervisor(),
+            1 => program.kill_runtime(),
+            _ => {
+                program.kill_supervisor();
+                program.kill_runtime();
+            }
+        }
+        if turn != 0 {
+            program.start_runtime_again();
+        }
+        if turn != 1 {
+            program.start_supervisor_again();
+        }
+        for (_, session) in &started {
+            wait_for(FAULT_DEADLINE, "the end of the turn", || {
+                session.state()["runningPromptId"].is_null().then_some(())
+            });
+        }
+    }
+    github.calm();
+    deliver_all(&program);
+    for (repository, session) in &sessions {
+        let runs = program.api.get(&format!("/acp/automation?sessionId={}", session.id)).expect(200);
+        assert_eq!(github.issues(repository).len(), 1, "{repository}: {runs:#}");
+        assert_eq!(github.pulls(repository).len(), 1, "{repository}: {runs:#}");
+        assert_eq!(github.duplicates(repository), Vec::<String>::new());
+        let branches = github.branches(repository);
+        assert_eq!(branches.len(), 2, "{repository}: {branches:?}");
+    }
 }

@@ -11,6 +11,7 @@ mod access;
 mod audit;
 mod automation;
 mod automation_app;
+mod automation_runs;
 mod background;
 mod backup;
 mod bounds;

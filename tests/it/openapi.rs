@@ -3,7 +3,8 @@
 use std::collections::BTreeSet;
 
 use crate::{
-    harness::{Api, Program, Value, json, notifications::Subscriber, receiver::Receiver},
+    automation_runs,
+    harness::{Api, Program, Value, github::GitHub, json, notifications::Subscriber, receiver::Receiver},
     webhook,
 };
 
@@ -141,7 +142,11 @@ fn documentation_is_served_without_external_assets() {
 #[test]
 fn every_documented_operation_is_exercised() {
     let receiver = Receiver::start([]);
-    let program = webhook::posting(&receiver.url()).demo_agent(&["--models"]).set("permission.policy", "ask").start();
+    let github = GitHub::start();
+    let program = automation_runs::on(webhook::posting(&receiver.url()), &github)
+        .demo_agent(&["--models"])
+        .set("permission.policy", "ask")
+        .start();
     let api = &program.api;
     for path in ["/livez", "/readyz", "/metrics", "/openapi.json", "/acp/health", "/acp/agents", "/acp/workspaces"] {
         api.get(path).expect(200);
@@ -202,6 +207,7 @@ fn every_documented_operation_is_exercised() {
     switch_routes(api);
     run_migrations(api);
     replay_deliveries(api, &receiver);
+    read_automation(api, &github);
     read_notifications(api);
     let made = api.post("/acp/tokens", json!({"subject": "ann", "role": "reader"})).expect(201);
     api.get("/acp/tokens").expect(200);
@@ -210,6 +216,15 @@ fn every_documented_operation_is_exercised() {
     erase(api, &session.id);
     let uncalled: Vec<_> = api.contract().operations().difference(&api.called()).cloned().collect();
     assert!(uncalled.is_empty(), "the test does not call {uncalled:?}");
+}
+
+fn read_automation(api: &Api, github: &GitHub) {
+    let id = automation_runs::keeps(&automation_runs::open(api, github, "ann"));
+    let path = format!("/acp/automation/{id}");
+    api.get("/acp/automation").expect(200);
+    api.get(&path).expect(200);
+    assert_eq!(api.get(&format!("{path}/rescue")).status, 200);
+    api.post(&format!("{path}/retry"), json!({"githubToken": github.user_token("octocat")})).expect(202);
 }
 
 fn read_notifications(api: &Api) {
@@ -316,6 +331,10 @@ fn every_required_route_is_documented() {
         ("GET", "/acp/audit/capacity-alerts"),
         ("GET", "/acp/audit/notifications"),
         ("GET", "/acp/audit/summary"),
+        ("GET", "/acp/automation"),
+        ("GET", "/acp/automation/{id}"),
+        ("GET", "/acp/automation/{id}/rescue"),
+        ("POST", "/acp/automation/{id}/retry"),
         ("GET", "/acp/webhooks/deliveries"),
         ("POST", "/acp/webhooks/deliveries/{id}/replay"),
         ("POST", "/acp/webhooks/deliveries/replay"),

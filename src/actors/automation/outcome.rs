@@ -86,7 +86,6 @@ pub(super) fn of(run: &AdvancedRun, verdict: Option<Verdict>) -> Option<EndedRun
     };
     let item = item(run, &automation, now);
     let (reason, detail) = (item.skip_reason.clone(), item.skip_detail.clone());
-    run.automation.metrics.automation_run(&item.status, reason.as_deref());
     tracing::info!(marker = "[GITHUB-AUTO]", run_id = %run.row.run_id, status = item.status, reason, detail, "automation ended");
     let update = run.update(saga.clone(), status, retry_at);
     Some(EndedRun { automation, rows: RunEnd { run: item, notice: session_notice, saga: Some(update) } })

@@ -90,6 +90,9 @@ impl Automation {
 
     /// Claims a run for an attempt. A run whose attempt was cut off continues with it.
     async fn begin_attempt(&self, row: SagaRow, token: Option<SecretString>) -> Result<AdvancedRun, StoreError> {
+        if self.store.erasures().hides(&row.key, row.session_id) {
+            return Err(StoreError::Fenced);
+        }
         let is_cut_off = row.status == SagaStatus::Running;
         let mut run = self.advance(row, token).await?;
         run.is_leased = true;
@@ -119,7 +122,9 @@ impl Automation {
         let is_kept = run.saga.facts.rescue.is_some();
         let Some(ended) = run.end(Some(verdict)) else { return Ok(()) };
         let is_delivered = run.saga.facts.push.is_some();
+        let (status, reason) = (ended.rows.run.status.clone(), ended.rows.run.skip_reason.clone());
         self.store.end_attempt(&run.row, ended.rows, self.clock.now()).await?;
+        self.metrics.automation_run(&status, reason.as_deref());
         if is_kept && is_delivered {
             self.discard_rescue(run.row.run_id).await;
         }

@@ -10,7 +10,9 @@ use tokio::time::{Instant, MissedTickBehavior, interval, sleep, timeout};
 use uuid::Uuid;
 
 use super::{
-    handles::index::LiveSession, session::adoption, upkeep::retention::drop_servers_of_removed,
+    handles::index::LiveSession,
+    session::adoption,
+    upkeep::{rescues::erase_rescues, retention::drop_servers_of_removed},
     workspaces::Workspaces,
 };
 use crate::{
@@ -110,6 +112,8 @@ async fn carry_out(workspaces: &Workspaces, claim: EraseClaim) -> Result<Erasure
     end_sessions(workspaces, target).await?;
     let histories = delete_histories(workspaces, target).await?;
     services.store.count_erased(id, histories).await.map_err(failed)?;
+    // Before their rows, which name them.
+    erase_rescues(&services.store, workspaces.workspace_client(), target).await?;
     erase_rows(workspaces, &erasure).await?;
     drop_servers_of_removed(services).await;
     if target.session().is_none() {

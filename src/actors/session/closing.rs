@@ -31,7 +31,7 @@ use crate::{
         },
         turn::{Severity, TurnOutcome},
     },
-    store::{EndSlot, EndStep, StoreError, TurnEnd, Unfinished},
+    store::{EndSlot, EndStep, RunEnd, StoreError, TurnEnd, Unfinished},
 };
 
 /// Pause before a step is repeated whose outcome could not be stored.
@@ -247,6 +247,8 @@ impl Closing {
         let verdict = self.verdict.take();
         let ended_run = self.run.take().and_then(|run| run.end(verdict));
         let (automation, rows) = ended_run.map(|ended| (ended.automation, ended.rows)).unzip();
+        let metrics = self.services.metrics.clone();
+        let counted = rows.as_ref().map(|rows: &RunEnd| (rows.run.status.clone(), rows.run.skip_reason.clone()));
         let result = result.closed(automation, is_cancelled, took).into_redacted_json();
         let outcome = match is_cancelled {
             true => TurnOutcome::Cancelled { confirmed: true },
@@ -281,6 +283,9 @@ impl Closing {
                 false => 0,
             });
             let event_id = written.is_ok().then_some(published);
+            if let (Ok(()), Some((status, reason))) = (&written, counted) {
+                metrics.automation_run(&status, reason.as_deref());
+            }
             let is_fenced = written == Err(StoreError::Fenced);
             let result = result.into_raw();
             let ending = TurnEnded { prompt_id, state, result, failure: None, event_id, is_fenced };

@@ -375,7 +375,7 @@ impl Begun {
             ..self.row(EndStep::Whole, &outcome, &result, (&report, delivered.as_deref()), now)
         };
         let (report_outcome, counted) = (self.shared.spec.gate.reporter(), self.counted);
-        let (skip, session_id) = (skipped_for, self.shared.spec.session_id);
+        let (skip, session_id, metrics) = (skipped_for, self.shared.spec.session_id, self.services.metrics.clone());
         let settle = delivered.map(|delivered| (delivered.handled(), delivered));
         let (prompt_id, state, feed, ended) = (self.prompt_id, outcome.state(), self.shared.feed.clone(), self.ended);
         let transcript = self.transcript;
@@ -396,6 +396,7 @@ impl Begun {
                 let result = result.into_raw();
                 let ending = TurnEnded { prompt_id, state, result, failure, event_id, is_fenced };
                 if let (Ok(()), Some(skip)) = (&written, skip) {
+                    metrics.automation_run("skipped", Some(skip.0.as_str()));
                     log_skipped(session_id, prompt_id, skip);
                 }
                 ended.send_replace(Some(Arc::new(ending)));

@@ -4,5 +4,6 @@ pub(crate) mod capacity;
 pub(crate) mod disk;
 pub(crate) mod folders;
 pub(crate) mod keeper;
+pub(crate) mod rescues;
 pub(crate) mod retention;
 pub(crate) mod token_use;

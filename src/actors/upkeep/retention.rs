@@ -6,6 +6,7 @@ use tokio::time::{Instant, MissedTickBehavior, interval, sleep};
 
 use uuid::Uuid;
 
+use super::rescues::remove_old_rescues;
 use crate::{
     actors::services::Services,
     config::sections::Retention,
@@ -44,6 +45,7 @@ const ACTOR: &str = "lumilink";
 pub(crate) struct Ages {
     records: Vec<(Old, Duration)>,
     history: Vec<HistoryPart>,
+    rescues: Option<Duration>,
 }
 
 impl Ages {
@@ -65,7 +67,7 @@ impl Ages {
         let mut records: Vec<_> =
             configured.into_iter().filter(|(_, age)| *age > 0).map(|(old, age)| (old, days(age))).collect();
         records.push((Old::Records(Retained::OutcomeBuckets), window.length.saturating_add(DAY)));
-        Self { records, history: retention.history() }
+        Self { records, history: retention.history(), rescues: retention.rescues() }
     }
 }
 
@@ -79,6 +81,7 @@ pub(crate) async fn sweep(services: std::sync::Arc<Services>, ages: Ages) {
     period.set_missed_tick_behavior(MissedTickBehavior::Delay);
     loop {
         period.tick().await;
+        remove_rescues(&services, &ages).await;
         match remove_old(&services.store, &ages, services.clock.now()).await {
             Ok(0) => {}
             Ok(rows) => {
@@ -87,6 +90,15 @@ pub(crate) async fn sweep(services: std::sync::Arc<Services>, ages: Ages) {
             }
             Err(cause) => tracing::warn!(marker = "[ACP]", %cause, "old records could not be removed; retrying"),
         }
+    }
+}
+
+/// Removes kept commits of automation; their rows, which name them, are removed later. What fails is retried by the next
+/// sweep.
+async fn remove_rescues(services: &Services, ages: &Ages) {
+    let Some((age, runtime)) = ages.rescues.zip(services.runtime_client.as_ref()) else { return };
+    if let Err(cause) = remove_old_rescues(&services.store, runtime, age, services.clock.now()).await {
+        tracing::warn!(marker = "[GITHUB-AUTO]", cause = cause.detail, "kept commits could not be removed; retrying");
     }
 }
 

@@ -163,12 +163,11 @@ fn key_of_the_github_app_is_read_from_a_file_that_is_hidden_from_agents() {
     let pem = format!("-----BEGIN RSA PRIVATE KEY-----\n{line}\nabc=\n-----END RSA PRIVATE KEY-----\n");
     let file = folder.path().join("app.pem");
     std::fs::write(&file, &pem).unwrap();
-    std::fs::write(folder.path().join("l.toml"), "[github]\napp_id = 4711\nprivate_key_file = \"app.pem\"\n").unwrap();
+    std::fs::write(folder.path().join("l.toml"), "[github]\napp_id = 4711\nprivate_key_file = \"app.pem\"\n")
+        .unwrap();
     let of_toml = Sources { file: Some("l.toml".into()), current_folder: folder.path().into(), ..Sources::default() };
-    let variables = [
-        ("LUMILINK_GITHUB__APP_ID", "4711"),
-        ("LUMILINK_GITHUB__PRIVATE_KEY_FILE", file.to_str().unwrap()),
-    ];
+    let variables =
+        [("LUMILINK_GITHUB__APP_ID", "4711"), ("LUMILINK_GITHUB__PRIVATE_KEY_FILE", file.to_str().unwrap())];
     for loaded in [load(&of_toml).unwrap(), load(&sources(&variables, &[])).unwrap()] {
         let (id, key) = loaded.config.github.app().unwrap();
         assert_eq!((id, key.expose_secret()), ("4711", pem.trim_end()));
@@ -191,7 +190,10 @@ fn github_app_without_id_or_usable_key_is_refused_by_name() {
     }
     for bad in ["/etc/app.pem", "-----BEGIN OPENSSH PRIVATE KEY-----\nA\n-----END OPENSSH PRIVATE KEY-----"] {
         let message = refused(&[("LUMILINK_GITHUB__PRIVATE_KEY", bad)], &["github.app_id=4711"]);
-        assert!(message.contains("github.private_key: is not an RSA private key") && !message.contains(bad), "{message}");
+        assert!(
+            message.contains("github.private_key: is not an RSA private key") && !message.contains(bad),
+            "{message}"
+        );
     }
     let long = serde_json::json!(["a".repeat(256)]).to_string();
     assert!(refused(&[], &[&format!("github.protected_paths={long}")]).contains("github.protected_paths"));

@@ -61,6 +61,9 @@ pub(crate) struct Retention {
     pub capacity_alerts_days: u64,
     /// Runs of GitHub automation. A year and a month.
     pub automation_runs_days: u64,
+    /// Commits of these runs that could not be delivered and are kept at the runtime, by the newest attempt to deliver them;
+    /// never longer than the runs. A month, so that somebody notices and can retry, while the disk does not fill up.
+    pub rescues_days: u64,
     /// Notifications and their webhook deliveries. An older cursor is reset.
     pub notifications_days: u64,
     /// Sessions without an agent, by last use, once their turns and entries are removed; then their workspaces.
@@ -100,6 +103,7 @@ impl Default for Retention {
             migrations_days: 400,
             capacity_alerts_days: 400,
             automation_runs_days: 400,
+            rescues_days: 30,
             notifications_days: 90,
             sessions_days: 90,
             turns_days: 90,
@@ -122,6 +126,11 @@ impl Retention {
     /// Time without use after which folders are removed.
     pub(crate) fn folders(&self) -> Option<Duration> {
         age(self.folders_days)
+    }
+
+    /// Age at which kept commits of automation are removed: not above that of their runs.
+    pub(crate) fn rescues(&self) -> Option<Duration> {
+        age(self.rescues_days).into_iter().chain(age(self.automation_runs_days)).min()
     }
 
     /// The parts of a sweep over sessions, turns and transcripts.

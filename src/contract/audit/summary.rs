@@ -1,9 +1,12 @@
-//! Figures of a period: turns and latency by protocol, and flips.
+//! Figures of a period: turns and latency by protocol, flips, and automation.
 
 use serde::{Deserialize, Serialize};
 use utoipa::{IntoParams, ToSchema};
 
-use crate::domain::{clock::Timestamp, ids::InstallationId};
+use crate::{
+    contract::runs::AutomationCounts,
+    domain::{clock::Timestamp, ids::InstallationId},
+};
 
 /// The period and tenant of a summary.
 #[derive(Debug, Clone, Deserialize, IntoParams)]
@@ -48,6 +51,8 @@ pub(crate) struct SummaryTotal {
     pub flips_to_http: u64,
     /// Flips of workspaces back to ACP.
     pub flips_to_acp: u64,
+    /// Attempts of automation.
+    pub automation: AutomationCounts,
 }
 
 /// One day of one tenant.
@@ -69,6 +74,8 @@ pub(crate) struct SummaryDay {
     pub flips_to_http: u64,
     /// Flips of workspaces back to ACP.
     pub flips_to_acp: u64,
+    /// Attempts of automation, by the time of their end.
+    pub automation: AutomationCounts,
 }
 
 /// Numbers of turns by outcome.
@@ -148,6 +155,7 @@ impl SummaryDay {
         installation_id: InstallationId,
         (acp, http): (ProtocolDay, ProtocolDay),
         (flips_to_http, flips_to_acp): (u64, u64),
+        automation: AutomationCounts,
     ) -> Self {
         let gain = |acp: Option<f64>, http: Option<f64>| match (acp, http) {
             (Some(acp), Some(http)) if http > 0.0 => Some(1.0 - acp / http),
@@ -163,6 +171,7 @@ impl SummaryDay {
             acp_gain: gains.map(|(p50, p95)| AcpGain { p50, p95 }),
             flips_to_http,
             flips_to_acp,
+            automation,
         }
     }
 }
@@ -193,6 +202,7 @@ impl AuditSummary {
             acp_share: None,
             flips_to_http: total.flips_to_http + day.flips_to_http,
             flips_to_acp: total.flips_to_acp + day.flips_to_acp,
+            automation: total.automation.plus(&day.automation),
         });
         total.acp_share = share(total.acp.turns, total.acp.turns + total.http.turns);
         Self { from, until, truncated, total, days }
@@ -222,7 +232,8 @@ mod tests {
             p95_ms: Some(30.0),
         };
         let http = ProtocolDay { counts: TurnCounts::new(1, 0, 0, 0, 0), p50_ms: Some(20.0), p95_ms: Some(20.0) };
-        (at, SummaryDay::new(at, tenant.parse().unwrap(), (acp, http), (2, 1)))
+        let automation = AutomationCounts::new(completed, 0, [("other".to_owned(), 1)].into());
+        (at, SummaryDay::new(at, tenant.parse().unwrap(), (acp, http), (2, 1), automation))
     }
 
     #[test]
@@ -237,6 +248,7 @@ mod tests {
         assert_eq!(summary.total.acp.success_rate, Some(8.0 / 9.0), "a cancel counts neither way");
         assert_eq!((summary.total.flips_to_http, summary.total.flips_to_acp), (4, 2));
         assert_eq!(summary.total.acp_share, Some(11.0 / 13.0));
+        assert_eq!((summary.total.automation.runs, summary.total.automation.skips["other"]), (10, 2));
         assert!(!summary.truncated);
         assert_eq!(TurnCounts::default().success_rate, None);
     }

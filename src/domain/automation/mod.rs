@@ -8,6 +8,7 @@ mod markdown;
 pub(crate) mod order;
 pub(crate) mod plan;
 pub(crate) mod policy;
+pub(crate) mod progress;
 pub(crate) mod rejection;
 pub(crate) mod repository_pattern;
 pub(crate) mod saga;

@@ -79,10 +79,14 @@ pub(crate) struct Facts {
     pub preflight: Option<Preflight>,
     pub issue: Option<IssueFact>,
     pub commit: Option<CommitFact>,
+    /// True if the commit was made only to be kept, before GitHub named an identity: another attempt makes it again.
+    pub is_provisional: bool,
     pub push: Option<PushFact>,
     pub pull_request: Option<PullRequestFact>,
     pub comment_url: Option<String>,
     pub rescue: Option<RescueFact>,
+    /// Time at which the kept commit was removed because of its age.
+    pub rescue_removed: Option<Timestamp>,
 }
 
 /// A step that failed for the rest of the attempt.
@@ -114,7 +118,10 @@ pub(crate) enum Verdict {
 /// Why no further step delivers anything.
 enum Obstacle<'a> {
     Skip(SkipDetail),
+    /// A failure of a step.
     Failure(&'a StepFailure),
+    /// A failure that no step reported.
+    Own(StepFailure),
 }
 
 impl Saga {
@@ -143,6 +150,7 @@ impl Saga {
                 Some(step) => Next::Step(step),
                 None => Next::End(match obstacle {
                     Obstacle::Skip(detail) => Verdict::Skipped(detail),
+                    Obstacle::Own(failure) => Verdict::Failed(failure),
                     Obstacle::Failure(failure) => match failure.skip {
                         Some(detail) => Verdict::Skipped(detail),
                         None => Verdict::Failed(failure.clone()),
@@ -217,6 +225,18 @@ impl Saga {
             return Some(Obstacle::Failure(&failed.failure));
         }
         let changes = self.facts.changes.as_ref()?;
+        if let Some(path) = changes.unsafe_paths.first() {
+            let message =
+                format!("{:?} must not be in a commit: it {}. Rename it, and prompt again", path.path, path.why);
+            let (code, message) = (UNSAFE_PATH.to_owned(), text::cut(&message, 300));
+            return Some(Obstacle::Own(StepFailure {
+                code,
+                message,
+                skip: None,
+                remedy: Remedy::Never,
+                retry_at: None,
+            }));
+        }
         if changes.total == 0 {
             let detail = if changes.ignored > 0 { SkipDetail::NothingStaged } else { SkipDetail::NoChanges };
             return Some(Obstacle::Skip(detail));
@@ -288,11 +308,14 @@ impl Saga {
             StepFact::Changes(made) => facts.changes = Some(made),
             StepFact::Preflight(made) => facts.preflight = Some(made),
             StepFact::Issue(made) => facts.issue = Some(made),
-            StepFact::Commit(made) => facts.commit = Some(made),
+            StepFact::Commit(made) => {
+                facts.is_provisional = facts.preflight.is_none();
+                facts.commit = Some(made);
+            }
             StepFact::Push(made) => facts.push = Some(made),
             StepFact::PullRequest(made) => facts.pull_request = Some(made),
             StepFact::Comment { url } => facts.comment_url = Some(url),
-            StepFact::Rescue(made) => facts.rescue = Some(made),
+            StepFact::Rescue(made) => (facts.rescue, facts.rescue_removed) = (Some(made), None),
         }
     }
 
@@ -322,11 +345,22 @@ impl Saga {
         Some(later.retry_at.map_or(now.plus(NEXT_ATTEMPT), |at| at.max(now)))
     }
 
+    /// Records that the kept commit was removed because of its age. A later attempt that fails keeps it again, if it is
+    /// still in the workspace.
+    pub(crate) fn remove_rescue(&mut self, now: Timestamp) {
+        if self.facts.rescue.take().is_some() && self.facts.push.is_none() {
+            self.facts.rescue_removed = Some(now);
+        }
+    }
+
     /// Begins another attempt. What exists is kept; what GitHub permits is read again.
     pub(crate) fn retry(&mut self, now: Timestamp) {
         self.attempt += 1;
         self.attempt_began = now;
         self.failures.clear();
+        if self.facts.is_provisional && self.facts.push.is_none() {
+            self.facts.commit = None;
+        }
         (self.tries, self.not_before, self.facts.preflight) = (0, None, None);
         self.logs.clear();
     }
@@ -334,6 +368,8 @@ impl Saga {
 
 /// Code of the failure of the step `issue` in a repository without issues.
 pub(crate) const ISSUES_DISABLED: &str = "issues-disabled";
+/// Code of the failure of a run whose changes have paths that must not be in a commit.
+pub(crate) const UNSAFE_PATH: &str = "unsafe-path";
 /// Code of the failure of the step `push` if another branch blocks the name.
 pub(crate) const BRANCH_NAME_TAKEN: &str = "branch-name-taken";
 

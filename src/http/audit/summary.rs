@@ -6,16 +6,19 @@ use actix_web::{get, web};
 
 use super::in_order;
 use crate::{
-    contract::audit::summary::{AuditSummary, MAX_SUMMARY_DAYS, ProtocolDay, SummaryDay, SummaryQuery, TurnCounts},
+    contract::{
+        audit::summary::{AuditSummary, MAX_SUMMARY_DAYS, ProtocolDay, SummaryDay, SummaryQuery, TurnCounts},
+        runs::AutomationCounts,
+    },
     domain::access::Caller,
     http::{HttpState, problem::ApiError, request::Query, rows},
-    store::{AuditDay, TurnFigures},
+    store::{AuditDay, AutomationFigures, TurnFigures},
 };
 
 /// Default length of the period: 30 days.
 const PERIOD: Duration = Duration::from_secs(30 * 24 * 3600);
 
-/// Sums up turns, success rates, latency and flips of a period, by day (UTC) and tenant. Covers at most the newest 100,000
+/// Sums up turns, success rates, latency, flips and automation of a period, by day (UTC) and tenant. Covers at most the newest 100,000
 /// turns and 2,000 days of tenants: beyond that `truncated` is true, and `from` is the time since which the figures are
 /// complete.
 #[utoipa::path(
@@ -44,7 +47,9 @@ pub(crate) async fn get_summary(
 
 fn day(it: AuditDay) -> SummaryDay {
     let figures = (protocol(it.acp), protocol(it.http));
-    SummaryDay::new(it.day, it.installation_id, figures, (it.flips_to_http, it.flips_to_acp))
+    let AutomationFigures { success, error, skips } = it.automation;
+    let automation = AutomationCounts::new(success, error, skips);
+    SummaryDay::new(it.day, it.installation_id, figures, (it.flips_to_http, it.flips_to_acp), automation)
 }
 
 fn protocol(figures: TurnFigures) -> ProtocolDay {

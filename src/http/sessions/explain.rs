@@ -12,6 +12,7 @@ use crate::{
     },
     domain::{
         access::{Caller, Privilege},
+        automation::{progress::StepState, saga::SagaStatus},
         clock::Timestamp,
         explain::{CurrentState, EntryKind, answer, timeline},
         ids::SessionId,
@@ -25,7 +26,7 @@ use crate::{
         request::path_id,
         rows::{find_live, find_session},
     },
-    store::{AuditFilter, Page, PromptRow, SessionRow, Store, StoreError, TranscriptRow},
+    store::{AuditFilter, Page, PromptRow, SagaFilter, SagaRow, SessionRow, Store, StoreError, TranscriptRow},
 };
 
 /// Explains which protocol carries the turns of a session and why. The history has turns, connections and their states,
@@ -89,6 +90,7 @@ struct Records {
     rollbacks: Vec<RollbackEventItem>,
     notes: Vec<TranscriptRow>,
     runs: Vec<AutomationRunItem>,
+    sagas: Vec<SagaRow>,
     notifications: Vec<NotificationItem>,
 }
 
@@ -107,7 +109,8 @@ impl Records {
             flips: store.migrations(workspace.clone(), page()).await?,
             rollbacks: store.rollback_events(workspace.clone(), page()).await?,
             notes: store.newest_notes(row.session_id, most).await?,
-            runs: store.automation_runs(session, page()).await?,
+            runs: store.automation_runs(session.clone(), page()).await?,
+            sagas: store.sagas(SagaFilter { records: session, ..SagaFilter::default() }, page()).await?,
             notifications: store.notifications(workspace, page()).await?,
         })
     }
@@ -124,7 +127,7 @@ impl Records {
     }
 
     fn entries(self, row: &SessionRow) -> Vec<TimelineEntry> {
-        let Self { turns, connections, flips, rollbacks, notes, runs, notifications } = self;
+        let Self { turns, connections, flips, rollbacks, notes, runs, sagas, notifications } = self;
         let mut entries = vec![opened(row)];
         entries.extend(turns.into_iter().map(turn));
         connections.into_iter().for_each(|item| connection(item, &mut entries));
@@ -132,7 +135,8 @@ impl Records {
         // The entry of a turn already reports its failure.
         let is_of_turn = |note: &TranscriptRow| note.entry.event_type == "info" && note.prompt_id.is_some();
         entries.extend(notes.into_iter().filter(|row| !is_of_turn(row)).map(note));
-        entries.extend(runs.into_iter().map(run));
+        entries.extend(sagas.iter().filter(|row| row.status == SagaStatus::Running).map(running));
+        entries.extend(runs.into_iter().map(|item| run(item, &sagas)));
         entries.extend(notifications.into_iter().map(notification));
         entries
     }
@@ -239,10 +243,48 @@ fn note(row: TranscriptRow) -> TimelineEntry {
     entry(row.created, EntryKind::Note, row.entry.text.into_string(), details)
 }
 
-fn run(item: AutomationRunItem) -> TimelineEntry {
+/// A run whose attempt is in progress.
+fn running(row: &SagaRow) -> TimelineEntry {
+    let steps = steps(row);
+    let summary = match steps.iter().find(|step| step["state"] == StepState::Started.as_str()) {
+        Some(step) => {
+            format!("Automation runs: the step {} is next or in progress", step["step"].as_str().unwrap_or_default())
+        }
+        None => "Automation runs".to_owned(),
+    };
+    let details =
+        json!({"automationId": row.run_id, "promptId": row.prompt_id, "status": row.status, "steps": steps});
+    entry(row.updated, EntryKind::Automation, summary, details)
+}
+
+/// The steps of the newest attempt of a run that have begun.
+fn steps(row: &SagaRow) -> Vec<Value> {
+    let steps = row.saga.iter().flat_map(|saga| saga.steps(row.status));
+    steps
+        .map(|it| {
+            let code = it.failed.map(|failed| failed.failure.code.as_str());
+            json!({"step": it.step.as_str(), "state": it.state.as_str(), "code": code})
+        })
+        .collect()
+}
+
+/// The end of an attempt; that of the newest attempt has its steps and the time of the next one.
+fn run(item: AutomationRunItem, sagas: &[SagaRow]) -> TimelineEntry {
     let why = item.skip_reason.as_deref().or(item.error_code.as_deref()).or(item.pull_request_url.as_deref());
-    let summary = format!("Automation ({}) ended with {}: {}", item.mode, item.status, why.unwrap_or("done"));
-    entry(item.created_at, EntryKind::Automation, summary, record(&item))
+    let mut summary = format!("Automation ({}) ended with {}: {}", item.mode, item.status, why.unwrap_or("done"));
+    let mut details = record(&item);
+    let is_newest = |row: &&SagaRow| {
+        let attempt = row.saga.as_ref().map(|saga| saga.attempt);
+        Some(row.run_id) == item.automation_id && attempt == Some(item.attempts) && row.status != SagaStatus::Running
+    };
+    if let Some(row) = sagas.iter().find(is_newest) {
+        if let Some(at) = row.retry_at {
+            summary.push_str(&format!("; the next attempt is due at {at}"));
+        }
+        details["retryAt"] = record(&row.retry_at);
+        details["steps"] = steps(row).into();
+    }
+    entry(item.created_at, EntryKind::Automation, summary, details)
 }
 
 fn notification(item: NotificationItem) -> TimelineEntry {

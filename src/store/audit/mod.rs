@@ -4,7 +4,11 @@ pub(crate) mod capacity_alerts;
 pub(crate) mod connections;
 pub(crate) mod summary;
 
-use diesel::{BoolExpressionMethods, ExpressionMethods, OptionalExtension, QueryDsl, RunQueryDsl};
+use diesel::{
+    BoolExpressionMethods, ExpressionMethods, OptionalExtension, QueryDsl, RunQueryDsl,
+    dsl::sql,
+    sql_types::{Bool, Text},
+};
 
 use super::{
     Store, StoreError,
@@ -25,8 +29,9 @@ use crate::{
         NotificationItem, RollbackEventItem,
     },
     domain::{
+        automation::saga::SagaStatus,
         clock::Timestamp,
-        ids::{InstallationId, SessionId, WorkspaceId},
+        ids::{InstallationId, SessionId, UserId, WorkspaceId},
     },
 };
 
@@ -43,6 +48,15 @@ pub(crate) struct AuditFilter {
     pub from: Option<Timestamp>,
     /// End of the period, exclusive.
     pub until: Option<Timestamp>,
+}
+
+/// Filters of the list of runs of automation.
+#[derive(Debug, Clone, Default)]
+pub(crate) struct SagaFilter {
+    pub records: AuditFilter,
+    pub status: Option<SagaStatus>,
+    /// Only runs of sessions of this user that are still there.
+    pub user_id: Option<UserId>,
 }
 
 impl AuditFilter {
@@ -201,10 +215,43 @@ impl Store {
     }
 
     /// A page of runs of automation with their state, by the end of the turn's agent. Cancel-safe.
-    pub(crate) async fn sagas(&self, filter: AuditFilter, page: Page) -> Result<Vec<SagaRow>, StoreError> {
+    pub(crate) async fn sagas(&self, filter: SagaFilter, page: Page) -> Result<Vec<SagaRow>, StoreError> {
+        use schema::automation_sagas as table;
+        let SagaFilter {
+            records: AuditFilter { installation_id, workspace_id, session_id, from, until },
+            status,
+            user_id,
+        } = filter;
         self.read(move |connection| {
+            let mut rows = table::table.into_boxed();
+            if let Some(tenant) = &installation_id {
+                rows = rows.filter(table::installation_id.eq(tenant.as_str()));
+            }
+            if let Some(workspace) = &workspace_id {
+                rows = rows.filter(table::workspace_id.eq(workspace.as_str()));
+            }
+            if let Some(session) = session_id {
+                rows = rows.filter(table::session_id.eq(session.to_string()));
+            }
+            if let Some(from) = from {
+                rows = rows.filter(table::created_us.ge(from.0));
+            }
+            if let Some(until) = until {
+                rows = rows.filter(table::created_us.lt(until.0));
+            }
+            if let Some(status) = status {
+                rows = rows.filter(table::status.eq(status.as_str()));
+            }
+            if let Some(user) = &user_id {
+                // Only the session has its user.
+                let is_theirs = sql::<Bool>(
+                    "EXISTS (SELECT 1 FROM sessions WHERE sessions.session_id = automation_sagas.session_id \
+                     AND sessions.user_id = ",
+                );
+                rows = rows.filter(is_theirs.bind::<Text, _>(user.as_str().to_owned()).sql(")"));
+            }
             let records: Vec<automation::sagas::Record> =
-                page!(connection, automation_sagas, created_us, run_id, filter, page, session_id)?;
+                page_of!(rows, page, table::created_us, table::run_id).load(connection)?;
             records.into_iter().map(automation::sagas::Record::read).collect()
         })
         .await

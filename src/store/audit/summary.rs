@@ -1,4 +1,4 @@
-//! Figures of a period, per day and tenant: turns and latency by protocol, and flips.
+//! Figures of a period, per day and tenant: turns and latency by protocol, flips, and automation.
 
 use std::{collections::BTreeMap, time::Duration};
 
@@ -62,6 +62,16 @@ pub(crate) struct AuditDay {
     pub flips_to_http: u64,
     /// Flips of workspaces to ACP.
     pub flips_to_acp: u64,
+    pub automation: AutomationFigures,
+}
+
+/// Ended attempts of automation, and skips before a run began.
+#[derive(Debug, Clone, PartialEq, Eq, Default)]
+pub(crate) struct AutomationFigures {
+    pub success: u64,
+    pub error: u64,
+    /// Skips by reason.
+    pub skips: BTreeMap<String, u64>,
 }
 
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -98,6 +108,26 @@ const FLIPS: &str = "SELECT day, installation_id, to_protocol, COUNT(*) AS flips
      WHERE started_us >= $1 AND started_us < $2 AND ($3 IS NULL OR installation_id = $3) \
      AND status = 'succeeded' AND epoch IS NOT NULL ORDER BY started_us DESC LIMIT 100000) AS flips \
      GROUP BY day, installation_id, to_protocol";
+
+const AUTOMATION: &str = "SELECT day, installation_id, status, reason, COUNT(*) AS runs \
+     FROM (SELECT created_us / 86400000000 AS day, installation_id, status, COALESCE(skip_reason, '') AS reason \
+     FROM automation_runs WHERE created_us >= $1 AND created_us < $2 AND ($3 IS NULL OR installation_id = $3) \
+     ORDER BY created_us DESC LIMIT 100000) AS runs \
+     GROUP BY day, installation_id, status, reason";
+
+#[derive(QueryableByName)]
+struct AutomationRow {
+    #[diesel(sql_type = BigInt)]
+    day: i64,
+    #[diesel(sql_type = Text)]
+    installation_id: String,
+    #[diesel(sql_type = Text)]
+    status: String,
+    #[diesel(sql_type = Text)]
+    reason: String,
+    #[diesel(sql_type = BigInt)]
+    runs: i64,
+}
 
 #[derive(QueryableByName)]
 struct TurnsRow {
@@ -144,6 +174,7 @@ impl Days {
             http: TurnFigures::default(),
             flips_to_http: 0,
             flips_to_acp: 0,
+            automation: AutomationFigures::default(),
         }))
     }
 
@@ -179,6 +210,17 @@ impl Days {
             Route::Http => &mut day.flips_to_http,
         };
         *flips += columns::unsigned(row.flips);
+        Ok(())
+    }
+
+    fn add_automation(&mut self, row: AutomationRow) -> Result<(), StoreError> {
+        let (day, runs) = (self.of(row.day, row.installation_id)?, columns::unsigned(row.runs));
+        match row.status.as_str() {
+            "success" => day.automation.success += runs,
+            "skipped" => *day.automation.skips.entry(row.reason).or_default() += runs,
+            // A status of a newer version is counted like an error.
+            _ => day.automation.error += runs,
+        }
         Ok(())
     }
 }
@@ -247,13 +289,15 @@ pub(crate) fn summary(
     turns.into_iter().try_for_each(|row| days.add_turns(row))?;
     let flips: Vec<FlipsRow> = load!(connection, FLIPS, tenant, from, until)?;
     flips.into_iter().try_for_each(|row| days.add_flips(row))?;
+    let runs: Vec<AutomationRow> = load!(connection, AUTOMATION, tenant, from, until)?;
+    runs.into_iter().try_for_each(|row| days.add_automation(row))?;
     Ok(AuditSummary { from, days: days.0.into_values().collect() })
 }
 
 impl Store {
     /// Figures of a period, from `from` until before `until`, of a tenant or of all: of the newest
     /// [`MAX_SUMMARY_TURNS`] turns, where a tenant's are looked for among the newest million of all, and of the flips
-    /// since then, of which the newest 100,000 count. [`AuditSummary::from`] says since when that is. Cancel-safe.
+    /// and the attempts of automation since then, of which the newest 100,000 each count. [`AuditSummary::from`] says since when that is. Cancel-safe.
     pub(crate) async fn audit_summary(
         &self,
         tenant: Option<InstallationId>,

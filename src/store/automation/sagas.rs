@@ -3,7 +3,9 @@
 //! A saga is written in the transaction of that end, so no run is lost; later writes name the version that they replace,
 //! so that one writer advances a run.
 
-use diesel::{ExpressionMethods, Insertable, OptionalExtension, QueryDsl, Queryable, RunQueryDsl};
+use diesel::{
+    BoolExpressionMethods, ExpressionMethods, Insertable, OptionalExtension, QueryDsl, Queryable, RunQueryDsl,
+};
 use uuid::Uuid;
 
 use super::runs;
@@ -12,6 +14,7 @@ use crate::{
     domain::{
         automation::saga::{Saga, SagaStatus},
         clock::Timestamp,
+        erasure::EraseTarget,
         ids::{PromptId, SessionId, WorkspaceKey},
         notify::notification::SessionNotice,
         redaction::RedactedJson,
@@ -114,9 +117,12 @@ pub(crate) struct Record {
     retry_us: Option<i64>,
     created_us: i64,
     updated_us: i64,
+    kept_us: Option<i64>,
 }
 
 const STATE: &str = "automation_sagas.state";
+/// Runs that an attempt advances, now or later.
+const OPEN: [SagaStatus; 2] = [SagaStatus::Running, SagaStatus::Waiting];
 
 impl Record {
     pub(crate) fn read(self) -> Result<SagaRow, StoreError> {
@@ -155,6 +161,7 @@ pub(crate) fn begin(
         retry_us: None,
         created_us: now.0,
         updated_us: now.0,
+        kept_us: None,
     };
     tx.rows += diesel::insert_into(automation_sagas::table).values(record).execute(tx.connection)?;
     Ok(())
@@ -168,6 +175,7 @@ struct Changed {
     state: String,
     retry_us: Option<i64>,
     updated_us: i64,
+    kept_us: Option<i64>,
 }
 
 impl Changed {
@@ -179,6 +187,7 @@ impl Changed {
             state: columns::clean(RedactedJson::of(&update.saga).into_string()),
             retry_us: update.retry_at.map(|at| at.0),
             updated_us: update.now.0,
+            kept_us: update.saga.facts.rescue.is_some().then_some(update.now.0),
         }
     }
 
@@ -193,6 +202,7 @@ impl Changed {
                 automation_sagas::state.eq(Some(self.state.as_str())),
                 automation_sagas::retry_us.eq(self.retry_us),
                 automation_sagas::updated_us.eq(self.updated_us),
+                automation_sagas::kept_us.eq(self.kept_us),
             ))
             .execute(tx.connection)?;
         tx.rows += changed;
@@ -258,6 +268,80 @@ impl Store {
                 .limit(columns::limit(most))
                 .load(connection)?;
             records.into_iter().map(Record::read).collect()
+        })
+        .await
+    }
+
+    /// Runs without an attempt now or later whose commit has been kept since before `before`, the oldest first, at most
+    /// `most`. Cancel-safe.
+    pub(crate) async fn sagas_with_rescue(&self, before: Timestamp, most: usize) -> Result<Vec<SagaRow>, StoreError> {
+        self.read(move |connection| {
+            let records: Vec<Record> = automation_sagas::table
+                .filter(automation_sagas::kept_us.lt(before.0))
+                .filter(automation_sagas::status.ne_all(OPEN.map(SagaStatus::as_str)))
+                .order(automation_sagas::kept_us)
+                .limit(columns::limit(most))
+                .load(connection)?;
+            records.into_iter().map(Record::read).collect()
+        })
+        .await
+    }
+
+    /// Stops the attempts of a target that is being erased: no writer that advances one of its runs can store a further
+    /// step. Safe to retry.
+    ///
+    /// # Cancel safety
+    /// A dropped future may have written.
+    pub(crate) async fn stop_sagas(&self, target: EraseTarget) -> Result<(), StoreError> {
+        self.write(move |tx| {
+            let is_open = automation_sagas::status.eq_any(OPEN.map(SagaStatus::as_str));
+            let rows = automation_sagas::table.filter(automation_sagas::installation_id.eq(target.tenant().as_str()));
+            let next = (
+                automation_sagas::version.eq(automation_sagas::version + 1),
+                automation_sagas::retry_us.eq(None::<i64>),
+            );
+            tx.rows += match (&target, target.workspace().map(|key| key.workspace_id.as_str())) {
+                (EraseTarget::Session(_, id), _) => {
+                    let rows = rows.filter(automation_sagas::session_id.eq(id.to_string())).filter(is_open);
+                    diesel::update(rows).set(next).execute(tx.connection)?
+                }
+                (_, Some(workspace)) => {
+                    let rows = rows.filter(automation_sagas::workspace_id.eq(workspace)).filter(is_open);
+                    diesel::update(rows).set(next).execute(tx.connection)?
+                }
+                (_, None) => diesel::update(rows.filter(is_open)).set(next).execute(tx.connection)?,
+            };
+            Ok(())
+        })
+        .await
+    }
+
+    /// Runs of a target whose commit is kept, or that may be keeping it, by id and after the run `after`: at most `most`.
+    /// Cancel-safe.
+    pub(crate) async fn rescues_of(
+        &self,
+        target: EraseTarget,
+        after: Option<Uuid>,
+        most: usize,
+    ) -> Result<Vec<Uuid>, StoreError> {
+        self.read(move |connection| {
+            let is_open = automation_sagas::status.eq_any(OPEN.map(SagaStatus::as_str));
+            let mut rows = automation_sagas::table
+                .filter(automation_sagas::installation_id.eq(target.tenant().as_str()))
+                .filter(automation_sagas::kept_us.is_not_null().or(is_open))
+                .into_boxed();
+            if let Some(key) = target.workspace() {
+                rows = rows.filter(automation_sagas::workspace_id.eq(key.workspace_id.as_str()));
+            }
+            if let Some(id) = target.session() {
+                rows = rows.filter(automation_sagas::session_id.eq(id.to_string()));
+            }
+            if let Some(after) = after {
+                rows = rows.filter(automation_sagas::run_id.gt(after.to_string()));
+            }
+            let ids = rows.order(automation_sagas::run_id).limit(columns::limit(most));
+            let ids: Vec<String> = ids.select(automation_sagas::run_id).load(connection)?;
+            ids.iter().map(|id| columns::parse(id, "automation_sagas.run_id")).collect()
         })
         .await
     }

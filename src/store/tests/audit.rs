@@ -24,8 +24,9 @@ use crate::{
         words::{FollowUp, MigrationStatus, ReasonCode, RollbackKind},
     },
     store::{
-        AuditDay, AuditFilter, Cursor, FlipRecord, Listed, NewChange, NewConnection, NewConnectionEvent, NewSession,
-        NewTurn, OutcomeCount, Page, Retained, SaveRoute, Store, StoreError, TenantProtocol, TurnEnd, TurnFigures,
+        AuditDay, AuditFilter, AutomationFigures, Cursor, FlipRecord, Listed, NewChange, NewConnection,
+        NewConnectionEvent, NewSession, NewTurn, OutcomeCount, Page, Retained, SaveRoute, Store, StoreError,
+        TenantProtocol, TurnEnd, TurnFigures,
     },
 };
 
@@ -320,6 +321,7 @@ both_databases! {
             http,
             flips_to_http: 0,
             flips_to_acp: 0,
+            automation: AutomationFigures::default(),
         };
         let first = AuditDay {
             day: from,
@@ -335,6 +337,7 @@ both_databases! {
             http: TurnFigures::default(),
             flips_to_http: 0,
             flips_to_acp: 0,
+            automation: AutomationFigures::default(),
         };
         assert_eq!(first.acp.success_rate_bp(), Some(9090));
         assert_eq!(beta.acp.success_rate_bp(), None);

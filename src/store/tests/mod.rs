@@ -12,6 +12,7 @@ mod notices;
 mod notifications;
 mod replicas;
 mod routes;
+mod sagas;
 mod session_keys;
 mod session_story;
 mod sessions;

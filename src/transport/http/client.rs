@@ -1,7 +1,12 @@
 //! HTTP clients of a runtime, and the meaning of its error answers.
 
-use std::time::Duration;
+use std::{io, time::Duration};
 
+use bytes::Bytes;
+use futures_util::{
+    StreamExt,
+    stream::{self, BoxStream},
+};
 use reqwest::{Method, Url, header};
 use secrecy::{ExposeSecret, SecretString};
 use serde::{Serialize, de::DeserializeOwned};
@@ -174,6 +179,13 @@ pub(crate) struct WorkspaceClient {
     prepare_timeout: Duration,
 }
 
+/// A file of a kept commit.
+pub(crate) struct KeptFile {
+    /// Its size, if the runtime stated it.
+    pub bytes: Option<u64>,
+    pub chunks: BoxStream<'static, io::Result<Bytes>>,
+}
+
 /// Limit for requests that only read. A diff of a large checkout takes several seconds.
 const READ_TIMEOUT: Duration = Duration::from_secs(60);
 /// Limit for the deletion of all files of a folder; a million of them take about a minute.
@@ -246,6 +258,32 @@ impl WorkspaceClient {
         let request = self.client.request(Method::DELETE, &path).timeout(READ_TIMEOUT);
         let response = request.send().await.map_err(|cause| self.client.unavailable(&cause))?;
         if response.status().is_success() { Ok(()) } else { Err(self.client.refusal(response).await) }
+    }
+
+    /// Opens the kept commit of a run, `bundle` or `patch`. The answer begins within 60 s, and each chunk follows within
+    /// 60 s; the whole takes as long as its reader.
+    ///
+    /// # Errors
+    /// [`ErrorCode::NotFound`] if the runtime has none, or its other failure, or [`ErrorCode::RuntimeUnavailable`]. A retry
+    /// is safe.
+    pub(crate) async fn rescue(&self, run: Uuid, format: &str) -> Result<KeptFile, Failure> {
+        let path = format!("{}/{run}/rescue/{format}", AUTOMATION.trim_start_matches('/'));
+        let silent = || {
+            let detail = format!("the runtime did not send the kept commit within {} s", READ_TIMEOUT.as_secs());
+            Failure::new(ErrorCode::RuntimeUnavailable, detail)
+        };
+        let sent = tokio::time::timeout(READ_TIMEOUT, self.send_again(self.client.request(Method::GET, &path))).await;
+        let response = sent.map_err(|_| silent())?.map_err(|cause| self.client.unavailable(&cause))?;
+        if !response.status().is_success() {
+            return Err(self.client.refusal(response).await);
+        }
+        let bytes = response.content_length();
+        // One chunk at a time: nothing is read ahead of the reader but the buffer of the connection.
+        let chunks = stream::try_unfold(response, |mut response| async move {
+            let chunk = tokio::time::timeout(READ_TIMEOUT, response.chunk()).await.map_err(io::Error::other)?;
+            Ok(chunk.map_err(io::Error::other)?.map(|chunk| (chunk, response)))
+        });
+        Ok(KeptFile { bytes, chunks: chunks.boxed() })
     }
 
     /// Measures a workspace on disk. Takes at most 60 s.

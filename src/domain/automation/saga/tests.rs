@@ -220,6 +220,32 @@ fn rate_limited_run_is_rescued_and_continues_at_the_stated_time() {
 }
 
 #[test]
+fn commit_that_was_kept_before_an_identity_was_known_is_made_again_for_its_delivery() {
+    let mut saga = Saga::new(plan(), NOW);
+    let refused = |step| {
+        (step == Check).then(|| failed("token-refused", Some(SkipDetail::TokenRefused), Remedy::NewToken, None))
+    };
+    assert_eq!(run(&mut saga, NOW, refused).0, [Look, Check, Commit, Rescue]);
+    saga.retry(NOW);
+    let (steps, verdict) = run(&mut saga, NOW, |_| None);
+    assert_eq!((steps, verdict), (vec![Check, Issue, Commit, Push, PullRequest, Comment], Verdict::Success));
+}
+
+#[test]
+fn unsafe_path_fails_the_run_before_an_issue_exists() {
+    let mut named = changes(1);
+    let path =
+        crate::domain::automation::step::UnsafePath { path: "a/.GIT".into(), why: "is a name of git's own".into() };
+    named.unsafe_paths.push(path);
+    let mut saga = Saga::new(plan(), NOW);
+    let (steps, verdict) = run(&mut saga, NOW, |step| (step == Look).then(|| done(StepFact::Changes(named.clone()))));
+    assert_eq!(steps, [Look, Commit, Rescue]);
+    assert!(
+        matches!(verdict, Verdict::Failed(failure) if failure.code == UNSAFE_PATH && failure.message.contains(".GIT"))
+    );
+}
+
+#[test]
 fn blocked_branch_name_is_replaced_once() {
     let mut saga = Saga::new(plan(), NOW);
     let taken = |step| (step == Push).then(|| failed(BRANCH_NAME_TAKEN, None, Remedy::Never, None));
