@@ -81,12 +81,7 @@ pub(super) async fn start_sessions(
     let workspace_client = WorkspaceClient::new(&endpoint.url, endpoint.token.clone(), clone_timeout)?;
     let (acp, http) = transports(config, endpoint)?;
     let storm = Storm::recover(store.clone(), metrics.clone(), clock.clone()).await?;
-    let client = workspace_client.clone();
-    let check = Arc::new(move || -> futures_util::future::BoxFuture<'static, bool> {
-        let client = client.clone();
-        Box::pin(async move { client.status().await.is_ok() })
-    });
-    let runtime = RuntimeAvailability::new(check, clock.clone(), metrics.clone());
+    let runtime = availability(workspace_client.clone(), clock.clone(), metrics.clone());
     let tenants = Tenants::recover(&store).await?;
     // Before anything is restored: what is being erased is hidden.
     store.erasures().recover(store.open_erasures().await?);
@@ -136,6 +131,15 @@ pub(super) async fn start_sessions(
     let attempts = actix::spawn(run_due_attempts(automation));
     let handle = SessionsHandle { workspaces, drain_timeout, stopping, attempts };
     Ok(SessionsStart { handle, progress, capacity })
+}
+
+/// Watches whether the runtime answers.
+fn availability(client: WorkspaceClient, clock: Arc<dyn Clock>, metrics: Metrics) -> RuntimeAvailability {
+    let check = Arc::new(move || -> futures_util::future::BoxFuture<'static, bool> {
+        let client = client.clone();
+        Box::pin(async move { client.status().await.is_ok() })
+    });
+    RuntimeAvailability::new(check, clock, metrics)
 }
 
 impl SessionsHandle {

@@ -91,7 +91,7 @@ struct SetArgs {
     /// Patterns of protected paths such as .github/, separated by commas, or default.
     #[arg(long, value_name = "PATTERNS", value_parser = list_or_default)]
     protected_paths: Option<Value>,
-    /// What happens to a change of a protected path: draft, refuse or default.
+    /// Treatment of a change of a protected path: draft, refuse or default.
     #[arg(long, value_name = "WORD")]
     protection: Option<String>,
     /// A name for the log beside the subject of the token, such as the person for whom a program acts.

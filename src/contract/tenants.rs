@@ -111,12 +111,19 @@ pub(crate) struct TenantCeilings {
     pub listed_paths: Option<Vec<String>>,
 }
 
+<<<<<<< HEAD
+=======
+word_schemas! {
+    Protection => "Protection", "Treatment of a change of a protected path.";
+}
+
+>>>>>>> autoapp
 /// Automation of a tenant. Null or an absent member is the value of `[github]`.
 #[derive(Debug, Clone, Serialize, Deserialize, ToSchema)]
 #[serde(rename_all = "camelCase", deny_unknown_fields)]
 pub(crate) struct TenantAutomation {
     /// Installations of the GitHub App that are bound to the tenant, at most 100 ids. Runs without a `githubToken` use the
-    /// App for repositories of these installations alone; null is none.
+    /// App for repositories of these installations alone; null is an empty list.
     #[serde(default, deserialize_with = "ids")]
     #[schema(value_type = Option<Vec<InstallationNumber>>, max_items = 100)]
     pub installations: Vec<u64>,
@@ -139,7 +146,7 @@ pub(crate) struct TenantAutomation {
     /// any folder; null: `github.protected_paths`.
     #[schema(value_type = Option<Vec<ProtectedPath>>, max_items = 200)]
     pub protected_paths: Option<Vec<String>>,
-    /// What happens to a change of a protected path: `draft` opens the pull request as a draft, `refuse` skips the run and
+    /// Treatment of a change of a protected path: `draft` opens the pull request as a draft, `refuse` skips the run and
     /// keeps the commit; null: `github.protection`.
     pub protection: Option<Protection>,
 }
@@ -215,7 +222,7 @@ fn whole_up_to<'de, D: Deserializer<'de>, T: TryFrom<u64> + Display>(
     fits.map(Some).ok_or_else(|| D::Error::custom(format!("{number} is not a whole number from 0 to {most}")))
 }
 
-/// Ids, also those that are written with a fraction of zero; null is none.
+/// Ids, also those that are written with a fraction of zero; null is an empty list.
 fn ids<'de, D: Deserializer<'de>>(from: D) -> Result<Vec<u64>, D::Error> {
     #[derive(Deserialize)]
     struct Id(#[serde(deserialize_with = "whole_bytes")] Option<u64>);

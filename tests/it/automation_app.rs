@@ -18,6 +18,7 @@ fn with(github: &GitHub) -> Builder {
     Program::builder()
         .set("workspaces.git_hosts", format!("[\"{}\"]", github.host()))
         .set("github.api_url", github.api_url())
+        .set("turn.quiet_s", 1)
         .set("github.app_id", github.app_id())
         .set("github.author_name", "lumi-test[bot]")
         .set("github.author_email", "1+lumi-test[bot]@users.noreply.github.com")

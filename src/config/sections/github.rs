@@ -48,7 +48,7 @@ pub(crate) struct Github {
     /// Patterns of protected paths: `.github/` is a folder, `docs/owners.txt` a path, and `CODEOWNERS` a name in any folder.
     /// A tenant may have others.
     pub protected_paths: Vec<String>,
-    /// What happens to a change of a protected path: `draft` opens the pull request as a draft, `refuse` skips the run and
+    /// Treatment of a change of a protected path: `draft` opens the pull request as a draft, `refuse` skips the run and
     /// keeps the commit. A tenant may choose the other.
     pub protection: Protection,
     /// Author and committer of commits. Empty: the identity that GitHub names for the credential.
@@ -90,7 +90,7 @@ impl Github {
         self.app_id.as_deref().zip(self.private_key.as_ref())
     }
 
-    /// What applies to tenants without settings of their own.
+    /// The policy of tenants without settings of their own.
     pub(crate) fn policy(&self) -> Policy {
         Policy {
             is_draft: self.draft,

@@ -1,4 +1,4 @@
-//! The policy of automation: what the configuration sets for all tenants, and a tenant for itself.
+//! The policy of automation, which the configuration sets for all tenants, and a tenant for itself.
 
 use serde::{Deserialize, Serialize};
 
@@ -27,7 +27,7 @@ pub(crate) const MAX_PROTECTED_PATHS: usize = 200;
 /// The longest pattern of protected paths, in characters.
 pub(crate) const MAX_PROTECTED_CHARS: usize = 255;
 
-/// What applies to the runs of a tenant.
+/// The policy of the runs of a tenant.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(crate) struct Policy {
     /// True to open pull requests as drafts.
