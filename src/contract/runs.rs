@@ -73,11 +73,11 @@ pub(crate) struct AutomationRun {
     pub attempt: u32,
     /// Time of the next attempt, if the service begins it by itself.
     pub retry_at: Option<Timestamp>,
-    /// What was requested; null until the run has a plan.
+    /// The request; null until the run has a plan.
     pub plan: Option<AutomationPlan>,
     /// The steps that have begun, in their order.
     pub steps: Vec<AutomationStep>,
-    /// What the turn changed.
+    /// The changes of the turn.
     pub changes: Option<AutomationChanges>,
     pub issue: Option<AutomationRunIssue>,
     /// The branch for the commit.
@@ -101,7 +101,7 @@ pub(crate) struct AutomationRun {
     pub updated_at: Timestamp,
 }
 
-/// What a run was asked to do.
+/// The request that a run carries out.
 #[derive(Debug, Serialize, ToSchema)]
 #[serde(rename_all = "camelCase")]
 pub(crate) struct AutomationPlan {
@@ -133,7 +133,7 @@ pub(crate) struct AutomationStep {
     pub state: StepState,
     /// The stable code of the failure.
     pub code: Option<String>,
-    /// What happened and what to do.
+    /// Description of the failure, with advice.
     pub message: Option<String>,
     /// The earliest time of a repetition, as GitHub stated it.
     pub retry_at: Option<Timestamp>,

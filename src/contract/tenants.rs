@@ -111,13 +111,6 @@ pub(crate) struct TenantCeilings {
     pub listed_paths: Option<Vec<String>>,
 }
 
-<<<<<<< HEAD
-=======
-word_schemas! {
-    Protection => "Protection", "Treatment of a change of a protected path.";
-}
-
->>>>>>> autoapp
 /// Automation of a tenant. Null or an absent member is the value of `[github]`.
 #[derive(Debug, Clone, Serialize, Deserialize, ToSchema)]
 #[serde(rename_all = "camelCase", deny_unknown_fields)]

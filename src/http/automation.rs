@@ -14,8 +14,9 @@ use super::{
     audit::in_order,
     problem::ApiError,
     refusals::{OfRun, OfRuntime, Problems},
-    request::{Body, Query, github_token, page, parse_body, path_id, run_to_completion},
+    request::{Body, Query, page, parse_body, path_id, run_to_completion},
     rows,
+    sessions::prompt::github_token,
 };
 use crate::{
     contract::{
@@ -32,7 +33,7 @@ use crate::{
             order,
             plan::Plan,
             progress::StepProgress,
-            saga::{Facts, Saga},
+            saga::{Facts, Saga, SagaStatus},
             step::Changes,
         },
         turn::outcome::{ErrorCode, Failure},
@@ -141,7 +142,7 @@ fn why_nothing_is_kept(facts: Option<&Facts>) -> Option<String> {
 
 /// Begins another attempt of a run that was not delivered, with a new token if one is given.
 ///
-/// What exists is adopted. `Location` has the progress; the result of the turn does not change, and the end of the attempt has
+/// Everything that exists is adopted. `Location` has the progress; the result of the turn does not change, and the end of the attempt has
 /// its own audit record and notification. While an attempt runs, a repeat is 409 `turn_running`.
 #[utoipa::path(
     tag = "automation",
@@ -201,7 +202,7 @@ fn run(row: SagaRow, is_whole: bool) -> AutomationRun {
         skip_detail: skip.and_then(|(_, detail)| detail),
         attempt: saga.as_ref().map_or(0, |saga| saga.attempt),
         // Of a running attempt it is the time at which another process may take it up.
-        retry_at: retry_at.filter(|_| status == crate::domain::automation::saga::SagaStatus::Waiting),
+        retry_at: retry_at.filter(|_| status == SagaStatus::Waiting),
         steps: saga.iter().flat_map(|saga| saga.steps(status)).map(|it| step(&it, is_whole)).collect(),
         plan: saga.as_ref().map(|saga| plan(&saga.plan)),
         changes: facts.changes.map(|it| changes(it, is_whole)),

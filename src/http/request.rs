@@ -8,7 +8,6 @@ use std::{
 
 use actix_web::{FromRequest, HttpRequest, dev::Payload, error::QueryPayloadError, web};
 use futures_util::{FutureExt, future::LocalBoxFuture};
-use secrecy::{ExposeSecret, SecretString};
 use serde::de::DeserializeOwned;
 use sha2::{Digest, Sha256};
 use tracing::Instrument;
@@ -127,25 +126,6 @@ impl FromRequest for Body {
             })
         }
         .boxed_local()
-    }
-}
-
-/// The longest token of a caller, in bytes. Tokens of installations have about 520; no alphabet is assumed.
-const MAX_TOKEN_BYTES: usize = 4096;
-
-/// Checks a caller's GitHub token: it becomes a header.
-///
-/// # Errors
-/// `invalid_request`.
-pub(super) fn github_token(token: SecretString) -> Result<SecretString, ApiError> {
-    let text = token.expose_secret();
-    let fits = (1..=MAX_TOKEN_BYTES).contains(&text.len()) && text.bytes().all(|byte| byte.is_ascii_graphic());
-    match fits {
-        true => Ok(token),
-        false => {
-            let why = format!("`githubToken` must be 1 to {MAX_TOKEN_BYTES} visible ASCII characters");
-            Err(ApiError::new(ErrorCode::InvalidRequest, why))
-        }
     }
 }
 

@@ -47,6 +47,7 @@ use crate::{
         },
     },
     store::{EndSlot, EndStep, Idempotency, OutcomeCount, RunEnd, StoreError, TurnEnd},
+    telemetry::metrics::Metrics,
     transport::Delivered,
 };
 
@@ -351,7 +352,7 @@ impl Begun {
             ));
         }
         let skipped = self.skipped(&outcome, now);
-        let skipped_for = skipped.as_ref().map(|skipped| skipped.why);
+        let skip = skipped.as_ref().map(|skipped| skipped.why);
         let automation = skipped.as_ref().map(|skipped| skipped.automation.clone());
         let result = self.result(&outcome, automation, now).into_redacted_json();
         // Counted before the write, and even if the write fails: turns started and turns ended must balance.
@@ -375,7 +376,7 @@ impl Begun {
             ..self.row(EndStep::Whole, &outcome, &result, (&report, delivered.as_deref()), now)
         };
         let (report_outcome, counted) = (self.shared.spec.gate.reporter(), self.counted);
-        let (skip, session_id, metrics) = (skipped_for, self.shared.spec.session_id, self.services.metrics.clone());
+        let (session_id, metrics) = (self.shared.spec.session_id, self.services.metrics.clone());
         let settle = delivered.map(|delivered| (delivered.handled(), delivered));
         let (prompt_id, state, feed, ended) = (self.prompt_id, outcome.state(), self.shared.feed.clone(), self.ended);
         let transcript = self.transcript;
@@ -396,8 +397,7 @@ impl Begun {
                 let result = result.into_raw();
                 let ending = TurnEnded { prompt_id, state, result, failure, event_id, is_fenced };
                 if let (Ok(()), Some(skip)) = (&written, skip) {
-                    metrics.automation_run("skipped", Some(skip.0.as_str()));
-                    log_skipped(session_id, prompt_id, skip);
+                    report_skip(&metrics, session_id, prompt_id, skip);
                 }
                 ended.send_replace(Some(Arc::new(ending)));
                 if counted && !is_fenced {
@@ -564,9 +564,15 @@ fn log_ended(
     }
 }
 
-/// Logs that automation was skipped; called once the skip is on disk.
-fn log_skipped(session_id: SessionId, prompt_id: PromptId, (reason, detail): (SkipReason, Option<SkipDetail>)) {
+/// Counts and logs that automation was skipped; called once the skip is on disk.
+fn report_skip(
+    metrics: &Metrics,
+    session_id: SessionId,
+    prompt_id: PromptId,
+    (reason, detail): (SkipReason, Option<SkipDetail>),
+) {
     let (reason, detail) = (reason.as_str(), detail.map(SkipDetail::as_str));
+    metrics.automation_run("skipped", Some(reason));
     tracing::info!(marker = "[GITHUB-AUTO]", %session_id, %prompt_id, reason, detail, "automation skipped");
 }
 

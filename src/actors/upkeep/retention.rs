@@ -93,8 +93,8 @@ pub(crate) async fn sweep(services: std::sync::Arc<Services>, ages: Ages) {
     }
 }
 
-/// Removes kept commits of automation; their rows, which name them, are removed later. What fails is retried by the next
-/// sweep.
+/// Removes kept commits of automation; their rows, which name them, are removed later. The next sweep retries failed
+/// removals.
 async fn remove_rescues(services: &Services, ages: &Ages) {
     let Some((age, runtime)) = ages.rescues.zip(services.runtime_client.as_ref()) else { return };
     if let Err(cause) = remove_old_rescues(&services.store, runtime, age, services.clock.now()).await {

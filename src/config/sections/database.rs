@@ -158,3 +158,18 @@ pub(crate) fn sqlite_path(url: &str) -> Option<&str> {
     // Other tools write `sqlite:///abs` for `sqlite:/abs`.
     Some(path.strip_prefix("//").unwrap_or(path))
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn kept_commits_are_removed_no_later_than_their_runs() {
+        let of = |rescues_days, automation_runs_days| {
+            Retention { rescues_days, automation_runs_days, ..Retention::default() }.rescues()
+        };
+        assert_eq!(of(30, 400), age(30));
+        assert_eq!((of(30, 5), of(0, 400)), (age(5), age(400)));
+        assert_eq!((of(30, 0), of(0, 0)), (age(30), None));
+    }
+}

@@ -10,9 +10,9 @@ use crate::domain::{clock::Timestamp, words::words};
 words! {
     /// State of a step in the newest attempt of a run.
     StepState {
-        /// It is the next one, or is in progress.
+        /// The step is next, or in progress.
         Started = "started",
-        /// It has made or found what it is for, in this attempt or an earlier one.
+        /// The step has made or found its object, in this attempt or an earlier one.
         Done = "done",
         Failed = "failed",
     }

@@ -18,7 +18,7 @@ use super::{
     HttpState,
     problem::{ApiError, REPLAYED},
     refusals::{OfAgent, OfBody, OfCall, OfKey, OfPermission, OfRuntime, OfSession, OfStart, Problems},
-    request::{Body, github_token, idempotency, parse_body, path_id, run_to_completion},
+    request::{Body, idempotency, parse_body, path_id, run_to_completion},
     rows::{self, find_live, find_session},
 };
 use crate::{
@@ -116,7 +116,7 @@ fn open_request(caller: &Caller, body: NewSessionBody) -> Result<OpenSession, Ap
     if body.github_token.is_some() && body.path.is_some() {
         return Err(ApiError::new(ErrorCode::InvalidRequest, "`githubToken` needs a `repository`"));
     }
-    let github_token = body.github_token.map(github_token).transpose()?;
+    let github_token = body.github_token.map(prompt::github_token).transpose()?;
     let enable_git_ops = body.enable_git_ops.unwrap_or(body.repository.is_some());
     Ok(OpenSession {
         workspace: rows::workspace_key(caller, body.installation_id, body.workspace_id)?,

@@ -4,7 +4,7 @@ use std::sync::Arc;
 
 use actix_web::{HttpRequest, HttpResponse, get, http::header, post, web};
 use futures_util::StreamExt;
-use secrecy::SecretString;
+use secrecy::{ExposeSecret, SecretString};
 use serde_json::value::RawValue;
 use tokio::sync::watch;
 use uuid::Uuid;
@@ -32,7 +32,7 @@ use crate::{
         HttpState,
         problem::{ApiError, REPLAYED},
         refusals::{OfAgent, OfBody, OfKey, OfSession, OfStart, OfTurn, Problems},
-        request::{Body, Query, github_token, idempotency, page, parse_body, path_id, run_to_completion},
+        request::{Body, Query, idempotency, page, parse_body, path_id, run_to_completion},
         rows::{find_live, find_prompt, find_session, is_running},
         tokens,
     },
@@ -115,6 +115,25 @@ pub(crate) async fn run_prompt(
         }
     };
     if duplicate { replayed(answered) } else { answered }
+}
+
+/// The longest token of a caller, in bytes. Tokens of installations have about 520; no alphabet is assumed.
+const MAX_TOKEN_BYTES: usize = 4096;
+
+/// Checks a caller's GitHub token: it becomes a header.
+///
+/// # Errors
+/// `invalid_request`.
+pub(crate) fn github_token(token: SecretString) -> Result<SecretString, ApiError> {
+    let text = token.expose_secret();
+    let fits = (1..=MAX_TOKEN_BYTES).contains(&text.len()) && text.bytes().all(|byte| byte.is_ascii_graphic());
+    match fits {
+        true => Ok(token),
+        false => {
+            let why = format!("`githubToken` must be 1 to {MAX_TOKEN_BYTES} visible ASCII characters");
+            Err(ApiError::new(ErrorCode::InvalidRequest, why))
+        }
+    }
 }
 
 /// Marks the answer to a request that repeats another one.
