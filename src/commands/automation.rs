@@ -34,7 +34,7 @@ enum Action {
     },
     /// Begins another attempt of a run that was not delivered.
     ///
-    /// A new token is read from --github-token-file, else from the variable GITHUB_TOKEN. Without one the attempt uses the
+    /// A new token is read from `--github-token-file`, else from the variable `GITHUB_TOKEN`. Without one the attempt uses the
     /// credential of the server.
     Retry {
         /// Id of the run.

@@ -4,7 +4,10 @@ use std::collections::BTreeMap;
 
 use secrecy::SecretString;
 use serde::{Deserialize, Serialize};
-use utoipa::{IntoParams, ToSchema};
+use utoipa::{
+    IntoParams, PartialSchema, ToSchema,
+    openapi::{ObjectBuilder, RefOr, Schema, schema::Type},
+};
 use uuid::Uuid;
 
 use super::{automation::AutomationPullRequest, words::word_schemas};
@@ -245,6 +248,24 @@ impl RescueFormat {
             Self::Bundle => "application/octet-stream",
             Self::Patch => "text/x-patch; charset=utf-8",
         }
+    }
+}
+
+/// Schema of a bundle.
+#[derive(Debug)]
+pub(crate) struct RescueFile;
+
+impl PartialSchema for RescueFile {
+    fn schema() -> RefOr<Schema> {
+        let mut file = ObjectBuilder::new().schema_type(Type::String).description(Some("A file of git.")).build();
+        file.content_media_type = "application/octet-stream".into();
+        Schema::Object(file).into()
+    }
+}
+
+impl ToSchema for RescueFile {
+    fn name() -> std::borrow::Cow<'static, str> {
+        "AutomationRescueFile".into()
     }
 }
 

@@ -24,7 +24,7 @@ use crate::{
         lists::Page,
         runs::{
             AutomationChanges, AutomationFile, AutomationFinding, AutomationKept, AutomationPlan, AutomationRun,
-            AutomationRunCommit, AutomationRunIssue, AutomationStep, RescueQuery, RetryBody, RunQuery,
+            AutomationRunCommit, AutomationRunIssue, AutomationStep, RescueFile, RescueQuery, RetryBody, RunQuery,
         },
     },
     domain::{
@@ -99,7 +99,7 @@ pub(crate) async fn get_run(
     params(("id" = Uuid, Path, description = "automationId"), RescueQuery),
     responses(
         (status = 200, description = "The file", content(
-            (Vec<u8> = "application/octet-stream"), (String = "text/x-patch"),
+            (RescueFile = "application/octet-stream"), (String = "text/x-patch"),
         )),
         Problems<OfRuntime>,
     )
