@@ -57,6 +57,7 @@ fn components_enforce_the_rules_of_the_contract() {
         assert!(contract.document()["components"]["schemas"][name].is_object(), "no component {name}");
     }
     let issue = json!({"id": 1, "number": 2, "url": "https://github.com/o/r/issues/2", "title": "t"});
+    let request = json!({"number": 3, "url": "https://github.com/o/r/pull/3", "branch": "b"});
     let diagnostics = json!({"durationMs": 1, "attempts": 1, "logs": []});
     let with = |more: Value| {
         let mut automation = json!({"status": "success", "mode": "github", "diagnostics": diagnostics});
@@ -66,7 +67,8 @@ fn components_enforce_the_rules_of_the_contract() {
         automation
     };
     let good = [
-        with(json!({"issue": issue})),
+        with(json!({"issue": issue, "pullRequest": request})),
+        with(json!({"pullRequest": request})),
         with(json!({"mode": "commit-only"})),
         with(json!({"status": "skipped", "skipReason": "rateLimited", "toastMessage": "t", "transcriptNote": "n"})),
         with(json!({"status": "error", "error": {"code": "c", "message": "m", "retryable": true}})),
@@ -75,8 +77,8 @@ fn components_enforce_the_rules_of_the_contract() {
         contract.check_component("GithubAutomation", &automation);
     }
     let bad = [
-        with(json!({})),
-        with(json!({"issue": issue, "skipReason": "other"})),
+        with(json!({"issue": issue})),
+        with(json!({"pullRequest": request, "skipReason": "other"})),
         with(json!({"status": "skipped"})),
         with(json!({"status": "skipped", "skipReason": "because", "toastMessage": "t", "transcriptNote": "n"})),
         with(

@@ -32,7 +32,7 @@ use crate::{
     store::RunEnd,
 };
 
-/// How an attempt ended.
+/// The end of an attempt.
 struct Ended {
     status: AutomationStatus,
     skip: Option<(SkipReason, Option<SkipDetail>)>,

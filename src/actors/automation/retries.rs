@@ -131,7 +131,7 @@ impl Automation {
         Ok(())
     }
 
-    /// Removes the kept commit of a run that was delivered. What cannot be removed now is removed by its age.
+    /// Removes the kept commit of a run that was delivered. One that cannot be removed now is removed by its age.
     async fn discard_rescue(&self, run_id: Uuid) {
         if let Err(cause) = self.runtime.discard_rescue(run_id).await {
             tracing::warn!(marker = "[GITHUB-AUTO]", %run_id, %cause, "kept commit could not be removed");

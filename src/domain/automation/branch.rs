@@ -87,6 +87,7 @@ impl BranchName {
         Self(format!("{kept}-{suffix}"))
     }
 
+    #[cfg(test)]
     pub(crate) fn as_str(&self) -> &str {
         &self.0
     }

@@ -353,7 +353,7 @@ impl Saga {
         }
     }
 
-    /// Begins another attempt. What exists is kept; what GitHub permits is read again.
+    /// Begins another attempt. Facts are kept, except the preflight, whose answers may have changed.
     pub(crate) fn retry(&mut self, now: Timestamp) {
         self.attempt += 1;
         self.attempt_began = now;
