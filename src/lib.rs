@@ -49,7 +49,7 @@
 //! | migrations of fleets | `http/routing/migrations` | `actors/migrations` | `domain/migration` | `store/routing/migrations` | |
 //! | notifications | `http/notifications` | `actors/notifications` | `domain/notify` | `store/notifications` | `webhook`, `client/notifications` |
 //! | capacity and retention | `http/health` | `actors/upkeep`, `actors/handles/capacity_guard` | `domain/capacity` | `store/audit`, `store/retention` | |
-//! | automation | `contract/automation` | `actors/session/automation`, `actors/session/closing` | `domain/automation` | `store/automation` | `runtime/automation`, `github` |
+//! | automation | `http/automation` | `actors/automation`, `actors/session/automation`, `actors/session/closing` | `domain/automation` | `store/automation` | `runtime/automation`, `github` |
 //! | tenants' limits, ceilings and policy of automation | `http/tenants` | `actors/handles/tenants` | `domain/tenant`, `domain/limits` | `store/tenants` | |
 //! | erasure | `http/erasure` | `actors/erasure` | `domain/erasure` | `store/erasure` | `POST /workspace/remove`, `POST /tenant/remove` of the runtime |
 //! | audit | `http/audit` | | `domain/explain`, `domain/changes` | `store/audit`, `store/changes` | |
@@ -139,7 +139,9 @@
 //!   that falls behind is **evicted**. **Store epoch**: the identity of a database, renewed after a restore from a
 //!   backup, so that old cursors are rejected; `epoch` in frames.
 //! - **note**: an entry of the transcript that records an event. **Session notice**: a notification and its note.
-//! - **skip**: automation that was left out on purpose, always with a reason.
+//! - **skip**: automation that was left out on purpose, always with a reason. **Run**: the automation of one turn, whose
+//!   state, the **saga**, is stored after each step. **Fact**: what a step found or made. **Attempt**: a try to complete a
+//!   run. **Rescue**: keeps a commit that could not be delivered. **Installation**: a GitHub App on an account.
 //! - **seat**: permission for one live session; there are `capacity.max_sessions` of them. **Drain**: an orderly stop.
 //!   **Arbiter**: a thread of actix that runs actors.
 //! - **ceiling**: what callers of a tenant may choose at most. **Erasure**: removal of everything of a session, a workspace
@@ -234,6 +236,17 @@
 //! 1. `transport/http` posts the turn to the runtime, once: a prompt is never posted again.
 //! 2. `runtime/fallback` runs it with a fresh agent or a headless command, and streams lines, then the result.
 //! 3. If the stream breaks, the transport asks for the result by prompt id.
+//!
+//! **Changes of a turn are delivered**
+//! 1. `actors/session/automation.rs` decides before the turn whether they are; the decision is in the turn's row.
+//! 2. The transaction of the agent's end begins the run (`store/automation/sagas.rs`). `actors/session/closing.rs` waits until
+//!    the agent is quiet.
+//! 3. `domain/automation/saga.rs` decides the next step, `order.rs` beside it makes its input, and `actors/automation` sends it
+//!    to the runtime, with a token for this one repository, and stores the outcome.
+//! 4. `runtime/automation` carries it out: git in a repository of its own through a proxy that holds the token, or a request
+//!    to GitHub's API. Each step finds what an earlier execution made.
+//! 5. The end of the attempt, its record for the audit and its notification are one transaction with the end of the turn
+//!    (`actors/automation/outcome.rs`). Later attempts are begun by `actors/automation/retries.rs`.
 //!
 //! **A fleet migrates**
 //! 1. `http/routing/migrations.rs` records a run and then starts it.

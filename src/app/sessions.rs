@@ -86,6 +86,7 @@ pub(super) async fn start_sessions(
     // Before anything is restored: what is being erased is hidden.
     store.erasures().recover(store.open_erasures().await?);
     let stopping = watch::Sender::new(false);
+    let given_tokens = GivenTokens::default();
     let automation = Automation {
         store: store.clone(),
         clock: clock.clone(),
@@ -93,6 +94,7 @@ pub(super) async fn start_sessions(
         settings: Arc::new(config.github.clone()),
         credentials: Credentials::new(app, tenants.clone()),
         metrics: metrics.clone(),
+        given_tokens: given_tokens.clone(),
         stopping: stopping.subscribe(),
     };
     let services = Services {
@@ -109,7 +111,7 @@ pub(super) async fn start_sessions(
         closing: ClosingTurns::default(),
         left: LeftAgents::default(),
         given_servers: GivenServers::default(),
-        given_tokens: GivenTokens::default(),
+        given_tokens,
         handshakes: AgentHandshakes::default(),
         automate: Some(Arc::new(automation.clone())),
         folders: FolderUse::default(),

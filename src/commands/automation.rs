@@ -73,7 +73,7 @@ struct Filter {
     /// Only runs of this session.
     #[arg(long, value_name = "ID")]
     session: Option<String>,
-    /// Only runs with this status: running, waiting, success, skipped or error.
+    /// Only runs with this status: running, waiting, success, skipped, error or superseded.
     #[arg(long, value_name = "STATUS")]
     status: Option<String>,
     /// Only runs that began at or after this time, RFC 3339: 2026-11-25T00:00:00Z.

@@ -277,7 +277,7 @@ pub(crate) struct RetryBody {
     /// GitHub token for the attempt, with write access to contents, issues and pull requests of the repository. It stays in
     /// memory. Without it the attempt uses the service's credential, unless the turn was given a token.
     #[serde(default)]
-    #[schema(value_type = Option<String>, format = "password", write_only, min_length = 1, max_length = 4096)]
+    #[schema(value_type = Option<String>, format = "password", write_only, pattern = "^[!-~]{1,4096}$")]
     pub github_token: Option<SecretString>,
 }
 

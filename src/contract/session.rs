@@ -45,7 +45,7 @@ pub(crate) struct NewSessionBody {
     pub branch: Option<String>,
     /// GitHub token with which a private `repository` is cloned and the changes of the session's turns are automated. It stays
     /// in memory, at most until the service restarts.
-    #[schema(value_type = Option<String>, format = "password", write_only, min_length = 1, max_length = 4096)]
+    #[schema(value_type = Option<String>, format = "password", write_only, pattern = "^[!-~]{1,4096}$")]
     pub github_token: Option<SecretString>,
     /// An existing folder under one of `workspaces.allow_paths`.
     pub path: Option<String>,
@@ -149,7 +149,7 @@ pub(crate) struct PromptBody {
     /// GitHub token for the automation of this turn, with write access to contents, issues and pull requests of the session's
     /// repository. It stays in memory: after a restart of the service the run is skipped, and its commit is kept.
     #[serde(default)]
-    #[schema(value_type = Option<String>, format = "password", write_only, min_length = 1, max_length = 4096)]
+    #[schema(value_type = Option<String>, format = "password", write_only, pattern = "^[!-~]{1,4096}$")]
     pub github_token: Option<SecretString>,
 }
 

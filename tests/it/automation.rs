@@ -1,6 +1,6 @@
 //! What an agent changed arrives at GitHub as a branch, an issue and a pull request, exactly once, and is never lost.
 
-use std::time::Duration;
+use std::{collections::BTreeMap, time::Duration};
 
 use crate::harness::{
     DEADLINE, Program, Session, Value,
@@ -164,14 +164,17 @@ fn with_app(github: &GitHub) -> Program {
     program
 }
 
-/// Ends everything that is open, as an operator would: what waits is retried, until every run has succeeded.
+/// Ends everything that is open, as an operator would: the newest run of each session is retried until it has succeeded.
 fn deliver_all(program: &Program) {
     wait_for(FAULT_DEADLINE, "the delivery of every run", || {
         let listed = program.api.get("/acp/automation?limit=200").expect(200);
-        let open: Vec<_> =
-            listed["items"].as_array().unwrap().iter().filter(|run| run["status"] != "success").collect();
+        let mut newest = BTreeMap::new();
+        for run in listed["items"].as_array().unwrap() {
+            newest.entry(run["sessionId"].as_str().unwrap()).or_insert(run);
+        }
+        let open: Vec<_> = newest.into_values().filter(|run| run["status"] != "success").collect();
         for run in open.iter().filter(|run| run["status"] != "running") {
-            let path = format!("/acp/automation/{}/retry", run["runId"].as_str().unwrap());
+            let path = format!("/acp/automation/{}/retry", run["automationId"].as_str().unwrap());
             // 409 for a run whose attempt just began.
             let answer = program.api.post(&path, json!({}));
             assert!(matches!(answer.status, 202 | 409), "{}", answer.status);
@@ -201,17 +204,8 @@ fn kills_and_lost_answers_leave_one_issue_and_one_pull_request_for_each_session(
     github.chaos(Dice::of_seed(15), 8, passing_faults());
     for turn in 0..3 {
         let started: Vec<_> = sessions.iter().take(SESSIONS - 2 * turn).collect();
-        for (_, session) in &started {
-            let text = format!("write turn-{turn}.txt hello");
-            let body = json!({"sessionId": session.id, "prompt": text});
-            session
-                .api
-                .call("POST", "/acp/session/prompt")
-                .header("Prefer", "respond-async")
-                .json(&body)
-                .send()
-                .expect(202);
-        }
+        let prompts: Vec<_> =
+            started.iter().map(|(_, session)| session.starts(&format!("write turn-{turn}.txt hello"))).collect();
         let pushed = || github.requests_of("POST", "/**").len();
         let before = pushed();
         wait_for(DEADLINE, "automation runs", || (pushed() > before + turn).then_some(()));
@@ -229,9 +223,10 @@ fn kills_and_lost_answers_leave_one_issue_and_one_pull_request_for_each_session(
         if turn != 1 {
             program.start_supervisor_again();
         }
-        for (_, session) in &started {
+        for prompt in &prompts {
             wait_for(FAULT_DEADLINE, "the end of the turn", || {
-                session.state()["runningPromptId"].is_null().then_some(())
+                let read = program.api.get(&format!("/acp/prompt/{prompt}")).expect(200);
+                (!read["endedAt"].is_null()).then_some(())
             });
         }
     }

@@ -15,7 +15,10 @@ use tokio::sync::watch;
 
 pub(crate) use self::credentials::Credentials;
 use crate::{
-    actors::handles::closing::{AgentEnded, Automate, EndedRun, Run},
+    actors::handles::{
+        closing::{AgentEnded, Automate, EndedRun, Run},
+        given_tokens::GivenTokens,
+    },
     config::sections::Github,
     contract::{
         runtime::WorkspaceRef,
@@ -46,6 +49,8 @@ pub(crate) struct Automation {
     pub settings: Arc<Github>,
     pub credentials: Credentials,
     pub metrics: Metrics,
+    /// Tokens of sessions, and of runs that may be tried again.
+    pub given_tokens: GivenTokens,
     /// True once the service stops: attempts end after their running step.
     pub stopping: watch::Receiver<bool>,
 }
@@ -99,6 +104,11 @@ impl Automation {
             None => Saga::new(self.plan(&row, &workspace).await?, self.clock.now()),
         };
         let workspace = WorkspaceRef { folder_id: workspace.folder_id, path: workspace.path, within: None };
+        if let Some(token) = &token {
+            self.given_tokens.keep(row.run_id, token.clone());
+        }
+        let kept = || self.given_tokens.of(row.run_id).or_else(|| self.given_tokens.of(row.session_id.0));
+        let token = token.or_else(|| kept().filter(|_| saga.plan.has_token));
         Ok(AdvancedRun { automation: self.clone(), row, saga, workspace, token, minted: None, is_leased: false })
     }
 }

@@ -84,6 +84,9 @@ pub(super) fn of(run: &AdvancedRun, verdict: Option<Verdict>) -> Option<EndedRun
         (None, AutomationStatus::Skipped) => SagaStatus::Skipped,
         (None, AutomationStatus::Error) => SagaStatus::Error,
     };
+    if status != SagaStatus::Waiting {
+        run.automation.given_tokens.drop_of(run.row.run_id);
+    }
     let item = item(run, &automation, now);
     let (reason, detail) = (item.skip_reason.clone(), item.skip_detail.clone());
     tracing::info!(marker = "[GITHUB-AUTO]", run_id = %run.row.run_id, status = item.status, reason, detail, "automation ended");

@@ -4,7 +4,10 @@ use super::{Automation, missing};
 use crate::{
     contract::result::ACPSessionResult,
     domain::{
-        automation::plan::{Figures, MAX_PROMPT_CHARS, Plan, Previous},
+        automation::{
+            plan::{Figures, MAX_PROMPT_CHARS, Plan, Previous},
+            step::IssueFact,
+        },
         redaction::Redacted,
         routing::{FlipTrigger, Route},
         text,
@@ -25,7 +28,7 @@ impl Automation {
     pub(super) async fn plan(&self, row: &SagaRow, workspace: &WorkspaceRow) -> Result<Plan, StoreError> {
         let turn = self.store.prompt(row.prompt_id).await?.ok_or_else(|| missing("turn"))?;
         let prompt = self.store.text_of_prompt(row.session_id, row.prompt_id).await?;
-        let previous = self.previous(row).await?;
+        let (previous, earlier_issue) = self.previous(row).await?;
         let (figures, message) = figures(&turn);
         let (wanted, settings) = (turn.wanted.options, &self.settings);
         let policy = self.credentials.settings_of(&row.key.installation_id).automation.over(settings.policy());
@@ -58,21 +61,25 @@ impl Automation {
             protected_paths: policy.protected_paths,
             protection: policy.protection,
             previous,
+            earlier_issue,
         })
     }
 
-    /// The branch and pull request that the session has at GitHub.
-    async fn previous(&self, row: &SagaRow) -> Result<Option<Previous>, StoreError> {
+    /// The branch and pull request that the session has at GitHub, and the newest issue of the runs after it, which pushed
+    /// nothing.
+    async fn previous(&self, row: &SagaRow) -> Result<(Option<Previous>, Option<IssueFact>), StoreError> {
         let earlier = self.store.sagas_of_session(row.session_id, row.created, EARLIER_RUNS).await?;
-        Ok(earlier.into_iter().filter_map(|earlier| earlier.saga).find_map(|saga| {
-            let pushed = saga.facts.push.as_ref()?;
-            Some(Previous {
-                branch: pushed.branch.clone(),
-                head: pushed.sha.clone(),
-                issue: saga.facts.issue.clone(),
-                pull_request: saga.facts.pull_request.as_ref().map(|request| request.number),
-            })
-        }))
+        let mut issue = None;
+        for facts in earlier.into_iter().filter_map(|earlier| Some(earlier.saga?.facts)) {
+            issue = issue.or(facts.issue.clone());
+            if let Some(pushed) = facts.push {
+                let pull_request = facts.pull_request.as_ref().map(|request| request.number);
+                let previous =
+                    Previous { branch: pushed.branch, head: pushed.sha, issue: facts.issue, pull_request };
+                return Ok((Some(previous), issue));
+            }
+        }
+        Ok((None, issue))
     }
 }
 

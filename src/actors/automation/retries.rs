@@ -13,6 +13,7 @@ use crate::{
     actors::handles::closing::Run,
     domain::{
         automation::saga::{Next, SagaStatus},
+        clock::Timestamp,
         turn::outcome::{ErrorCode, Failure},
     },
     store::{self, SagaRow, StoreError},
@@ -26,6 +27,9 @@ const ATTEMPTS_AT_ONCE: usize = 4;
 const TAKEN_AT_ONCE: usize = 100;
 /// Time after which an attempt of a process that died is taken up again. Longer than the longest step.
 pub(super) const LEASE: Duration = Duration::from_secs(1200);
+
+/// Reason to refuse the retry of a run that is not the newest of its session.
+const SUPERSEDED: &str = "a later run of the session delivers these changes, too; retry that one";
 
 /// Begins attempts when they are due, until `stopping` is true; running steps end first.
 ///
@@ -49,11 +53,7 @@ pub(crate) async fn run_due_attempts(automation: Automation) {
             let automation = automation.clone();
             async move {
                 let run_id = row.run_id;
-                let ended = match automation.begin_attempt(row, None).await {
-                    Ok(run) => automation.run_to_end(run).await,
-                    Err(cause) => Err(cause),
-                };
-                if let Err(cause) = ended {
+                if let Err(cause) = automation.attempt(row).await {
                     tracing::warn!(marker = "[GITHUB-AUTO]", %run_id, %cause, "attempt of a run was left");
                 }
             }
@@ -69,10 +69,14 @@ impl Automation {
         match row.status {
             SagaStatus::Running => return refused(ErrorCode::TurnRunning, "an attempt of the run is in progress"),
             SagaStatus::Success => return refused(ErrorCode::InvalidRequest, "the run has succeeded"),
+            SagaStatus::Superseded => return refused(ErrorCode::InvalidRequest, SUPERSEDED),
             SagaStatus::Waiting | SagaStatus::Skipped | SagaStatus::Error => {}
         }
         if row.saga.as_ref().is_none_or(|saga| saga.facts.changes.is_some() && !saga.has_changes()) {
             return refused(ErrorCode::InvalidRequest, "the run has nothing to deliver");
+        }
+        if self.is_superseded(&row).await.map_err(|cause| store::failure(&cause))? {
+            return refused(ErrorCode::InvalidRequest, SUPERSEDED);
         }
         let begun = self.begin_attempt(row, token).await;
         let run = begun.map_err(|cause| match cause {
@@ -86,6 +90,22 @@ impl Automation {
             }
         });
         Ok(())
+    }
+
+    /// One attempt that is due, to its end.
+    async fn attempt(&self, row: SagaRow) -> Result<(), StoreError> {
+        if row.status != SagaStatus::Running && self.is_superseded(&row).await? {
+            let run = self.advance(row, None).await?;
+            return self.store.save_saga(run.update(run.saga.clone(), SagaStatus::Superseded, None)).await;
+        }
+        let run = self.begin_attempt(row, None).await?;
+        self.run_to_end(run).await
+    }
+
+    /// True if the session has a later run: its changes include those of this one, which were not pushed.
+    async fn is_superseded(&self, row: &SagaRow) -> Result<bool, StoreError> {
+        let newest = self.store.sagas_of_session(row.session_id, Timestamp(i64::MAX), 1).await?;
+        Ok(newest.first().is_some_and(|newest| newest.run_id != row.run_id))
     }
 
     /// Claims a run for an attempt. A run whose attempt was cut off continues with it.

@@ -1,4 +1,5 @@
-//! GitHub tokens that callers gave with their sessions. They are kept in memory only, as long as this process lives.
+//! GitHub tokens that callers gave with their sessions and prompts. They are kept in memory only, as long as this process
+//! lives.
 
 use std::{collections::BTreeMap, sync::Arc};
 
@@ -6,32 +7,30 @@ use parking_lot::Mutex;
 use secrecy::SecretString;
 use uuid::Uuid;
 
-use crate::domain::ids::SessionId;
+/// Tokens that are kept, of at most 4 KiB each.
+const MAX_TOKENS: usize = 4096;
 
-/// Sessions whose tokens are kept, of at most 4 KiB each.
-const MAX_SESSIONS: usize = 4096;
-
-/// The tokens of sessions, live or not, by the ids of the sessions, which begin with their time. When it is full, that of
-/// the oldest session is dropped; its turns need a token of their own then. Cheap to clone.
+/// The tokens of sessions, and of runs of automation that may be tried again, by their ids, which begin with their time.
+/// When it is full, the oldest is dropped; what it belongs to needs a token of its own then. Cheap to clone.
 #[derive(Clone, Default)]
 pub(crate) struct GivenTokens(Arc<Mutex<BTreeMap<Uuid, SecretString>>>);
 
 impl GivenTokens {
-    pub(crate) fn keep(&self, id: SessionId, token: SecretString) {
+    pub(crate) fn keep(&self, id: Uuid, token: SecretString) {
         let mut tokens = self.0.lock();
-        tokens.insert(id.0, token);
-        if tokens.len() > MAX_SESSIONS {
+        tokens.insert(id, token);
+        if tokens.len() > MAX_TOKENS {
             tokens.pop_first();
         }
     }
 
-    pub(crate) fn of(&self, id: SessionId) -> Option<SecretString> {
-        self.0.lock().get(&id.0).cloned()
+    pub(crate) fn of(&self, id: Uuid) -> Option<SecretString> {
+        self.0.lock().get(&id).cloned()
     }
 
-    /// Drops the token of a session that has ended.
-    pub(crate) fn drop_of(&self, id: SessionId) {
-        self.0.lock().remove(&id.0);
+    /// Drops the token of a session or run that has ended.
+    pub(crate) fn drop_of(&self, id: Uuid) {
+        self.0.lock().remove(&id);
     }
 }
 
@@ -42,10 +41,10 @@ mod tests {
     use super::*;
 
     #[test]
-    fn token_of_the_oldest_session_is_dropped_when_too_many_are_kept() {
+    fn oldest_token_is_dropped_when_too_many_are_kept() {
         let tokens = GivenTokens::default();
-        let id = |number: usize| SessionId(Uuid::from_u128(number as u128));
-        (0..=MAX_SESSIONS).for_each(|number| tokens.keep(id(number), format!("token-{number}").into()));
+        let id = |number: usize| Uuid::from_u128(number as u128);
+        (0..=MAX_TOKENS).for_each(|number| tokens.keep(id(number), format!("token-{number}").into()));
         assert!(tokens.of(id(0)).is_none());
         assert_eq!(tokens.of(id(1)).unwrap().expose_secret(), "token-1");
         tokens.drop_of(id(1));

@@ -213,7 +213,7 @@ async fn expire_some(services: &Services, max_age: Duration) -> Result<usize, St
     services.metrics.sessions_expired(expired.len());
     for session in &expired {
         services.given_servers.drop_of(session.session_id);
-        services.given_tokens.drop_of(session.session_id);
+        services.given_tokens.drop_of(session.session_id.0);
         tracing::info!(
             marker = "[ACP]",
             session_id = %session.session_id,

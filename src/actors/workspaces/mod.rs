@@ -239,7 +239,7 @@ impl Workspaces {
         self.mark_stored(session_id);
         services.given_servers.keep(session_id, &request.mcp_servers);
         if let Some(token) = request.github_token.clone() {
-            services.given_tokens.keep(session_id, token);
+            services.given_tokens.keep(session_id.0, token);
         }
         let now_chosen = self.chosen(session_id);
         if now_chosen.choices() != chosen.choices() {
@@ -300,7 +300,7 @@ impl Workspaces {
             return Err(Failure::new(ErrorCode::NotFound, format!("no session {}", row.session_id)));
         }
         let prepared =
-            open::prepare(services, self.workspace_client(), &workspace, services.given_tokens.of(row.session_id))
+            open::prepare(services, self.workspace_client(), &workspace, services.given_tokens.of(row.session_id.0))
                 .await?;
         if workspace.removed.is_some() {
             let written = services.store.set_workspace_path(row.key.clone(), prepared.path.clone()).await;
@@ -408,7 +408,7 @@ impl Workspaces {
             services.store.workspace(session.key.clone()).await.map_err(|cause| store::failure(&cause))?;
         let workspace =
             workspace.ok_or_else(|| Failure::new(ErrorCode::NotFound, "the session's workspace no longer exists"))?;
-        let token = services.given_tokens.of(session.session_id);
+        let token = services.given_tokens.of(session.session_id.0);
         let prepared = open::prepare(services, self.workspace_client(), &workspace, token).await?;
         let servers = self.servers_of(&session);
         let seat = self.admit_returning(&session);
@@ -473,11 +473,11 @@ impl Workspaces {
         }
         if self.close_live(id).await? {
             self.0.services.given_servers.drop_of(id);
-            self.0.services.given_tokens.drop_of(id);
+            self.0.services.given_tokens.drop_of(id.0);
             return Ok(());
         }
         self.0.services.given_servers.drop_of(id);
-        self.0.services.given_tokens.drop_of(id);
+        self.0.services.given_tokens.drop_of(id.0);
         let change = SessionChange { state: Some(SessionState::Closed), ..SessionChange::new(id) };
         self.0.services.store.update_session(change).await.map_err(|cause| store::failure(&cause))?;
         // A load may have started the session meanwhile.

@@ -75,6 +75,9 @@ pub(crate) struct Plan {
     /// The branch, issue and pull request of the session's newest run.
     #[serde(default)]
     pub previous: Option<Previous>,
+    /// The issue of an earlier run of the session that pushed nothing, and that this run supersedes.
+    #[serde(default)]
+    pub earlier_issue: Option<IssueFact>,
 }
 
 /// Facts about a turn.

@@ -63,7 +63,7 @@ impl Saga {
     /// Why the newest attempt of a run was skipped; `None` while it runs, and after another end.
     pub(crate) fn skip(&self, status: SagaStatus) -> Option<(SkipReason, Option<SkipDetail>)> {
         match (self.next(Timestamp(i64::MAX)), status) {
-            (_, SagaStatus::Running | SagaStatus::Success) => None,
+            (_, SagaStatus::Running | SagaStatus::Success | SagaStatus::Superseded) => None,
             (Next::End(Verdict::Skipped(detail)), _) => Some((detail.reason(), Some(detail))),
             // The token of the turn was lost; it is the only skip without a detail.
             (_, SagaStatus::Skipped) => Some((SkipReason::MissingCredential, None)),

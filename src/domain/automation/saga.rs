@@ -42,6 +42,8 @@ words! {
         Skipped = "skipped",
         /// The run failed.
         Error = "error",
+        /// A later run of the session delivers its changes, too.
+        Superseded = "superseded",
     }
 }
 
@@ -126,7 +128,7 @@ enum Obstacle<'a> {
 
 impl Saga {
     pub(crate) fn new(plan: Plan, now: Timestamp) -> Self {
-        let issue = plan.previous.as_ref().and_then(|previous| previous.issue.clone());
+        let issue = plan.previous.as_ref().and_then(|previous| previous.issue.clone()).or(plan.earlier_issue.clone());
         Self {
             plan,
             attempt: 1,

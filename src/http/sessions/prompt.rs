@@ -96,7 +96,7 @@ pub(crate) async fn run_prompt(
     let session_id: SessionId = path_id(&body.session_id, "session")?;
     let prompt = Prompt::parse(&body.prompt)?;
     let own = body.github_token.map(github_token).transpose()?;
-    let token = own.or_else(|| state.workspaces.services().given_tokens.of(session_id));
+    let token = own.or_else(|| state.workspaces.services().given_tokens.of(session_id.0));
     let wanted = body.automation.wanted(token.is_some())?;
     let begun = begin(&state, &caller, session_id, (prompt, wanted, token), idempotency).await?;
     let (turn, duplicate) = match begun {

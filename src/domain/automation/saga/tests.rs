@@ -33,6 +33,7 @@ pub(crate) fn plan() -> Plan {
         protected_paths: vec![".github/".into()],
         protection: Protection::Draft,
         previous: None,
+        earlier_issue: None,
     }
 }
 
