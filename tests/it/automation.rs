@@ -152,12 +152,12 @@ fn refused_push_keeps_the_commit_and_a_retry_delivers_it() {
 /// Sessions of the fault test; each has one to three turns.
 const SESSIONS: usize = 6;
 
-/// A program with the App, bound to the tenant, and a runtime of its own.
+/// A program with the App, bound to the tenant, and a runtime that can be restarted by itself.
 fn with_app(github: &GitHub) -> Program {
     let program = with(github)
         .set("github.app_id", github.app_id())
         .env("LUMILINK_GITHUB__PRIVATE_KEY_FILE", &github.app_key_file().display().to_string())
-        .separate_runtime("runtime-token-0123456789")
+        .behind_proxy()
         .start();
     let automation = json!({"automation": {"installations": [77]}, "actor": "ada", "reason": "test"});
     program.api.call("PUT", &format!("/acp/tenants/{TENANT}")).json(&automation).send().expect(200);

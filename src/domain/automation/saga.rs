@@ -206,7 +206,7 @@ impl Saga {
         let facts = &self.facts;
         let is_lost = self.has_changes() && facts.push.is_none() && facts.rescue.is_none() && !self.plan.is_dry_run;
         let is_possible = !self.has_failed(StepName::Commit) && !self.has_failed(StepName::Rescue);
-        (is_lost && is_possible).then(|| match facts.commit {
+        (is_lost && is_possible).then_some(match facts.commit {
             None => StepName::Commit,
             Some(_) => StepName::Rescue,
         })
