@@ -74,8 +74,7 @@ impl Automation {
             issue = issue.or(facts.issue.clone());
             if let Some(pushed) = facts.push {
                 let pull_request = facts.pull_request.as_ref().map(|request| request.number);
-                let previous =
-                    Previous { branch: pushed.branch, head: pushed.sha, issue: facts.issue, pull_request };
+                let previous = Previous { branch: pushed.branch, head: pushed.sha, issue: facts.issue, pull_request };
                 return Ok((Some(previous), issue));
             }
         }
