@@ -20,8 +20,7 @@ pub(crate) mod stub;
 #[cfg(test)]
 mod tests;
 
-#[allow(unused_imports, reason = "the saga of the supervisor mints the tokens")]
-pub(crate) use self::app::{App, AppOptions, AppToken, BadApp, Scope};
+pub(crate) use self::app::{App, AppOptions, AppToken, Scope};
 pub(crate) use self::{
     client::{Access, GithubClient},
     create::{Creation, create_once},
