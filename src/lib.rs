@@ -90,7 +90,7 @@
 //! | mode, model and options survive the agent | `domain/session/choices.rs` decides, `actors/session/choices.rs` keeps them, `transport/acp/reapply.rs` sets them in a fresh agent |
 //! | secrets of MCP servers survive the agent | `actors/handles/given_servers.rs` keeps them, `domain/session/mcp` removes them from the row, `actors/session/mcp_servers.rs` replaces servers and reports lost ones |
 //! | named secrets of MCP servers get their values | `domain/session/mcp/named.rs` decides, `runtime/agents` has the settings |
-//! | known secrets are found in streams | `domain/redaction/stream.rs`, used by `domain/turn/frames.rs` (messages), `process/watch.rs` (stderr) |
+//! | known secrets are found in streams | `domain/redaction/stream.rs`, used by `domain/turn/frames.rs` (messages; in the supervisor through `transport/redacted.rs`), `process/watch.rs` (stderr) |
 //! | an idle session hibernates | `actors/session/mod.rs` stops it (`EndCause::Idle`), `actors/workspaces/supervisor.rs` writes `Hibernated` |
 //! | a notification subscriber is evicted | `actors/handles/subscriber.rs` (queue full, stalled), `http/notifications/socket.rs` (malformed frame, silent, expired) |
 //! | a peer is pinged and counts as dead | `domain/heartbeat.rs` |

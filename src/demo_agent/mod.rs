@@ -51,7 +51,7 @@
 //! | `count` | says the number of prompts in this process |
 //! | `usage IN OUT` | reports that number of tokens with the answer |
 //! | `env NAME`, `cwd`, `pid` | say that value |
-//! | `spell NAME` | says the value of that variable in chunks of one character |
+//! | `spell NAME` | says the value of that variable, or NAME itself without one, in chunks of one character |
 //! | `answer TEXT` | ends the turn with this text in place of an answer; `$ID` is the id of the prompt, for more see `odd.rs` |
 //! | `print TEXT` | prints this text, with the same placeholders |
 //! | `complain TEXT` | writes TEXT to stderr |

@@ -195,9 +195,8 @@ impl Agent {
                 conversation.map(|it| it.mcp_servers.to_string()).unwrap_or_default()
             }
             "count" => self.prompts_seen.to_string(),
-            "env" | "spell" | "complain-env" => {
-                Environment::of_process().get(&command.rest).unwrap_or("unset").to_owned()
-            }
+            "spell" => Environment::of_process().get(&command.rest).unwrap_or(&command.rest).to_owned(),
+            "env" | "complain-env" => Environment::of_process().get(&command.rest).unwrap_or("unset").to_owned(),
             "cwd" => current_folder()?.display().to_string(),
             _ => std::process::id().to_string(),
         })

@@ -9,6 +9,7 @@ pub(crate) mod acp;
 pub(crate) mod fake;
 pub(crate) mod http;
 pub(crate) mod pipe;
+pub(crate) mod redacted;
 pub(crate) mod request_id;
 pub(crate) mod socket;
 

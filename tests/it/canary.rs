@@ -134,6 +134,12 @@ fn none_of_17_canary_secrets_leaves_the_place_where_it_was_put() {
     let said = message_of(&events);
     assert_eq!(said.matches("[redacted]").count(), 3, "the agent has the values: {said}");
     search.text("the stream", &format!("{events:?}"));
+    // Values that only the supervisor knows, since the runtime is another process.
+    let of_supervisor = ["server.token", "webhook.secret", "webhook.previous_secret", "webhook.url"];
+    let spelled = of_supervisor.map(|place| format!("spell {}", canary(place))).join(" ; ");
+    let said = message_of(&session.streams(&spelled).rest());
+    assert_eq!(said.matches("[redacted]").count(), of_supervisor.len(), "{said}");
+    search.text("a message in chunks", &said);
     for agent in program.agents() {
         search.process(agent, "environ", &["agent.env of a key", "agent.env", "inherit_env"]);
     }

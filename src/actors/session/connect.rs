@@ -40,7 +40,9 @@ use crate::{
         },
     },
     store::{self, SessionChange, StoreError},
-    transport::{AdoptedSession, AgentFacts, OpenRequest, OpenedSession, socket::random_fraction},
+    transport::{
+        AdoptedSession, AgentFacts, OpenRequest, OpenedSession, redacted::RedactedEvents, socket::random_fraction,
+    },
 };
 
 /// Messages of the conversation that are read for the context, at most; the context itself is bounded in bytes.
@@ -368,7 +370,7 @@ impl Session {
         let limits = self.services.transcript_limits(&self.shared.spec.workspace.installation_id);
         let transcript = self.shared.new_transcript(limits);
         self.late.begin(!facts.remembers || self.turn.as_ref().is_some_and(Turn::is_sent), transcript);
-        self.stream = Some(ctx.add_stream(opened.events));
+        self.stream = Some(ctx.add_stream(RedactedEvents::new(opened.events)));
         let state = if self.turn.is_some() { SessionState::Running } else { SessionState::Idle };
         self.announce(state, ConnectionStatus::Connected);
         if self.turn.is_some() {

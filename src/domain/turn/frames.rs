@@ -1,5 +1,5 @@
-//! Redaction of an agent's messages before they leave its machine. Known values are found in every text, and also where the
-//! chunks of a message split them.
+//! Redaction of an agent's messages: by the runtime before they leave its machine, and by the supervisor, which knows other
+//! values. They are found in every text, and also where the chunks of a message split them.
 
 use std::{collections::VecDeque, ops::Range, time::Duration};
 
@@ -39,6 +39,19 @@ pub(crate) fn chunk_of(message: &str, params: &RawValue) -> Option<Chunk> {
         #[serde(borrow)]
         update: &'a RawValue,
     }
+    if !params.get().contains("_chunk\"") {
+        return None;
+    }
+    let Params { session_id, update } = serde_json::from_str(params.get()).ok()?;
+    chunk_in(message, update, session_id)
+}
+
+/// Reads the chunk in an `update`, the member of a `session/update`.
+pub(crate) fn chunk_of_update(update: &RawValue) -> Option<Chunk> {
+    if update.get().contains("_chunk\"") { chunk_in(update.get(), update, None) } else { None }
+}
+
+fn chunk_in(message: &str, update: &RawValue, session_id: Option<&RawValue>) -> Option<Chunk> {
     #[derive(Deserialize)]
     #[serde(rename_all = "camelCase")]
     struct Update<'a> {
@@ -53,11 +66,7 @@ pub(crate) fn chunk_of(message: &str, params: &RawValue) -> Option<Chunk> {
         #[serde(borrow)]
         text: &'a RawValue,
     }
-    if !params.get().contains("_chunk\"") {
-        return None;
-    }
-    let params: Params<'_> = serde_json::from_str(params.get()).ok()?;
-    let update: Update<'_> = serde_json::from_str(params.update.get()).ok()?;
+    let update: Update<'_> = serde_json::from_str(update.get()).ok()?;
     let content: Content<'_> = serde_json::from_str(update.content.get()).ok()?;
     if !update.session_update.ends_with("_chunk") {
         return None;
@@ -65,10 +74,17 @@ pub(crate) fn chunk_of(message: &str, params: &RawValue) -> Option<Chunk> {
     let id = |raw: Option<&RawValue>| raw.map(|raw| raw.get().to_owned()).unwrap_or_default();
     let start = (content.text.get().as_ptr() as usize).checked_sub(message.as_ptr() as usize)?;
     Some(Chunk {
-        key: (id(params.session_id), update.session_update, id(update.message_id)),
+        key: (id(session_id), update.session_update, id(update.message_id)),
         text: serde_json::from_str(content.text.get()).ok()?,
         at: start..start + content.text.get().len(),
     })
+}
+
+impl Chunk {
+    /// True if the text alone has no value, and no beginning of one.
+    fn is_left(&self) -> bool {
+        self.text.whole().is_none_or(|text| StreamRedaction::default().leaves(text.as_bytes()))
+    }
 }
 
 /// A text whose end is held back, or whose beginning of a value was shown.
@@ -91,17 +107,28 @@ impl FrameRedaction {
     /// Passes a message, and appends it to `out` behind the texts that must be shown before it. `chunk` is that of
     /// [`chunk_of`]; `is_answer` is true for an answer to a request, with which a turn ends.
     pub(crate) fn pass(&mut self, message: String, chunk: Option<Chunk>, is_answer: bool, out: &mut Vec<String>) {
-        if is_answer {
-            self.finish(out);
-        }
         let message = match chunk {
             Some(chunk) => self.pass_chunk(message, chunk, out),
             None => {
-                self.show(|held| held < LIKELY, out);
+                self.pass_other(is_answer, out);
                 message
             }
         };
         out.push(redacted(message));
+    }
+
+    /// Shows what must be shown before an event without a text. `is_answer` is as in [`Self::pass`].
+    pub(crate) fn pass_other(&mut self, is_answer: bool, out: &mut Vec<String>) {
+        if is_answer {
+            self.finish(out);
+        } else {
+            self.show(|held| held < LIKELY, out);
+        }
+    }
+
+    /// True if [`Self::pass`] would keep the text of `chunk`, and show nothing before it.
+    pub(crate) fn leaves(&self, chunk: Option<&Chunk>) -> bool {
+        self.open.is_empty() && chunk.is_none_or(|chunk| chunk.is_left())
     }
 
     fn pass_chunk(&mut self, message: String, Chunk { key, text, at }: Chunk, out: &mut Vec<String>) -> String {
