@@ -430,7 +430,7 @@ fn automated(side: &Side<'_>) -> Value {
     let runs = side.program.api.get(&format!("/acp/automation?sessionId={}", session.id)).expect(200);
     let all = json!({"turns": turns, "items": items, "comments": comments, "runs": runs["items"]}).to_string();
     let id = session.id.replace('-', "");
-    let all = all.replace(&id, "SESSION").replace(&id[id.len() - 6..], "SUFFIX");
+    let all = all.replace(&session.id, "ID").replace(&id, "SESSION").replace(&id[id.len() - 6..], "SUFFIX");
     serde_json::from_str(&all).expect("JSON")
 }
 
