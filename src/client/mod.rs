@@ -20,6 +20,6 @@ pub(crate) use self::{
     api::ApiClient,
     error::ClientError,
     notifications::{Bookmark, NotificationEvent, NotificationFollower, NotificationScope},
-    requests::{NewSession, PromptRequest, SessionFilter},
+    requests::{AutomationRequest, NewSession, PromptRequest, SessionFilter},
     stream::TurnEvent,
 };

@@ -11,6 +11,7 @@ use super::{
 };
 use crate::{
     contract::{
+        automation::{AutomationStatus, GithubAutomation},
         problem::Problem,
         result::{ACPSessionResult, ResultStopReason},
     },
@@ -67,6 +68,9 @@ impl<W: Write> Printer<W> {
                 self.line(&result_line(result))?;
                 let mut errors = result.diagnostics.iter().filter(|it| it.severity == Severity::Error);
                 errors.try_for_each(|it| self.line(&it.message))?;
+                if let Some(automation) = &result.github_automation {
+                    self.line(&automation_line(automation))?;
+                }
                 let code = result.meta.as_ref().and_then(|meta| ErrorCode::from_name(meta.error_code.as_deref()?));
                 code.map_or(Ok(()), |code| self.line(code.cli_advice()))?;
             }
@@ -110,6 +114,14 @@ impl<W: Write> Printer<W> {
                 let message = update["message"].as_str().unwrap_or_default();
                 self.line(&format!("[note] {}", short(message)))
             }
+            "automation" => match (update["state"].as_str(), update["step"].as_str()) {
+                (Some("done"), Some(step)) => self.line(&format!("[github] {}", short(step))),
+                (Some("failed"), Some(step)) => {
+                    let code = update["code"].as_str().map(|code| format!(": {}", short(code))).unwrap_or_default();
+                    self.line(&format!("[github] {} failed{code}", short(step)))
+                }
+                _ => Ok(()),
+            },
             "settings" => settings_lines(update).iter().try_for_each(|line| self.line(line)),
             _ => Ok(()),
         }
@@ -286,6 +298,26 @@ pub(crate) fn result_line(result: &ACPSessionResult) -> String {
     }
     let updates = if timings.updates == 1 { "update" } else { "updates" };
     line + &format!(", {} {updates} in {:.1} ms over {}", timings.updates, timings.total_ms, short(&meta.route))
+}
+
+/// The outcome of automation on one line.
+fn automation_line(automation: &GithubAutomation) -> String {
+    let mut parts = Vec::new();
+    parts.extend(automation.branch.as_ref().map(|branch| format!("branch {branch}")));
+    parts.extend(automation.commit.as_ref().map(|commit| format!("commit {}", text::cut_bytes(&commit.sha, 12))));
+    parts.extend(automation.issue.as_ref().map(|issue| format!("issue {}", issue.url)));
+    parts.extend(automation.pull_request.as_ref().map(|pull| format!("pull request {}", pull.url)));
+    parts.extend(automation.rescue.as_ref().map(|rescue| format!("the commit is kept as {}", rescue.id)));
+    parts.extend(automation.retry_at.map(|at| format!("tried again at {at}")));
+    let status = match automation.status {
+        AutomationStatus::Success if automation.dry_run => "would deliver".to_owned(),
+        AutomationStatus::Success => "delivered".to_owned(),
+        // The note says what is missing, and what to do.
+        AutomationStatus::Skipped => automation.transcript_note.clone().unwrap_or_default(),
+        AutomationStatus::Error => automation.error.as_ref().map(|error| error.message.clone()).unwrap_or_default(),
+    };
+    let parts = parts.join(", ");
+    if parts.is_empty() { format!("[github] {status}") } else { format!("[github] {status}: {parts}") }
 }
 
 /// The problem of a failed turn on one line.

@@ -1,9 +1,10 @@
 //! Requests of the client, and answers as far as it reads them.
 
+use secrecy::SecretString;
 use serde::{Deserialize, Serialize};
 use serde_json::{Map, Value};
 
-use crate::contract::result::ACPSessionResult;
+use crate::contract::{exposed::expose_optional, result::ACPSessionResult};
 
 /// Body of `POST /acp/session/new`.
 #[derive(Debug, Clone, Default, Serialize)]
@@ -19,6 +20,9 @@ pub(crate) struct NewSession {
     pub repository: Option<String>,
     #[serde(skip_serializing_if = "Option::is_none")]
     pub branch: Option<String>,
+    /// Clones the repository, and delivers changes.
+    #[serde(skip_serializing_if = "Option::is_none", serialize_with = "expose_optional")]
+    pub github_token: Option<SecretString>,
     #[serde(skip_serializing_if = "Option::is_none")]
     pub path: Option<String>,
     #[serde(skip_serializing_if = "Option::is_none")]
@@ -46,6 +50,10 @@ pub(crate) struct PromptRequest {
     pub session_id: String,
     /// A string, or ACP content blocks.
     pub prompt: Value,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub automation: Option<AutomationRequest>,
+    #[serde(skip_serializing_if = "Option::is_none", serialize_with = "expose_optional")]
+    pub github_token: Option<SecretString>,
     /// The `Idempotency-Key`.
     #[serde(skip)]
     pub key: String,
@@ -55,8 +63,21 @@ impl PromptRequest {
     /// A text prompt with a new key.
     pub(crate) fn text(session_id: impl Into<String>, text: impl Into<String>) -> Self {
         let key = uuid::Uuid::new_v4().to_string();
-        Self { session_id: session_id.into(), prompt: Value::String(text.into()), key }
+        let (automation, github_token) = (None, None);
+        Self { session_id: session_id.into(), prompt: Value::String(text.into()), automation, github_token, key }
     }
+}
+
+/// Delivery of the changes of a turn.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize)]
+#[serde(rename_all = "camelCase")]
+pub(crate) struct AutomationRequest {
+    /// Absent: `github`.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub mode: Option<String>,
+    /// Changes nothing at GitHub.
+    #[serde(skip_serializing_if = "std::ops::Not::not")]
+    pub dry_run: bool,
 }
 
 /// Answer to a permission request.

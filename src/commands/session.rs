@@ -1,16 +1,22 @@
-use std::{io::Read, process::ExitCode};
+use std::{
+    io::Read,
+    path::{Path, PathBuf},
+    process::ExitCode,
+};
 
 use clap::{Args, Subcommand};
+use secrecy::SecretString;
 use serde_json::{Value, json};
 
 use super::flags::{CommandError, Confirmation, ServerFlags, print, print_json, print_pages, show, shown};
 use crate::{
     client::{
-        ApiClient, NewSession, PromptRequest, SessionFilter,
+        ApiClient, AutomationRequest, NewSession, PromptRequest, SessionFilter,
         clean::{clean, clean_line},
         console::{ConsoleOptions, run_turn},
         printer::plan_lines,
     },
+    config,
     contract::runtime::{ChangeStatus, WorkspaceDiff},
 };
 
@@ -31,12 +37,7 @@ enum Action {
     New(NewArgs),
     /// Runs one prompt and shows the turn. Asks for permissions on a terminal. Exit code 0 only for a completed turn;
     /// Ctrl-C cancels it.
-    Prompt {
-        /// Id of the session.
-        session: String,
-        /// The prompt; - reads it from standard input.
-        text: String,
-    },
+    Prompt(PromptArgs),
     /// Cancels the running turn.
     Cancel {
         /// Id of the session.
@@ -103,6 +104,9 @@ struct NewArgs {
     /// Branch of the repository.
     #[arg(long, value_name = "NAME", requires = "repository")]
     branch: Option<String>,
+    /// File with a GitHub token, which clones a private repository and delivers the changes of turns.
+    #[arg(long, value_name = "FILE", requires = "repository")]
+    github_token_file: Option<PathBuf>,
     /// Existing folder on the server, under one of `workspaces.allow_paths`.
     #[arg(long, value_name = "FOLDER")]
     path: Option<String>,
@@ -115,6 +119,24 @@ struct NewArgs {
     /// Permission policy of the workspace: allow-once, allow-always, reject or ask.
     #[arg(long, value_name = "POLICY")]
     permission: Option<String>,
+}
+
+#[derive(Debug, Args)]
+struct PromptArgs {
+    /// Id of the session.
+    session: String,
+    /// The prompt; - reads it from standard input.
+    text: String,
+    /// Delivery of the changes in a repository: github (issue, branch and pull request; default), commit-only (the branch
+    /// alone) or none.
+    #[arg(long, value_name = "MODE")]
+    automation: Option<String>,
+    /// Shows what would be delivered, and changes nothing at GitHub.
+    #[arg(long)]
+    dry_run: bool,
+    /// File with a GitHub token for this turn.
+    #[arg(long, value_name = "FILE")]
+    github_token_file: Option<PathBuf>,
 }
 
 #[derive(Debug, Args)]
@@ -138,13 +160,18 @@ pub(crate) fn run(arguments: SessionArgs) -> Result<ExitCode, CommandError> {
 async fn act(client: &ApiClient, action: Action, json: bool) -> Result<ExitCode, CommandError> {
     match action {
         Action::New(arguments) => {
-            let opened = client.new_session(&arguments.into()).await?;
+            let opened = client.new_session(&arguments.try_into()?).await?;
             if json { print_json(&opened)? } else { print(&clean_line(&opened.session_id))? }
         }
-        Action::Prompt { session, text } => {
+        Action::Prompt(PromptArgs { session, text, automation, dry_run, github_token_file }) => {
             let from_stdin = text == "-";
             let text = if from_stdin { read_stdin()? } else { text };
-            let request = PromptRequest::text(session, text);
+            let is_asked = automation.is_some() || dry_run;
+            let request = PromptRequest {
+                automation: is_asked.then_some(AutomationRequest { mode: automation, dry_run }),
+                github_token: token_of(github_token_file.as_deref())?,
+                ..PromptRequest::text(session, text)
+            };
             let completed = run_turn(client, request, ConsoleOptions { json, ask: !from_stdin }).await?;
             return Ok(if completed { ExitCode::SUCCESS } else { ExitCode::FAILURE });
         }
@@ -209,9 +236,16 @@ fn read_stdin() -> Result<String, CommandError> {
     Ok(text)
 }
 
-impl From<NewArgs> for NewSession {
-    fn from(arguments: NewArgs) -> Self {
-        Self {
+/// The token in a file; never one in an argument, which other users can read.
+fn token_of(file: Option<&Path>) -> Result<Option<SecretString>, CommandError> {
+    file.map(config::secret_of_file).transpose().map_err(CommandError::Failed)
+}
+
+impl TryFrom<NewArgs> for NewSession {
+    type Error = CommandError;
+
+    fn try_from(arguments: NewArgs) -> Result<Self, CommandError> {
+        Ok(Self {
             workspace_id: arguments.workspace,
             installation_id: arguments.installation,
             user_id: arguments.user,
@@ -221,7 +255,8 @@ impl From<NewArgs> for NewSession {
             agent: arguments.agent,
             mode: arguments.mode,
             permission_policy: arguments.permission,
-        }
+            github_token: token_of(arguments.github_token_file.as_deref())?,
+        })
     }
 }
 

@@ -18,7 +18,8 @@ use crate::harness::{
 const REPOSITORY: &str = "octo/hello";
 const TENANT: &str = "tenant-1";
 
-fn with(github: &GitHub) -> Builder {
+/// A program that may clone from a GitHub, and delivers changes to it.
+pub(crate) fn with(github: &GitHub) -> Builder {
     Program::builder()
         .set("workspaces.git_hosts", format!("[\"{}\"]", github.host()))
         .set("github.api_url", github.api_url())

@@ -28,8 +28,13 @@ fn demo_once_shows_every_part_and_exits_0_within_40_s() {
     let log = String::from_utf8_lossy(&output.stderr);
     assert!(status.success(), "{status}\n{stdout}\n{log}");
     assert!(begin.elapsed() < Duration::from_secs(40), "it took {:?}", begin.elapsed());
-    for part in ["session", "cancel", "crash", "/docs/", "/metrics"] {
+    for part in ["session", "cancel", "crash", "/docs/", "/metrics", "[github] delivered", "| pull request 2:"] {
         assert!(stdout.contains(part), "the demo shows `{part}`:\n{stdout}");
     }
+    let repository = folder.path().join("data/demo-github/hello.git");
+    let branches =
+        Command::new("git").arg("-C").arg(repository).args(["branch", "--format=%(refname:short)"]).output();
+    let branches = String::from_utf8(branches.expect("git").stdout).expect("names");
+    assert!(branches.contains("claude-code/issue-1-"), "the branch is pushed: {branches}");
     eventually("no process is left", || processes::with_marker(folder.path()).is_empty());
 }

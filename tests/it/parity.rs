@@ -3,9 +3,14 @@
 
 use std::{cell::RefCell, collections::BTreeSet, fmt::Write, thread};
 
-use crate::harness::{
-    Answer, Program, Session, Value, api::result_of, eventually, json, lumilink, metrics::Scrape,
-    program::TURNS_ENDED,
+use regex::Regex;
+
+use crate::{
+    automation,
+    harness::{
+        Answer, Program, Session, Value, api::result_of, eventually, github::GitHub, json, lumilink, metrics::Scrape,
+        program::TURNS_ENDED,
+    },
 };
 
 /// An intended difference between the routes.
@@ -74,6 +79,11 @@ const ALLOWED: &[Allowed] = &[
     allowed("asked", "trace.events.order", "as above"),
     allowed("asked", "trace.events.diagnostic", "as above: the diagnostic"),
     allowed("asked", "**.diagnostics", "as above: the diagnostic"),
+    allowed("automated", "**.durationMs", "times differ"),
+    allowed("automated", "runs.*.updatedAt", "times differ"),
+    allowed("automated", "**.issue.id", "GitHub numbers the objects of both sides together"),
+    allowed("automated", "runs.*.commentUrl", "as above"),
+    allowed("automated", "items.1.body", "names the carrier, the rollback and the number of updates"),
 ];
 
 /// One of the two routes, with a workspace pinned to it.
@@ -82,19 +92,30 @@ struct Side<'a> {
     route: &'static str,
     /// The working directory of the workspace's agents.
     folder: String,
+    /// The GitHub of the program.
+    github: Option<&'a GitHub>,
 }
 
 impl<'a> Side<'a> {
-    fn pinned(program: &'a Program, route: &'static str) -> Self {
-        let mut side = Self { program, route, folder: String::new() };
+    fn pinned(program: &'a Program, route: &'static str, github: Option<&'a GitHub>) -> Self {
+        let mut side = Self { program, route, folder: String::new(), github };
         let first = side.session();
         side.folder = first.path().display().to_string();
         first.post("close", json!({})).expect(200);
-        let pin = json!({"pin": {"protocol": route}, "actor": "parity", "reason": "to compare the routes"});
-        let path = format!("/acp/workspaces/{}/protocol", side.workspace());
-        let pinned = program.api.call("PUT", &path).json(&pin).send().expect(200);
-        assert_eq!(pinned["route"], route, "{pinned}");
+        side.pin(&side.workspace());
         side
+    }
+
+    fn pin(&self, workspace: &str) {
+        let pin = json!({"pin": {"protocol": self.route}, "actor": "parity", "reason": "to compare the routes"});
+        let path = format!("/acp/workspaces/{workspace}/protocol");
+        let pinned = self.program.api.call("PUT", &path).json(&pin).send().expect(200);
+        assert_eq!(pinned["route"], self.route, "{pinned}");
+    }
+
+    /// The repository of this side at its GitHub.
+    fn repository(&self) -> String {
+        format!("octo/{}", self.route)
     }
 
     fn workspace(&self) -> String {
@@ -371,6 +392,48 @@ fn chosen(side: &Side<'_>) -> Value {
     json!({"said": said, "own": own, "next": next, "facts": facts})
 }
 
+/// Turns whose changes are delivered, would be in a dry run, are none, or may not be; with what is at GitHub afterwards.
+fn automated(side: &Side<'_>) -> Value {
+    let (github, repository) = (side.github.expect("a GitHub"), side.repository());
+    github.create(&repository);
+    github.commit(&repository, "main", &[("README.md", "hello\n")]);
+    let workspace = format!("{}-github", side.workspace());
+    let session = side.program.api.open_with(json!({
+        "workspaceId": workspace, "installationId": "tenant-1", "repository": github.url(&repository),
+        "githubToken": github.user_token("octocat"),
+    }));
+    side.pin(&workspace);
+    let with = |prompt: &str, more: Value| {
+        let after = last_event(&session);
+        let mut body = json!({"sessionId": session.id, "prompt": prompt});
+        more.as_object().expect("members").iter().for_each(|(name, value)| body[name] = value.clone());
+        let ended = outcome(&session, &session.api.post("/acp/session/prompt", body), after);
+        // A failed turn is a problem, which has its result in the row.
+        let result = &ended["trace"]["row"]["result"];
+        json!({
+            "automation": result["githubAutomation"], "version": result["meta"]["githubAutomationVersion"],
+            "events": ended["trace"]["events"]["automation"], "answered": ended["body"]["githubAutomation"],
+        })
+    };
+    let turns = [
+        with("write a.txt one", json!({"automation": {"dryRun": true}})),
+        with("write b.txt two", json!({"automation": {"labels": ["agent"], "issueTitle": "Two"}})),
+        with("write c.txt three", json!({})),
+        with("echo nothing", json!({})),
+        with("write d.txt four", json!({"githubToken": "ghp_of_nobody"})),
+        with("write e.txt five", json!({"automation": {"mode": "none"}})),
+        with("crash", json!({})),
+    ];
+    let items = [github.issues(&repository), github.pulls(&repository)].concat();
+    let items: Vec<_> = items.into_iter().map(|item| json!({"title": item.title, "body": item.body})).collect();
+    let comments: Vec<_> = github.comments(&repository).into_iter().map(|comment| comment.body).collect();
+    let runs = side.program.api.get(&format!("/acp/automation?sessionId={}", session.id)).expect(200);
+    let all = json!({"turns": turns, "items": items, "comments": comments, "runs": runs["items"]}).to_string();
+    let id = session.id.replace('-', "");
+    let all = all.replace(&session.id, "ID").replace(&id, "SESSION").replace(&id[id.len() - 6..], "SUFFIX");
+    serde_json::from_str(&all).expect("JSON")
+}
+
 fn signed_in(side: &Side<'_>) -> Value {
     turn(&side.open(json!({"agent": "signed-in"})), "echo signed in")
 }
@@ -427,9 +490,17 @@ fn fits(wanted: &[&str], parts: &[&str]) -> bool {
     }
 }
 
-/// Replaces values that always differ (ids, the workspace's name and its folder) by placeholders.
+/// Replaces values that always differ (ids, hashes, times in names, the names of workspace and repository, and the folder) by
+/// placeholders.
 fn without_ids(value: &Value, side: &Side<'_>) -> Value {
-    let mut text = value.to_string().replace(&side.folder, "FOLDER");
+    let mut text = value.to_string().replace(&side.folder, "FOLDER").replace(&side.repository(), "REPOSITORY");
+    let hash = Regex::new(r"\b[0-9a-f]{40}\b").expect("a pattern");
+    let hashes: Vec<_> = hash.find_iter(&text).map(|found| found.as_str().to_owned()).collect();
+    for (n, hash) in hashes.iter().enumerate() {
+        text = text.replace(hash, &format!("HASH-{n}"));
+    }
+    let stamp = Regex::new(r"-\d{4}-\d\d-\d\d-\d{6}\b").expect("a pattern");
+    text = stamp.replace_all(&text, "-STAMP").into_owned();
     let ids = ids_in(&text);
     for (n, id) in ids.iter().enumerate() {
         text = text.replace(id, &format!("ID-{n}"));
@@ -464,9 +535,9 @@ thread_local! {
 
 /// Runs scenarios over both routes of a program concurrently; returns a report of the differences that are not
 /// allowed.
-fn compare(program: &Program, scenarios: &[Scenario]) -> String {
+fn compare(program: &Program, github: Option<&GitHub>, scenarios: &[Scenario]) -> String {
     let run = |route: &'static str| {
-        let side = Side::pinned(program, route);
+        let side = Side::pinned(program, route, github);
         scenarios.iter().map(|(_, scenario)| without_ids(&scenario(&side), &side)).collect::<Vec<_>>()
     };
     let (acp, http) = thread::scope(|scope| {
@@ -516,12 +587,13 @@ fn fr_002_turn_is_identical_over_both_routes_except_listed_differences() {
         ("diff", diff),
         ("figures", figures),
     ]);
-    let mut report = compare(&program, &scenarios);
+    let mut report = compare(&program, None, &scenarios);
     let mut short_timeout =
         Program::builder().set("turn.inactivity_timeout_s", 1).set("turn.cancel_grace_s", 1).start();
     short_timeout.expect_error("fallback fails as well");
     report += &compare(
         &short_timeout,
+        None,
         &[
             ("hang", |side| turn(&side.session(), "echo a ; hang")),
             ("cancel that is not confirmed", |side| cancelled(side, "echo a ; ignore-cancel")),
@@ -529,7 +601,10 @@ fn fr_002_turn_is_identical_over_both_routes_except_listed_differences() {
     );
     // In a program of its own: the scenario has turns over both routes, which the figures count.
     let with_models = Program::builder().demo_agent(&["--models"]).start();
-    report += &compare(&with_models, &[("chosen", chosen)]);
+    report += &compare(&with_models, None, &[("chosen", chosen)]);
+    let github = GitHub::start();
+    let with_github = automation::with(&github).start();
+    report += &compare(&with_github, Some(&github), &[("automated", automated)]);
     let obsolete =
         ALLOWED.iter().enumerate().filter(|(place, _)| OCCURRED.with_borrow(|occurred| !occurred.contains(place)));
     for (_, row) in obsolete {

@@ -1,6 +1,8 @@
 //! A tour of the main job, through the public API alone.
 
+mod automation;
 mod fallback;
+mod github;
 
 use std::{
     io::{self, Write},
@@ -12,9 +14,10 @@ use std::{
 use secrecy::SecretString;
 use uuid::Uuid;
 
+use self::github::LocalGithub;
 use super::{AppError, ServeOptions, Service, access::client_token_place, announce, reload::Reloader, stop};
 use crate::{
-    client::{ApiClient, ClientError, NewSession, PromptRequest, TurnEvent, printer::Printer},
+    client::{ApiClient, ClientError, NewSession, PromptRequest, TurnEvent, clean::clean_line, printer::Printer},
     config::{
         Loaded,
         client::ClientSettings,
@@ -31,16 +34,22 @@ const STEP: Duration = Duration::from_secs(20);
 const RECOVERY_LIMIT: Duration = Duration::from_secs(1);
 
 /// Serves with everything embedded and shows a tour: a session, a turn that writes a file, a cancel, a crash,
-/// a fallback and the way back.
+/// a fallback and the way back, and a pull request at a GitHub of its own.
 /// Continues serving until Ctrl-C, or ends after the tour with `once`. Fails where a step did not do what it
 /// says.
-pub(crate) async fn demo(loaded: Loaded, once: bool, options: ServeOptions) -> Result<(), AppError> {
+pub(crate) async fn demo(mut loaded: Loaded, once: bool, options: ServeOptions) -> Result<(), AppError> {
     let inherited = Inherited::take_over();
     let terminal = Terminal::at_start();
+    let reserved = automation::reserve(&mut loaded).map_err(AppError::io("a port of the demo's GitHub"))?;
     let service = Service::start(&loaded, inherited).await?;
     announce(options.announce.as_deref(), service.address())?;
+    // Only now: the data folder is ours.
+    let github = match reserved {
+        Some(reserved) => automation::serve(reserved, &loaded).await.map_err(|cause| cause.to_string()),
+        None => Err("a separate runtime does not reach a GitHub on this machine".to_owned()),
+    };
     let token = service.targets.server_token.as_ref().and_then(|token| token.get().as_ref().clone());
-    let toured = tour(service.address(), token).await;
+    let toured = tour(service.address(), token, github.as_ref()).await;
     if toured.is_ok() {
         say(&links_text(service.address(), &loaded));
         if !once {
@@ -50,6 +59,9 @@ pub(crate) async fn demo(loaded: Loaded, once: bool, options: ServeOptions) -> R
         }
     }
     service.stop().await;
+    if let Ok(github) = github {
+        github.stop().await;
+    }
     toured
 }
 
@@ -101,7 +113,12 @@ struct Tour {
     session: String,
 }
 
-async fn tour(address: SocketAddr, token: Option<SecretString>) -> Result<(), AppError> {
+/// `github` is the GitHub of the tour, or why there is none.
+async fn tour(
+    address: SocketAddr,
+    token: Option<SecretString>,
+    github: Result<&LocalGithub, &String>,
+) -> Result<(), AppError> {
     let url = format!("http://{address}/").parse().map_err(|_| AppError::Demo("the address is not a URL".into()))?;
     let settings = ClientSettings { url, token };
     let client = ApiClient::new(&settings).map_err(failed("client"))?;
@@ -146,7 +163,13 @@ async fn tour(address: SocketAddr, token: Option<SecretString>) -> Result<(), Ap
 
     fallback::show(&tour.client).await?;
 
-    say("6. Close the sessions, which ends their agents.");
+    say("6. Deliver the changes of a turn to a GitHub on this machine: issue, branch and pull request.");
+    match github {
+        Ok(github) => automation::show(&tour.client, github).await?,
+        Err(why) => say(&format!("   skipped: {}\n", clean_line(why))),
+    }
+
+    say("7. Close the sessions, which ends their agents.");
     tour.client.close(&tour.session).await.map_err(failed("close"))?;
     let limit = tokio::time::timeout(STEP, tour.wait_until_agents_exited());
     limit.await.map_err(|_| AppError::Demo("an agent process remains".into()))??;
@@ -169,13 +192,18 @@ impl Tour {
 
     /// Runs one turn and prints it as it streams; cancels it at its first update where asked to.
     async fn turn(&self, text: &str, cancel: bool) -> Result<ACPSessionResult, AppError> {
+        self.run(PromptRequest::text(&self.session, text), cancel).await
+    }
+
+    /// As [`Self::turn`].
+    async fn run(&self, request: PromptRequest, cancel: bool) -> Result<ACPSessionResult, AppError> {
+        let text = request.prompt.as_str().unwrap_or_default().to_owned();
         say(&format!("   > {text}"));
-        let limit = tokio::time::timeout(STEP, self.stream(text, cancel));
+        let limit = tokio::time::timeout(STEP, self.stream(request, cancel));
         limit.await.map_err(|_| AppError::Demo(format!("{text:?} took longer than {} s", STEP.as_secs())))?
     }
 
-    async fn stream(&self, text: &str, cancel: bool) -> Result<ACPSessionResult, AppError> {
-        let request = PromptRequest::text(&self.session, text);
+    async fn stream(&self, request: PromptRequest, cancel: bool) -> Result<ACPSessionResult, AppError> {
         let mut stream = self.client.prompt_stream(&request).await.map_err(failed("prompt"))?;
         let mut printer = Printer::new(io::stdout());
         let mut cancelled = !cancel;
@@ -192,6 +220,6 @@ impl Tour {
                 TurnEvent::Accepted(_) | TurnEvent::Happened(_) => {}
             }
         }
-        Err(AppError::Demo(format!("the stream of {text:?} ended without a result")))
+        Err(AppError::Demo("the stream of a turn ended without a result".into()))
     }
 }

@@ -112,3 +112,34 @@ fn the_result_line_has_reason_tokens_and_timings() {
         "completed (end_turn), 12 tokens in, 34 out, first update after 1.2 ms, 3 updates in 7.0 ms over acp"
     );
 }
+
+#[test]
+fn steps_of_automation_have_a_line_once_they_end() {
+    let step = |step: &str, state: &str, code: Option<&str>| json!({"kind": "automation", "update": {"step": step, "state": state, "code": code}});
+    let out = printed(&[
+        step("push", "started", None),
+        step("push", "failed", Some("behind\u{1b}[2J")),
+        step("rescue", "done", None),
+        json!({"kind": "automation", "update": {}}),
+    ]);
+    assert_eq!(out, "[github] push failed: behind[2J\n[github] rescue\n");
+}
+
+#[test]
+fn end_of_automation_names_what_is_there_and_what_to_do() {
+    let line = |members: Value| {
+        let mut all = json!({"mode": "github", "diagnostics": {"durationMs": 1, "attempts": 1, "logs": []}});
+        members.as_object().unwrap().iter().for_each(|(name, value)| all[name] = value.clone());
+        automation_line(&serde_json::from_value(all).unwrap())
+    };
+    let sha = "0123456789abcdef0123456789abcdef01234567";
+    let made = json!({"status": "success", "branch": "topic", "commit": {"sha": sha, "message": "m"},
+        "pullRequest": {"number": 2, "url": "https://github.com/a/b/pull/2", "branch": "topic"}});
+    assert_eq!(
+        line(made),
+        "[github] delivered: branch topic, commit 0123456789ab, pull request https://github.com/a/b/pull/2"
+    );
+    let skipped = json!({"status": "skipped", "skipReason": "missingCredential", "toastMessage": "no",
+        "transcriptNote": "no credential; bind an installation"});
+    assert_eq!(line(skipped), "[github] no credential; bind an installation");
+}
