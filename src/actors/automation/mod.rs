@@ -89,6 +89,19 @@ impl Automate for Automation {
         let this = self.clone();
         async move { this.begin_retry(row, token).await }.boxed()
     }
+
+    fn clone_token(
+        &self,
+        tenant: &InstallationId,
+        repository: &str,
+    ) -> BoxFuture<'static, Result<Option<SecretString>, StepFailure>> {
+        let (this, tenant, repository) = (self.clone(), tenant.clone(), repository.to_owned());
+        async move {
+            let (api_url, now) = (&this.settings.api_url, this.clock.now());
+            this.credentials.for_clone(&tenant, &repository, api_url, now).await
+        }
+        .boxed()
+    }
 }
 
 impl Automation {

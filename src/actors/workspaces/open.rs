@@ -11,6 +11,7 @@ use crate::{
     contract::runtime::{Checkout, PrepareWorkspace, PreparedWorkspace, WorkspaceRef},
     domain::{
         access::LimitedUse,
+        automation::clone_access,
         ceilings::Choices,
         ids::{FolderId, InstallationId, SessionId, UserId, WorkspaceKey},
         session::{lifecycle::SessionMode, mcp::McpServers, permission::PermissionPolicy},
@@ -103,7 +104,7 @@ pub(crate) async fn find_or_make(
                 checkout: request.checkout.clone(),
                 github_token: request.github_token.clone(),
             };
-            (new.folder_id, Some(workspace_client.prepare(&prepare).await?))
+            (new.folder_id, Some(prepare_folder(services, workspace_client, prepare).await?))
         }
     };
     // Another caller may have created the workspace meanwhile; its row wins, and is checked again below.
@@ -133,8 +134,33 @@ pub(crate) async fn prepare(
     let installation_id = Some(row.key.installation_id.clone());
     let workspace = reference(services, row);
     let prepare = PrepareWorkspace { workspace, agent: None, installation_id, checkout, github_token };
-    let prepared = workspace_client.prepare(&prepare).await?;
+    let prepared = prepare_folder(services, workspace_client, prepare).await?;
     Ok(PreparedWorkspace { is_ephemeral: row.is_ephemeral, ..prepared })
+}
+
+/// Has the runtime prepare a folder. A clone that lacks access, and for which no token was given, is repeated with a token
+/// of the service's own credential: no token is made for a folder that is there, nor for a public repository.
+async fn prepare_folder(
+    services: &Services,
+    workspace_client: &WorkspaceClient,
+    prepare: PrepareWorkspace,
+) -> Result<PreparedWorkspace, Failure> {
+    let failure = match workspace_client.prepare(&prepare).await {
+        Err(failure) if clone_access::is_lacking(&failure) && prepare.github_token.is_none() => failure,
+        result => return result,
+    };
+    let (Some(tenant), Some(checkout)) = (&prepare.installation_id, &prepare.checkout) else { return Err(failure) };
+    let token = match &services.automate {
+        Some(automate) => automate.clone_token(tenant, &checkout.repository).await,
+        None => Ok(None),
+    };
+    match token {
+        Ok(Some(token)) => {
+            workspace_client.prepare(&PrepareWorkspace { github_token: Some(token), ..prepare }).await
+        }
+        Ok(None) => Err(clone_access::with_advice(failure, None)),
+        Err(refusal) => Err(clone_access::with_advice(failure, Some(&refusal))),
+    }
 }
 
 /// Rejects a request whose repository or path differs from that of the existing workspace.

@@ -38,7 +38,7 @@ use crate::{
         automation::{
             saga::{Next, Verdict},
             skip::{Automation, Credential, SkipDetail, WantedMode},
-            step::StepName,
+            step::{StepFailure, StepName},
         },
         clock::Clock,
         ids::{FolderId, InstallationId, PromptId, SessionId, WorkspaceKey},
@@ -132,6 +132,14 @@ impl Automate for TwoSteps {
 
     fn retry(&self, _: SagaRow, _: Option<SecretString>) -> BoxFuture<'static, Result<(), Failure>> {
         std::future::ready(Ok(())).boxed()
+    }
+
+    fn clone_token(
+        &self,
+        _: &InstallationId,
+        _: &str,
+    ) -> BoxFuture<'static, Result<Option<SecretString>, StepFailure>> {
+        std::future::ready(Ok(None)).boxed()
     }
 }
 
