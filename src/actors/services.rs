@@ -32,7 +32,7 @@ use crate::{
     domain::{
         ceilings::{CeilingRules, Choices},
         clock::Clock,
-        ids::InstallationId,
+        ids::{InstallationId, SessionId},
         routing::{RecoveryRules, Route, success_window::WindowRules},
         session::{background::BackgroundLimits, permission::PermissionPolicy, restart::RestartLimits},
         tenant::TenantSettings,
@@ -74,6 +74,8 @@ pub(crate) struct Services {
     pub automate: Option<Arc<dyn Automate>>,
     /// Keeps the removal of folders and their use apart.
     pub folders: FolderUse,
+    /// The same of isolated sessions.
+    pub session_folders: FolderUse<SessionId>,
     /// Observes rollbacks of many workspaces at once.
     pub storm: Storm,
     /// Tokens of the API.
@@ -171,6 +173,7 @@ impl Services {
             handshakes: AgentHandshakes::default(),
             automate: None,
             folders: FolderUse::default(),
+            session_folders: FolderUse::default(),
             storm,
             tokens: ClientTokens::default(),
             telemetry,

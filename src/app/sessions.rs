@@ -115,6 +115,7 @@ pub(super) async fn start_sessions(
         handshakes: AgentHandshakes::default(),
         automate: Some(Arc::new(automation.clone())),
         folders: FolderUse::default(),
+        session_folders: FolderUse::default(),
         storm,
         tokens,
         telemetry,

@@ -103,6 +103,9 @@ struct NewArgs {
     /// Branch of the repository.
     #[arg(long, value_name = "NAME", requires = "repository")]
     branch: Option<String>,
+    /// true for a folder of its own, false to share that of the workspace; without it true if changes become pull requests.
+    #[arg(long, value_name = "BOOL", requires = "repository")]
+    isolate: Option<bool>,
     /// Existing folder on the server, under one of `workspaces.allow_paths`.
     #[arg(long, value_name = "FOLDER")]
     path: Option<String>,
@@ -217,6 +220,7 @@ impl From<NewArgs> for NewSession {
             user_id: arguments.user,
             repository: arguments.repository,
             branch: arguments.branch,
+            isolate: arguments.isolate,
             path: arguments.path,
             agent: arguments.agent,
             mode: arguments.mode,

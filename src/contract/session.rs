@@ -51,6 +51,9 @@ pub(crate) struct NewSessionBody {
     pub path: Option<String>,
     /// True to remove the folder of a new workspace with its last session; by default it is kept. Not with `path`.
     pub ephemeral: Option<bool>,
+    /// True for a clone of its own, which no other session uses and which is removed with the session; false to share the
+    /// folder of the workspace. By default, true if the changes of a `repository` are to become pull requests.
+    pub isolate: Option<bool>,
     /// True if changes are to become pull requests; by default, true with `repository`.
     pub enable_git_ops: Option<bool>,
     /// `development` (default) or `conversation`, which has no git.
@@ -130,6 +133,8 @@ pub(crate) struct WorkspaceInfo {
     pub path: String,
     /// True if the folder is removed with its last session.
     pub is_ephemeral: bool,
+    /// True if the session has a folder of its own, which no other session uses and which is removed with it.
+    pub is_isolated: bool,
 }
 
 /// Body of `POST /acp/session/prompt`: a turn to run.
@@ -385,6 +390,8 @@ pub(crate) struct SessionInfo {
     /// Absolute path in the runtime.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub workspace_path: Option<String>,
+    /// True if the session has a folder of its own, which no other session uses and which is removed with it.
+    pub is_isolated: bool,
     /// Permission requests that wait for `POST /acp/session/permission`, oldest first; only for a single session.
     #[serde(skip_serializing_if = "Vec::is_empty")]
     #[schema(required = false, max_items = 32)]

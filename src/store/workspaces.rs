@@ -10,7 +10,7 @@ use super::{
         columns::{self, Cursor, Page, clean_option, page_of},
         writer::WriteTx,
     },
-    schema::workspaces,
+    schema::{sessions, workspaces},
 };
 use crate::domain::{
     clock::Timestamp,
@@ -199,6 +199,24 @@ impl Store {
         self.read(move |connection| {
             let row = workspaces::table.find((key.installation_id.as_str(), key.workspace_id.as_str()));
             row.first::<Record>(connection).optional()?.map(Record::read).transpose()
+        })
+        .await
+    }
+
+    /// The absolute path of a folder of the workspace: its own, or that of its newest isolated session. `None` without one.
+    /// Cancel-safe.
+    pub(crate) async fn folder_of_workspace(&self, key: WorkspaceKey) -> Result<Option<String>, StoreError> {
+        if let Some(path) = self.workspace(key.clone()).await?.and_then(|row| row.workspace_path) {
+            return Ok(Some(path));
+        }
+        self.read(move |connection| {
+            let newest = sessions::table
+                .filter(sessions::installation_id.eq(key.installation_id.as_str()))
+                .filter(sessions::workspace_id.eq(key.workspace_id.as_str()))
+                .filter(sessions::folder_path.is_not_null())
+                .order((sessions::created_us.desc(), sessions::session_id.desc()))
+                .select(sessions::folder_path);
+            Ok(newest.first::<Option<String>>(connection).optional()?.flatten())
         })
         .await
     }

@@ -36,6 +36,7 @@ mod github_stand_in;
 mod http_manners;
 mod idempotency;
 mod interop;
+mod isolate;
 mod jail;
 mod left_agents;
 mod mcp_servers;

@@ -148,6 +148,11 @@ impl ClosingTurn {
         *self.stop.borrow() == Stop::Cancel
     }
 
+    /// Waits up to `grace` for the end of the turn.
+    pub(crate) async fn ends_within(mut self, grace: Duration) {
+        let _ = tokio::time::timeout(grace, self.ended.wait_for(Option::is_some)).await;
+    }
+
     /// Waits up to `grace` for the end of the turn, then cancels it and waits for the end of the running step.
     pub(crate) async fn cancel_after(mut self, grace: Duration) {
         let in_time = tokio::time::timeout(grace, self.ended.wait_for(Option::is_some)).await.is_ok();

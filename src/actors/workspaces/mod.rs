@@ -25,6 +25,7 @@ use self::{
 use super::{
     handles::{
         capacity_guard::{CapacityGuard, Permit},
+        folder_use::{FolderGuard, own_reference},
         index::{LiveSession, Mailbox},
         messages::{Adopted, CancelTurn, ChangeServers, CloseSession, DrainSessions, Past, StartSession},
         session::{SessionSpec, SharedPolicy, SharedServers},
@@ -36,7 +37,7 @@ use super::{
 };
 use crate::{
     config::DEFAULT_AGENT,
-    contract::runtime::{DiffWorkspace, PreparedWorkspace, WorkspaceDiff},
+    contract::runtime::{DiffWorkspace, PreparedWorkspace, RemoveWorkspace, WorkspaceDiff},
     domain::{
         ids::{InstallationId, SessionId, WorkspaceKey},
         migration::FleetHealth,
@@ -93,6 +94,8 @@ pub(crate) struct ReadySession {
     pub path: String,
     /// True if the folder is removed with the session.
     pub is_ephemeral: bool,
+    /// True if no other session uses the folder.
+    pub is_isolated: bool,
     /// Facts from the agent's handshake.
     pub facts: Arc<AgentFacts>,
     /// Modes, models and options as they are now.
@@ -197,16 +200,27 @@ impl Workspaces {
         let _folder = services.folders.open(&request.workspace).await?;
         // After the folder is held: an erasure that begins now waits for it.
         self.not_erasing(&request.workspace)?;
-        let (row, prepared) = open::find_or_make(self.services(), self.workspace_client(), &request).await?;
         let session_id = SessionId(Uuid::now_v7());
-        let (supervised, spec) = self.place(&row, &prepared, Placing::first(&request, session_id)).await?;
-        let facts = start(&supervised, spec, Past::default(), seat, None).await?;
+        let placed = open::find_or_make(self.services(), self.workspace_client(), &request, session_id).await?;
+        let (row, prepared, own_folder) = (placed.row, placed.prepared, placed.own_folder);
+        let is_isolated = own_folder.is_some();
+        let placing = Placing::first(&request, session_id, is_isolated);
+        let (supervised, spec) = self.place(&row, &prepared, placing).await?;
+        let facts = match start(&supervised, spec, Past::default(), seat, None).await {
+            Ok(facts) => facts,
+            Err(failure) => {
+                if is_isolated {
+                    self.drop_folder(session_id).await;
+                }
+                return Err(failure);
+            }
+        };
         let protocol = self.carrier_of(session_id);
         let chosen = self.chosen(session_id);
         let servers = (request.mcp_servers.without_secrets(), Vec::new());
-        let tenant = request.workspace.installation_id.clone();
+        let (tenant, kind) = (request.workspace.installation_id.clone(), (protocol, is_isolated));
         let opened =
-            self.ready(session_id, request.workspace.clone(), prepared, facts.clone(), protocol, servers.clone());
+            self.ready(session_id, request.workspace.clone(), prepared, facts.clone(), kind, servers.clone());
         let answer = once.map(|once| (once.answer_of)(&opened));
         let new = NewSession {
             session_id,
@@ -225,6 +239,7 @@ impl Workspaces {
             agent_facts: Some(facts.for_row(chosen.offers())),
             choices: chosen.choices().clone(),
             connection: (protocol == Route::Acp).then(|| kept_connection(&facts)),
+            own_folder,
             now: services.clock.now(),
         };
         let deferred = self.live(session_id).and_then(|live| live.shared.take_deferred_notice());
@@ -234,6 +249,9 @@ impl Workspaces {
         });
         if let Err(cause) = services.store.create_session_with(new, deferred, key).await {
             self.abandon(&supervised, session_id, &tenant, once).await;
+            if is_isolated {
+                self.drop_folder(session_id).await;
+            }
             return Err(store::failure(&cause));
         }
         self.mark_stored(session_id);
@@ -249,6 +267,14 @@ impl Workspaces {
             services.store.update_session(change).await.map_err(|cause| store::failure(&cause))?;
         }
         Ok((opened, answer))
+    }
+
+    /// Removes the folder of an isolated session that could not be opened. One that cannot be removed is logged.
+    async fn drop_folder(&self, session_id: SessionId) {
+        let request = RemoveWorkspace { workspace: own_reference(session_id), erase: false };
+        if let Err(cause) = self.workspace_client().remove(&request).await {
+            tracing::warn!(marker = "[ACP]", %session_id, %cause, "folder of a session that did not start was left");
+        }
     }
 
     /// Ends a session whose row could not be written, and releases the key with which it was opened.
@@ -295,14 +321,14 @@ impl Workspaces {
         // Never refused: the session was admitted when it was opened.
         let seat = self.admit_returning(row);
         let _folder = services.folders.open(&row.key).await?;
+        let _own_folder = self.hold_own_folder(row).await?;
         // Since the row was read; after the folder is held, because an erasure that begins now waits for it.
         if services.store.erasures().hides(&row.key, row.session_id) {
             return Err(Failure::new(ErrorCode::NotFound, format!("no session {}", row.session_id)));
         }
-        let prepared =
-            open::prepare(services, self.workspace_client(), &workspace, services.given_tokens.of(row.session_id.0))
-                .await?;
-        if workspace.removed.is_some() {
+        let token = services.given_tokens.of(row.session_id.0);
+        let prepared = open::prepare(services, self.workspace_client(), &workspace, Some(row), token).await?;
+        if workspace.removed.is_some() && row.own_folder.is_none() {
             let written = services.store.set_workspace_path(row.key.clone(), prepared.path.clone()).await;
             written.map_err(|cause| store::failure(&cause))?;
         }
@@ -338,6 +364,7 @@ impl Workspaces {
             protocol_version: facts.protocol_version,
             // The row of an adopted agent names its connection, and what was received over it.
             connection: (protocol == Route::Acp && !is_adopted).then(|| kept_connection(&facts)),
+            folder_path: row.own_folder.is_some().then(|| prepared.path.clone()),
             last_used: Some(services.clock.now()),
             ..SessionChange::new(row.session_id)
         };
@@ -346,7 +373,25 @@ impl Workspaces {
             let _ = supervised.supervisor.send(CloseSession { session_id: row.session_id }).await;
             return Err(closed_meanwhile());
         }
-        Ok(self.ready(row.session_id, row.key.clone(), prepared, facts, protocol, shown))
+        let kind = (protocol, row.own_folder.is_some());
+        Ok(self.ready(row.session_id, row.key.clone(), prepared, facts, kind, shown))
+    }
+
+    /// Holds the folder of an isolated session, so that it is not removed meanwhile.
+    ///
+    /// # Errors
+    /// `session_closed` if the session was closed since its row was read: the folder may be gone for good.
+    async fn hold_own_folder(&self, row: &SessionRow) -> Result<Option<FolderGuard<SessionId>>, Failure> {
+        if row.own_folder.is_none() {
+            return Ok(None);
+        }
+        let services = &self.0.services;
+        let guard = services.session_folders.open(&row.session_id).await?;
+        let now = services.store.session(row.session_id).await.map_err(|cause| store::failure(&cause))?;
+        match now {
+            Some(now) if now.state.admits_load().is_ok() => Ok(Some(guard)),
+            _ => Err(closed_meanwhile()),
+        }
     }
 
     /// Returns the facts of a live session, and gives it other MCP servers if there are any; `None` if the session is not
@@ -383,7 +428,7 @@ impl Workspaces {
         let prepared = PreparedWorkspace { path, is_ephemeral, has_oneshot: spec.has_oneshot };
         let protocol = live.shared.view().carrier;
         let shown = shown(row, given, &spec.mcp_servers.get());
-        Ok(Some(self.ready(row.session_id, row.key.clone(), prepared, facts, protocol, shown)))
+        Ok(Some(self.ready(row.session_id, row.key.clone(), prepared, facts, (protocol, spec.is_isolated), shown)))
     }
 
     /// The MCP servers for the next start of a session: as they were given to this process, else those of its row.
@@ -409,7 +454,8 @@ impl Workspaces {
         let workspace =
             workspace.ok_or_else(|| Failure::new(ErrorCode::NotFound, "the session's workspace no longer exists"))?;
         let token = services.given_tokens.of(session.session_id.0);
-        let prepared = open::prepare(services, self.workspace_client(), &workspace, token).await?;
+        let prepared =
+            open::prepare(services, self.workspace_client(), &workspace, Some(&session), token).await?;
         let servers = self.servers_of(&session);
         let seat = self.admit_returning(&session);
         let (supervised, spec) = self.place(&workspace, &prepared, Placing::again(&session, servers)).await?;
@@ -463,14 +509,44 @@ impl Workspaces {
         tokio::time::timeout(RESTART_WAIT, asking).await.ok().flatten()
     }
 
-    /// Closes a session for good, whether it is live or not.
+    /// Closes a session for good, whether it is live or not. Automation of an isolated session continues until it has
+    /// delivered or kept the changes: the folder that has them is removed afterwards.
     ///
     /// # Errors
     /// The close could not be written. A retry is safe.
     pub(crate) async fn close(&self, id: SessionId) -> Result<(), Failure> {
+        let services = &self.0.services;
+        let is_isolated = match self.live(id) {
+            Some(live) => live.shared.spec.is_isolated,
+            None => {
+                let row = services.store.session(id).await.map_err(|cause| store::failure(&cause))?;
+                row.is_some_and(|row| row.own_folder.is_some())
+            }
+        };
+        match services.closing.get(id) {
+            Some(turn) if is_isolated => turn.ends_within(services.settings.cancel_grace).await,
+            Some(turn) => turn.cancel_after(services.settings.cancel_grace).await,
+            None => {}
+        }
+        self.close_now(id).await?;
+        if is_isolated {
+            services.session_folders.offer();
+        }
+        Ok(())
+    }
+
+    /// Closes a session for good, and cancels its automation after the running step.
+    ///
+    /// # Errors
+    /// As [`Self::close`].
+    pub(crate) async fn close_with_automation(&self, id: SessionId) -> Result<(), Failure> {
         if let Some(turn) = self.0.services.closing.get(id) {
             turn.cancel_after(self.0.services.settings.cancel_grace).await;
         }
+        self.close_now(id).await
+    }
+
+    async fn close_now(&self, id: SessionId) -> Result<(), Failure> {
         if self.close_live(id).await? {
             self.0.services.given_servers.drop_of(id);
             self.0.services.given_tokens.drop_of(id.0);
@@ -491,9 +567,10 @@ impl Workspaces {
         }
     }
 
-    /// Returns the changes in a session's workspace.
-    pub(crate) async fn diff(&self, row: &WorkspaceRow) -> Result<WorkspaceDiff, Failure> {
-        self.0.workspace_client.diff(&DiffWorkspace { workspace: open::reference(self.services(), row) }).await
+    /// Returns the changes in a session's folder.
+    pub(crate) async fn diff(&self, row: &WorkspaceRow, session: &SessionRow) -> Result<WorkspaceDiff, Failure> {
+        let workspace = open::reference(self.services(), row, Some(session));
+        self.0.workspace_client.diff(&DiffWorkspace { workspace }).await
     }
 
     fn mark_stored(&self, id: SessionId) {
@@ -513,12 +590,23 @@ impl Workspaces {
         workspace: WorkspaceKey,
         prepared: PreparedWorkspace,
         facts: Arc<AgentFacts>,
-        protocol: Route,
+        (protocol, is_isolated): (Route, bool),
         (mcp_servers, lost_servers): ShownServers,
     ) -> ReadySession {
         let PreparedWorkspace { path, is_ephemeral, .. } = prepared;
         let offers = self.chosen(session_id).offers().clone();
-        ReadySession { session_id, workspace, path, is_ephemeral, facts, offers, protocol, mcp_servers, lost_servers }
+        ReadySession {
+            session_id,
+            workspace,
+            path,
+            is_ephemeral,
+            is_isolated,
+            facts,
+            offers,
+            protocol,
+            mcp_servers,
+            lost_servers,
+        }
     }
 
     /// Returns the carrier of a session that has just started.
@@ -538,7 +626,7 @@ impl Workspaces {
         prepared: &PreparedWorkspace,
         placing: Placing,
     ) -> Result<(Supervised, Arc<SessionSpec>), Failure> {
-        let Placing { session_id, user_id, mode, enable_git_ops, agent, mcp_servers } = placing;
+        let Placing { session_id, user_id, mode, enable_git_ops, agent, is_isolated, mcp_servers } = placing;
         let policy = self.0.services.policy(&row.key.installation_id, row.permission_policy);
         let supervised = self.supervised(&row.key).await?;
         supervised.policy.set(policy);
@@ -552,6 +640,7 @@ impl Workspaces {
             agent,
             cwd: prepared.path.clone(),
             is_ephemeral: prepared.is_ephemeral,
+            is_isolated,
             mcp_servers: SharedServers::new(mcp_servers),
             policy: supervised.policy.clone(),
             gate: supervised.routing.gate().clone(),

@@ -6,7 +6,7 @@ use secrecy::SecretString;
 use uuid::Uuid;
 
 use crate::{
-    actors::services::Services,
+    actors::{handles::folder_use::own_reference, services::Services},
     config::DEFAULT_AGENT,
     contract::runtime::{Checkout, PrepareWorkspace, PreparedWorkspace, WorkspaceRef},
     domain::{
@@ -17,7 +17,7 @@ use crate::{
         session::{lifecycle::SessionMode, mcp::McpServers, permission::PermissionPolicy},
         turn::outcome::{ErrorCode, Failure},
     },
-    store::{self, NewWorkspace, SessionRow, WorkspaceRow},
+    store::{self, NewWorkspace, OwnFolder, SessionRow, WorkspaceRow},
     transport::http::client::WorkspaceClient,
 };
 
@@ -38,6 +38,8 @@ pub(crate) struct OpenSession {
     pub path: Option<String>,
     /// True if the folder of a new workspace is to be removed with its last session.
     pub is_ephemeral: Option<bool>,
+    /// True for a folder of its own; absent: if its changes become pull requests.
+    pub isolate: Option<bool>,
     /// New permission policy of the workspace; unchanged if absent.
     pub permission_policy: Option<PermissionPolicy>,
     pub mcp_servers: McpServers,
@@ -65,13 +67,39 @@ pub(crate) fn choices_of<'a>(row: &'a SessionRow, servers: &'a McpServers) -> Ch
     Choices { policy: None, agent: &row.agent, repository: None, path: None, mcp_servers: servers.expose().get() }
 }
 
-/// Prepares a workspace and persists it. Preparation comes first, so that a failure leaves no row; if two callers
-/// create the same workspace, the second prepares the folder of the first again.
+/// The workspace of a session that is being opened or loaded.
+pub(crate) struct Placed {
+    pub row: WorkspaceRow,
+    pub prepared: PreparedWorkspace,
+    /// The folder of an isolated session.
+    pub own_folder: Option<OwnFolder>,
+}
+
+/// The branch of the folder that a session gets alone: by its wish, or by default if its changes become pull requests. `None`
+/// for a session that shares the folder of the workspace.
+///
+/// # Errors
+/// `invalid_request` if it is wanted without a repository.
+fn own_branch(request: &OpenSession, found: Option<&WorkspaceRow>) -> Result<Option<Option<String>>, Failure> {
+    let asked = request.checkout.as_ref();
+    let has_repository = asked.is_some() || found.is_some_and(|row| row.repository.is_some());
+    if request.isolate == Some(true) && !has_repository {
+        let detail = "`isolate` needs a `repository`, which is cloned for the session";
+        return Err(Failure::new(ErrorCode::InvalidRequest, detail));
+    }
+    let is_isolated = request.isolate.unwrap_or(request.enable_git_ops && has_repository);
+    let of_row = || found.and_then(|row| row.branch.clone());
+    Ok(is_isolated.then(|| asked.and_then(|it| it.branch.clone()).or_else(of_row)))
+}
+
+/// Prepares the folder of a session and persists its workspace. Preparation comes first, so that a failure leaves no row; if
+/// two callers create the same workspace, the second prepares the folder of the first again.
 pub(crate) async fn find_or_make(
     services: &Services,
     workspace_client: &WorkspaceClient,
     request: &OpenSession,
-) -> Result<(WorkspaceRow, PreparedWorkspace), Failure> {
+    session_id: SessionId,
+) -> Result<Placed, Failure> {
     let store = &services.store;
     let is_ephemeral = request.is_ephemeral.unwrap_or(false);
     if is_ephemeral && request.path.is_some() {
@@ -79,6 +107,7 @@ pub(crate) async fn find_or_make(
         return Err(Failure::new(ErrorCode::InvalidRequest, detail));
     }
     let found = store.workspace(request.workspace.clone()).await.map_err(|cause| store::failure(&cause))?;
+    let own_branch = own_branch(request, found.as_ref())?;
     let new = NewWorkspace {
         key: request.workspace.clone(),
         folder_id: found.as_ref().map_or_else(|| FolderId(Uuid::now_v7()), |row| row.folder_id),
@@ -89,30 +118,36 @@ pub(crate) async fn find_or_make(
         is_ephemeral,
         now: services.clock.now(),
     };
-    let (folder_id, first) = match &found {
-        Some(row) => {
-            check_same_folder(services, workspace_client, request, row).await?;
-            (row.folder_id, None)
+    if let Some(row) = &found {
+        check_same_folder(services, workspace_client, request, row).await?;
+    }
+    let first = match (&found, &own_branch) {
+        (_, Some(branch)) => {
+            let of_row = || found.as_ref().and_then(|row| row.repository.clone());
+            let repository = new.repository.clone().or_else(of_row).unwrap_or_default();
+            let checkout = Some(Checkout { repository, branch: branch.clone() });
+            Some(prepare_folder(services, workspace_client, new_folder(request, own_reference(session_id), checkout)).await?)
         }
-        None => {
+        (Some(_), None) => None,
+        (None, None) => {
             let tenant = &request.workspace.installation_id;
             let workspace = workspace_ref(services, tenant, new.folder_id, new.path.clone());
-            let prepare = PrepareWorkspace {
-                workspace,
-                agent: request.agent.clone(),
-                installation_id: Some(request.workspace.installation_id.clone()),
-                checkout: request.checkout.clone(),
-                github_token: request.github_token.clone(),
-            };
-            (new.folder_id, Some(prepare_folder(services, workspace_client, prepare).await?))
+            let prepare = new_folder(request, workspace, request.checkout.clone());
+            Some(prepare_folder(services, workspace_client, prepare).await?)
         }
     };
+    let folder_id = new.folder_id;
     // Another caller may have created the workspace meanwhile; its row wins, and is checked again below.
     let row = store.find_or_create_workspace(new).await.map_err(|cause| store::failure(&cause))?;
     check_same_folder(services, workspace_client, request, &row).await?;
+    if let (Some(branch), Some(prepared)) = (&own_branch, &first) {
+        let own_folder = Some(OwnFolder { branch: branch.clone(), path: Some(prepared.path.clone()), removed: None });
+        let prepared = PreparedWorkspace { is_ephemeral: row.is_ephemeral, ..prepared.clone() };
+        return Ok(Placed { row, prepared, own_folder });
+    }
     let prepared = match first {
         Some(prepared) if row.folder_id == folder_id => prepared,
-        _ => prepare(services, workspace_client, &row, request.github_token.clone()).await?,
+        _ => prepare(services, workspace_client, &row, None, request.github_token.clone()).await?,
     };
     // The path is the runtime's to choose and changes with its root.
     if row.workspace_path.as_deref() != Some(&prepared.path) {
@@ -120,19 +155,32 @@ pub(crate) async fn find_or_make(
         written.map_err(|cause| store::failure(&cause))?;
     }
     let prepared = PreparedWorkspace { is_ephemeral: row.is_ephemeral, ..prepared };
-    Ok((row, prepared))
+    Ok(Placed { row, prepared, own_folder: None })
 }
 
-/// Ensures that the folder of a workspace exists.
+fn new_folder(request: &OpenSession, workspace: WorkspaceRef, checkout: Option<Checkout>) -> PrepareWorkspace {
+    PrepareWorkspace {
+        workspace,
+        agent: request.agent.clone(),
+        installation_id: Some(request.workspace.installation_id.clone()),
+        checkout,
+        github_token: request.github_token.clone(),
+    }
+}
+
+/// Ensures that the folder of a session exists: its own, or that of its workspace without `session`.
 pub(crate) async fn prepare(
     services: &Services,
     workspace_client: &WorkspaceClient,
     row: &WorkspaceRow,
+    session: Option<&SessionRow>,
     github_token: Option<SecretString>,
 ) -> Result<PreparedWorkspace, Failure> {
-    let checkout = row.repository.clone().map(|repository| Checkout { repository, branch: row.branch.clone() });
+    let own = session.and_then(|session| session.own_folder.as_ref());
+    let branch = own.map_or(&row.branch, |own| &own.branch).clone();
+    let checkout = row.repository.clone().map(|repository| Checkout { repository, branch });
     let installation_id = Some(row.key.installation_id.clone());
-    let workspace = reference(services, row);
+    let workspace = reference(services, row, session);
     let prepare = PrepareWorkspace { workspace, agent: None, installation_id, checkout, github_token };
     let prepared = prepare_folder(services, workspace_client, prepare).await?;
     Ok(PreparedWorkspace { is_ephemeral: row.is_ephemeral, ..prepared })
@@ -210,9 +258,13 @@ async fn is_path_of(
     Ok(row.workspace_path.as_ref() == Some(&prepared.path))
 }
 
-/// Reference by which the runtime identifies the workspace, with the ceiling of its tenant on paths.
-pub(crate) fn reference(services: &Services, row: &WorkspaceRow) -> WorkspaceRef {
-    workspace_ref(services, &row.key.installation_id, row.folder_id, row.path.clone())
+/// Reference by which the runtime identifies the folder of a session, with the ceiling of its tenant on paths: its own, or
+/// that of the workspace.
+pub(crate) fn reference(services: &Services, row: &WorkspaceRow, session: Option<&SessionRow>) -> WorkspaceRef {
+    match session {
+        Some(session) if session.own_folder.is_some() => own_reference(session.session_id),
+        _ => workspace_ref(services, &row.key.installation_id, row.folder_id, row.path.clone()),
+    }
 }
 
 fn workspace_ref(
@@ -232,18 +284,20 @@ pub(crate) struct Placing {
     pub(crate) mode: SessionMode,
     pub(crate) enable_git_ops: bool,
     pub(crate) agent: Option<String>,
+    pub(crate) is_isolated: bool,
     pub(crate) mcp_servers: McpServers,
 }
 
 impl Placing {
     /// Returns the properties of a session that is being opened.
-    pub(crate) fn first(request: &OpenSession, session_id: SessionId) -> Self {
+    pub(crate) fn first(request: &OpenSession, session_id: SessionId, is_isolated: bool) -> Self {
         Self {
             session_id,
             user_id: request.user_id.clone(),
             mode: request.mode,
             enable_git_ops: request.enable_git_ops,
             agent: request.agent.clone(),
+            is_isolated,
             mcp_servers: request.mcp_servers.clone(),
         }
     }
@@ -256,6 +310,7 @@ impl Placing {
             mode: row.mode,
             enable_git_ops: row.enable_git_ops,
             agent: agent_name(&row.agent),
+            is_isolated: row.own_folder.is_some(),
             mcp_servers,
         }
     }

@@ -116,6 +116,9 @@ fn open_request(caller: &Caller, body: NewSessionBody) -> Result<OpenSession, Ap
     if body.github_token.is_some() && body.path.is_some() {
         return Err(ApiError::new(ErrorCode::InvalidRequest, "`githubToken` needs a `repository`"));
     }
+    if body.isolate == Some(true) && body.path.is_some() {
+        return Err(ApiError::new(ErrorCode::InvalidRequest, "`isolate` needs a `repository`, not a `path`"));
+    }
     let github_token = body.github_token.map(prompt::github_token).transpose()?;
     let enable_git_ops = body.enable_git_ops.unwrap_or(body.repository.is_some());
     Ok(OpenSession {
@@ -130,6 +133,7 @@ fn open_request(caller: &Caller, body: NewSessionBody) -> Result<OpenSession, Ap
         checkout: body.repository.map(|repository| Checkout { repository, branch: body.branch }),
         path: body.path,
         is_ephemeral: body.ephemeral,
+        isolate: body.isolate,
         permission_policy: body.permission_policy,
         mcp_servers: McpServers::given(mcp_servers),
         github_token,
@@ -156,6 +160,7 @@ fn ready(session: ReadySession) -> SessionReady {
             installation_id: session.workspace.installation_id,
             path: session.path,
             is_ephemeral: session.is_ephemeral,
+            is_isolated: session.is_isolated,
         },
     }
 }

@@ -59,8 +59,13 @@ pub(crate) async fn get_session(
 ) -> Result<web::Json<SessionInfo>, ApiError> {
     let id: SessionId = path_id(&id, "session")?;
     let row = find_session(&state, &caller, id).await?;
-    let workspace = state.workspaces.services().store.workspace(row.key.clone()).await?;
-    let path = workspace.and_then(|workspace| workspace.workspace_path);
+    let path = match &row.own_folder {
+        Some(own) => own.path.clone(),
+        None => {
+            let workspace = state.workspaces.services().store.workspace(row.key.clone()).await?;
+            workspace.and_then(|workspace| workspace.workspace_path)
+        }
+    };
     // They have parts of the conversation.
     let live = find_live(&state, &caller, id).filter(|_| caller.may(Privilege::ReadContents));
     let waiting = live.map(|live| live.shared.feed.waiting()).unwrap_or_default();
@@ -110,6 +115,7 @@ fn info(state: &HttpState, row: SessionRow, whole: bool) -> SessionInfo {
         restarts: view.as_ref().map_or(row.restarts, |view| view.restarts),
         last_event_id: live.map_or(row.last_event_id, |live| live.shared.feed.last_id()),
         workspace_path: None,
+        is_isolated: row.own_folder.is_some(),
         permission_requests: Vec::new(),
         agent_facts,
         mcp_servers: RawValue::from_string(row.mcp_servers).ok().filter(|_| whole),
@@ -203,7 +209,7 @@ pub(crate) async fn get_diff(
     let row = find_session(&state, &caller, id).await?;
     let workspace = state.workspaces.services().store.workspace(row.key.clone()).await?;
     let missing = || ApiError::new(ErrorCode::NotFound, "the workspace of the session does not exist any more");
-    Ok(web::Json(state.workspaces.diff(&workspace.ok_or_else(missing)?).await?))
+    Ok(web::Json(state.workspaces.diff(&workspace.ok_or_else(missing)?, &row).await?))
 }
 
 /// Events of a live session as server-sent events. They are raw updates of the agent and events of the service, in order,
