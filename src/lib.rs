@@ -74,6 +74,8 @@
 //! | a run of automation is shown, fetched or retried | `http/automation.rs` |
 //! | a table is tied to sessions, workspaces and tenants | the lists in `store/erasure.rs` |
 //! | an erasure hides its target, and late writes are dropped | `Erasures` in `store/erasure.rs`; the order of the steps is in `actors/erasure/mod.rs` |
+//! | a session gets a folder of its own, and loses it | `actors/workspaces/open.rs`; `actors/upkeep/folders.rs` removes it |
+//! | a repository is cloned with a token of the App | `domain/automation/clone_access.rs` decides, `actors/workspaces/open.rs` asks, `actors/automation/credentials.rs` mints |
 //! | a workspace is too large on disk | `runtime/workspaces/measure.rs` measures, `actors/upkeep/disk.rs` asks, `actors/handles/disk_use.rs` refuses |
 //! | a transcript is cut | `domain/turn/transcript.rs` |
 //! | an error code gets its HTTP status | `contract/problem.rs` |
@@ -111,7 +113,8 @@
 //! - **caller**: the holder of a token, as the token identifies it: its **subject**, its **role** (a set of **privileges**, one
 //!   of which each operation needs) and its **scope**: the tenant, workspace and user that it reaches. **Ceiling**: the most
 //!   that callers of a tenant may choose; **limit**: the most that they may use.
-//! - **tenant** (`installationId`), **workspace**: a tenant's folder that sessions share.
+//! - **tenant** (`installationId`), **workspace**: a tenant's folder that sessions share. **Isolated session**: one with a
+//!   clone of its own, whose id in the runtime is that of the session.
 //! - **runtime**: the container side. **Transport**: code that reaches an agent over one protocol. **Route**: what a
 //!   workspace's turns use, `acp` or `http`; some members, labels and flags call it `protocol`. **Carrier**: the route
 //!   that carried one turn, which may have begun before the route changed. **Fallback**: turns on the route `http`; a

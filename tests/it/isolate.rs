@@ -140,8 +140,9 @@ fn folder_of_an_isolated_session_survives_kills_and_a_later_load() {
 fn commit_that_could_not_be_delivered_outlives_the_folder_of_its_session() {
     let github = GitHub::start();
     let program = with(&github).start();
-    let session = open(&program, &github, json!({"githubToken": "a-token-that-is-wrong", "isolate": true}));
-    let result = session.completes("write a.txt hello");
+    let session = open(&program, &github, json!({"githubToken": null}));
+    let body = json!({"sessionId": session.id, "prompt": "write a.txt hello", "githubToken": "a-token-that-is-wrong"});
+    let result = program.api.post("/acp/session/prompt", body).expect(200);
     let id = result["githubAutomation"]["rescue"]["id"].as_str().unwrap_or_else(|| panic!("{result:#}")).to_owned();
     session.post("close", json!({})).expect(200);
     eventually("the folder is removed", || !session.path().exists());
