@@ -74,6 +74,7 @@
 //! | a run of automation is shown, fetched or retried | `http/automation.rs` |
 //! | a table is tied to sessions, workspaces and tenants | the lists in `store/erasure.rs` |
 //! | an erasure hides its target, and late writes are dropped | `Erasures` in `store/erasure.rs`; the order of the steps is in `actors/erasure/mod.rs` |
+//! | a session is prepared, with progress of its clone | `actors/workspaces/opening.rs`, `actors/handles/preparing.rs`; `runtime/preparing.rs` reports, `domain/session/preparation.rs` reads git's lines |
 //! | a session gets a folder of its own, and loses it | `actors/workspaces/open.rs`; `actors/upkeep/folders.rs` removes it |
 //! | a repository is cloned with a token of the App | `domain/automation/clone_access.rs` decides, `actors/workspaces/open.rs` asks, `actors/automation/credentials.rs` mints |
 //! | a workspace is too large on disk | `runtime/workspaces/measure.rs` measures, `actors/upkeep/disk.rs` asks, `actors/handles/disk_use.rs` refuses |
@@ -120,6 +121,7 @@
 //!   that carried one turn, which may have begun before the route changed. **Fallback**: turns on the route `http`; a
 //!   **headless command** is an agent's program for one prompt without ACP. A workspace is **in use** while its
 //!   supervisor actor runs.
+//! - **preparing**: the state of a session whose folder is being made, for instance by a clone, before its first agent.
 //! - **background**: the state of a session whose agent works outside a turn. **Woken turn**: a turn that the agent began
 //!   by itself. **Quiet**: a turn whose agent, with the processes that it started, has fallen silent.
 //! - **outcome**: the end of a turn: completed, cancelled or failed. **Window**: a workspace's outcomes of the last
@@ -194,7 +196,8 @@
 //!
 //! **A new session**
 //! 1. `http/sessions/mod.rs` checks the request; `actors/handles/capacity_guard.rs` gives a seat.
-//! 2. `actors/workspaces/open.rs` has the runtime prepare the folder and records the workspace.
+//! 2. `actors/workspaces/opening.rs` writes the row of a session whose repository is to be cloned, in the state `preparing`;
+//!    `actors/workspaces/open.rs` has the runtime prepare the folder and records the workspace.
 //! 3. `actors/workspaces/supervisor.rs` starts `actors/session/mod.rs`, which connects (`actors/session/connect.rs`)
 //!    through `transport/acp` to `runtime/socket`; `runtime/agents/mod.rs` starts the agent.
 //! 4. The session's row is committed (`store/sessions.rs`), then the caller is answered.

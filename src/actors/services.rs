@@ -19,6 +19,7 @@ use super::handles::{
     given_tokens::GivenTokens,
     index::SessionIndex,
     left_agents::LeftAgents,
+    preparing::PreparingSessions,
     rollback_storm::Storm,
     runtime_availability::RuntimeAvailability,
     session_progress::TelemetryFeed,
@@ -60,6 +61,8 @@ pub(crate) struct Services {
     /// True from the begin of a drain on.
     pub draining: AtomicBool,
     pub index: SessionIndex,
+    /// Sessions whose folder is being prepared.
+    pub preparing: PreparingSessions,
     /// Turns whose agent has ended and whose automation runs.
     pub closing: ClosingTurns,
     /// Agents that an earlier process left idle.
@@ -166,6 +169,7 @@ impl Services {
             runtime_client: None,
             draining: AtomicBool::new(false),
             index: SessionIndex::default(),
+            preparing: PreparingSessions::default(),
             closing: ClosingTurns::default(),
             left: LeftAgents::default(),
             given_servers: GivenServers::default(),

@@ -121,6 +121,30 @@ pub(crate) struct SessionReady {
     pub workspace: WorkspaceInfo,
 }
 
+/// A session that is being prepared: the answer to `POST /acp/session/new` with `Prefer: respond-async`.
+#[derive(Debug, Clone, Serialize, ToSchema)]
+#[serde(rename_all = "camelCase")]
+pub(crate) struct SessionAccepted {
+    /// Id of the session, for `GET /acp/session/{id}` and `/events`.
+    pub session_id: SessionId,
+    /// Always `preparing`: prompts are refused until the session has another state.
+    pub state: SessionState,
+    /// The workspace of the session.
+    pub workspace: AcceptedWorkspace,
+}
+
+/// The workspace of a session that is being prepared.
+#[derive(Debug, Clone, Serialize, ToSchema)]
+#[serde(rename_all = "camelCase")]
+pub(crate) struct AcceptedWorkspace {
+    /// Name of the workspace, unique within its tenant.
+    pub workspace_id: WorkspaceId,
+    /// Name of the tenant.
+    pub installation_id: InstallationId,
+    /// True if the session gets a folder of its own, which no other session uses and which is removed with it.
+    pub is_isolated: bool,
+}
+
 /// The workspace of a session.
 #[derive(Debug, Serialize, ToSchema)]
 #[serde(rename_all = "camelCase")]
@@ -359,7 +383,7 @@ pub(crate) struct SessionInfo {
     pub agent: String,
     /// Purpose of the session: `development` or `conversation`.
     pub mode: Mode,
-    /// starting, idle, running, background (no turn runs, but the agent still works), hibernated, expired, interrupted,
+    /// preparing (its folder is made; prompts are refused), starting, idle, running, background (no turn runs, but the agent still works), hibernated, expired, interrupted,
     /// failed or closed.
     pub state: SessionState,
     /// The failure, if it failed.

@@ -422,7 +422,72 @@ pub(super) fn create(mut new: NewSession) -> impl FnMut(&mut WriteTx<'_>) -> Res
     }
 }
 
+/// Replaces the row of a session that was being prepared by that of one that is ready; may be called again after a rollback.
+/// A conflict if the session is not being prepared any more.
+pub(super) fn complete(new: NewSession) -> impl FnMut(&mut WriteTx<'_>) -> Result<(), StoreError> {
+    let record = Record::new(new);
+    move |tx| {
+        let row = sessions::table.find(&record.session_id);
+        let found: Option<String> = row.select(sessions::state).first(tx.connection).optional()?;
+        let Some(state) = found else {
+            return Err(StoreError::Conflict("the session that was prepared does not exist".to_owned()));
+        };
+        if state != SessionState::Preparing.as_str() {
+            // The commit of an earlier attempt reported an error and took effect nevertheless.
+            let is_done = tx.in_doubt && state == record.state;
+            let other = || StoreError::Conflict(format!("the session that was prepared is {state}"));
+            return if is_done { Ok(()) } else { Err(other()) };
+        }
+        let changes = Completed {
+            state: &record.state,
+            agent_session_id: record.agent_session_id.as_deref(),
+            protocol: &record.protocol,
+            protocol_version: record.protocol_version,
+            agent_facts: record.agent_facts.as_deref(),
+            choices: record.choices.as_deref(),
+            last_used_us: record.last_used_us,
+            connection_id: record.connection_id.as_deref(),
+            connection_cookies: record.connection_cookies.as_deref(),
+            folder_path: record.folder_path.as_deref(),
+        };
+        tx.rows += diesel::update(row).set(&changes).execute(tx.connection)?;
+        Ok(())
+    }
+}
+
+#[derive(AsChangeset)]
+#[diesel(table_name = sessions, treat_none_as_null = true)]
+struct Completed<'a> {
+    state: &'a str,
+    agent_session_id: Option<&'a str>,
+    protocol: &'a str,
+    protocol_version: Option<i32>,
+    agent_facts: Option<&'a str>,
+    choices: Option<&'a str>,
+    last_used_us: i64,
+    connection_id: Option<&'a str>,
+    connection_cookies: Option<&'a str>,
+    folder_path: Option<&'a str>,
+}
+
 impl Store {
+    /// Removes the row of a session that could not be prepared and whose id nobody has, and its workspace if it was made for
+    /// the session. Safe to retry.
+    ///
+    /// # Cancel safety
+    /// A dropped future may have removed.
+    pub(crate) async fn discard_preparing(&self, session_id: SessionId, key: WorkspaceKey) -> Result<(), StoreError> {
+        self.write(move |tx| {
+            let preparing = sessions::table
+                .find(session_id.to_string())
+                .filter(sessions::state.eq(SessionState::Preparing.as_str()));
+            tx.rows += diesel::delete(preparing).execute(tx.connection)?;
+            tx.rows += workspaces::remove_unprepared(tx, &key)?;
+            Ok(())
+        })
+        .await
+    }
+
     /// Writes a new session, and its workspace if that is new.
     ///
     /// # Errors

@@ -218,7 +218,7 @@ fn private_repository_is_cloned_with_a_token_of_the_app_only_where_it_is_bound()
     let permissions = json!({"contents": "read", "metadata": "read"});
     assert_eq!(minted[0].body, json!({"permissions": permissions, "repositories": ["hello"]}));
     assert!(session.path().join("README.md").exists());
-    // A folder that is there needs no token; one that is gone is cloned again.
+    // A folder that is there needs no token; one that was deleted is cloned again.
     program.api.open_with(body("acme", "ws"));
     assert_eq!(github.requests_of(MINTED.0, MINTED.1).len(), 1);
     session.post("close", json!({})).expect(200);

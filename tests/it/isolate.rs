@@ -126,7 +126,7 @@ fn folder_of_an_isolated_session_survives_kills_and_a_later_load() {
     let second = program.api.post("/acp/session/prompt", body).expect(200);
     assert_eq!(second["githubAutomation"]["status"], "success", "{second:#}");
     assert_eq!(second["githubAutomation"]["branch"], first["githubAutomation"]["branch"]);
-    // A folder that is gone is cloned again, at the newest commit of the branch.
+    // A folder that was deleted is cloned again, at the newest commit of the branch.
     github.commit(REPOSITORY, "main", &[("new.txt", "x")]);
     fs::remove_dir_all(other.path()).unwrap();
     other.post("load", json!({})).expect(200);

@@ -52,6 +52,7 @@ mod odd_agents;
 mod openapi;
 mod parity;
 mod permission;
+mod preparing;
 mod progress;
 mod prompt;
 mod protocol;

@@ -10,7 +10,7 @@ use tokio::time::{Instant, MissedTickBehavior, interval, sleep, timeout};
 use uuid::Uuid;
 
 use super::{
-    handles::{folder_use::own_reference, index::LiveSession},
+    handles::{folder_use::own_reference, index::LiveSession, preparing::StopPreparing},
     session::adoption,
     upkeep::{rescues::erase_rescues, retention::drop_servers_of_removed},
     workspaces::Workspaces,
@@ -154,6 +154,8 @@ async fn carry_out(workspaces: &Workspaces, claim: EraseClaim) -> Result<Erasure
 /// Ends the sessions of a target, with their agents and routers, and waits for those that are being opened.
 async fn end_sessions(workspaces: &Workspaces, target: &EraseTarget) -> Result<(), Failure> {
     let services = workspaces.services();
+    let preparing = services.preparing.all(|id, key| target.covers(key, Some(id)));
+    stream::iter(&preparing).for_each_concurrent(CLOSES_AT_ONCE, |it| it.stop(StopPreparing::Close)).await;
     let rows = match target.workspace() {
         Some(key) => vec![key.clone()],
         None => keys_of(workspaces, target).await?,

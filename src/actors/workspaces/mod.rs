@@ -6,6 +6,7 @@
 pub(crate) mod liveness;
 pub(crate) mod once;
 pub(crate) mod open;
+mod opening;
 pub(crate) mod supervisor;
 
 use std::{
@@ -16,7 +17,6 @@ use std::{
 
 use actix::{Actor, Addr, Message, Recipient};
 use parking_lot::Mutex;
-use uuid::Uuid;
 
 use self::{
     open::{OpenSession, Placing},
@@ -27,6 +27,7 @@ use super::{
         capacity_guard::{CapacityGuard, Permit},
         folder_use::{FolderGuard, own_reference},
         index::{LiveSession, Mailbox},
+        preparing::StopPreparing,
         messages::{Adopted, CancelTurn, ChangeServers, CloseSession, DrainSessions, Past, StartSession},
         session::{SessionSpec, SharedPolicy, SharedServers},
         single_flight::SingleFlight,
@@ -36,7 +37,6 @@ use super::{
     session::adoption::{self, Found, kept_connection},
 };
 use crate::{
-    config::DEFAULT_AGENT,
     contract::runtime::{DiffWorkspace, PreparedWorkspace, RemoveWorkspace, WorkspaceDiff},
     domain::{
         ids::{InstallationId, SessionId, WorkspaceKey},
@@ -53,7 +53,7 @@ use crate::{
             outcome::{ErrorCode, Failure},
         },
     },
-    store::{self, Idempotency, NewSession, SessionChange, SessionKey, SessionRow, WorkspaceRow},
+    store::{self, Idempotency, SessionChange, SessionKey, SessionRow, WorkspaceRow},
     transport::{AgentFacts, http::client::WorkspaceClient},
 };
 
@@ -124,8 +124,18 @@ fn closed_meanwhile() -> Failure {
 #[derive(Clone)]
 pub(crate) struct OpenOnce {
     pub idempotency: Idempotency,
-    /// Makes the answer that every request with the key gets.
+    /// Makes the answer that every request with the key gets, if the caller waits.
     pub answer_of: fn(&ReadySession) -> RedactedJson,
+    /// True to answer before the session is ready.
+    pub is_async: bool,
+}
+
+impl OpenOnce {
+    /// The key, bound to an answer.
+    fn key_with(&self, answer: RedactedJson) -> SessionKey {
+        let Idempotency { key, body_hash } = self.idempotency.clone();
+        SessionKey { key, body_hash, answer }
+    }
 }
 
 impl Workspaces {
@@ -178,95 +188,6 @@ impl Workspaces {
         let used = services.tenant_use.admit_returning_session(tenant, now);
         let of_token = row.limited_token.map(|token_id| services.token_use.admit_returning_session(&token_id, now));
         self.0.capacity.admit_returning(tenant).counted(used).counted_for(of_token)
-    }
-
-    /// Creates a session: seat, workspace, agent, row, in this order. A failure leaves nothing behind but the
-    /// workspace.
-    pub(crate) async fn open(&self, request: OpenSession) -> Result<ReadySession, Failure> {
-        self.open_with(request, None).await.map(|(ready, _)| ready)
-    }
-
-    /// Creates a session, and binds the key of the request with the answer to it, which is returned too.
-    async fn open_with(
-        &self,
-        mut request: OpenSession,
-        once: Option<&OpenOnce>,
-    ) -> Result<(ReadySession, Option<RedactedJson>), Failure> {
-        self.admission()?;
-        request.agent = request.agent.filter(|name| name != DEFAULT_AGENT);
-        // Before anything is created: a full service must refuse without side effects.
-        let seat = self.admit(&request)?;
-        let services = &self.0.services;
-        let _folder = services.folders.open(&request.workspace).await?;
-        // After the folder is held: an erasure that begins now waits for it.
-        self.not_erasing(&request.workspace)?;
-        let session_id = SessionId(Uuid::now_v7());
-        let placed = open::find_or_make(self.services(), self.workspace_client(), &request, session_id).await?;
-        let (row, prepared, own_folder) = (placed.row, placed.prepared, placed.own_folder);
-        let is_isolated = own_folder.is_some();
-        let placing = Placing::first(&request, session_id, is_isolated);
-        let (supervised, spec) = self.place(&row, &prepared, placing).await?;
-        let facts = match start(&supervised, spec, Past::default(), seat, None).await {
-            Ok(facts) => facts,
-            Err(failure) => {
-                if is_isolated {
-                    self.drop_folder(session_id).await;
-                }
-                return Err(failure);
-            }
-        };
-        let protocol = self.carrier_of(session_id);
-        let chosen = self.chosen(session_id);
-        let servers = (request.mcp_servers.without_secrets(), Vec::new());
-        let (tenant, kind) = (request.workspace.installation_id.clone(), (protocol, is_isolated));
-        let opened =
-            self.ready(session_id, request.workspace.clone(), prepared, facts.clone(), kind, servers.clone());
-        let answer = once.map(|once| (once.answer_of)(&opened));
-        let new = NewSession {
-            session_id,
-            key: request.workspace,
-            workspace: None,
-            user_id: request.user_id,
-            limited_token: request.limited.map(|it| it.token_id),
-            agent: request.agent.unwrap_or_else(|| DEFAULT_AGENT.to_owned()),
-            mode: request.mode,
-            enable_git_ops: request.enable_git_ops,
-            state: SessionState::Idle,
-            agent_session_id: kept_session(&facts, protocol),
-            mcp_servers: servers.0,
-            protocol,
-            protocol_version: facts.protocol_version,
-            agent_facts: Some(facts.for_row(chosen.offers())),
-            choices: chosen.choices().clone(),
-            connection: (protocol == Route::Acp).then(|| kept_connection(&facts)),
-            own_folder,
-            now: services.clock.now(),
-        };
-        let deferred = self.live(session_id).and_then(|live| live.shared.take_deferred_notice());
-        let key = once.zip(answer.clone()).map(|(once, answer)| {
-            let Idempotency { key, body_hash } = once.idempotency.clone();
-            SessionKey { key, body_hash, answer }
-        });
-        if let Err(cause) = services.store.create_session_with(new, deferred, key).await {
-            self.abandon(&supervised, session_id, &tenant, once).await;
-            if is_isolated {
-                self.drop_folder(session_id).await;
-            }
-            return Err(store::failure(&cause));
-        }
-        self.mark_stored(session_id);
-        services.given_servers.keep(session_id, &request.mcp_servers);
-        if let Some(token) = request.github_token.clone() {
-            services.given_tokens.keep(session_id.0, token);
-        }
-        let now_chosen = self.chosen(session_id);
-        if now_chosen.choices() != chosen.choices() {
-            // Changed by the agent while the row was written.
-            let choices = Some(now_chosen.choices().clone());
-            let change = SessionChange { choices, ..SessionChange::new(session_id) };
-            services.store.update_session(change).await.map_err(|cause| store::failure(&cause))?;
-        }
-        Ok((opened, answer))
     }
 
     /// Removes the folder of an isolated session that could not be opened. One that cannot be removed is logged.
@@ -328,7 +249,8 @@ impl Workspaces {
         }
         let token = services.given_tokens.of(row.session_id.0);
         let prepared = open::prepare(services, self.workspace_client(), &workspace, Some(row), token).await?;
-        if workspace.removed.is_some() && row.own_folder.is_none() {
+        let is_unknown = workspace.removed.is_some() || workspace.workspace_path.is_none();
+        if is_unknown && row.own_folder.is_none() {
             let written = services.store.set_workspace_path(row.key.clone(), prepared.path.clone()).await;
             written.map_err(|cause| store::failure(&cause))?;
         }
@@ -350,6 +272,7 @@ impl Workspaces {
             restarts: row.restarts,
             chosen: Chosen::of_row(row.choices.clone(), row.agent_facts.as_deref()),
             is_stored: true,
+            feed: None,
         };
         let facts = start(&supervised, spec, past, seat, adopted).await?;
         self.mark_stored(row.session_id);
@@ -357,8 +280,13 @@ impl Workspaces {
             services.given_servers.keep(row.session_id, given);
         }
         let protocol = self.carrier_of(row.session_id);
+        // The first agent of a session that could not be prepared before.
+        let is_first = row.agent_facts.is_none();
+        let offers = is_first.then(|| self.chosen(row.session_id).offers().clone());
         let change = SessionChange {
             state: Some(SessionState::Idle),
+            protocol: is_first.then_some(protocol),
+            agent_facts: offers.map(|offers| facts.for_row(&offers)),
             mcp_servers: given.as_ref().map(McpServers::without_secrets),
             agent_session_id: kept_session(&facts, protocol),
             protocol_version: facts.protocol_version,
@@ -467,6 +395,7 @@ impl Workspaces {
             restarts: session.restarts,
             chosen: Chosen::of_row(session.choices.clone(), session.agent_facts.as_deref()),
             is_stored: true,
+            feed: None,
         };
         start(&supervised, spec, past, seat, Some(Box::new(adopted))).await?;
         self.mark_stored(session.session_id);
@@ -516,6 +445,9 @@ impl Workspaces {
     /// The close could not be written. A retry is safe.
     pub(crate) async fn close(&self, id: SessionId) -> Result<(), Failure> {
         let services = &self.0.services;
+        if let Some(preparing) = services.preparing.get(id) {
+            preparing.stop(StopPreparing::Close).await;
+        }
         let is_isolated = match self.live(id) {
             Some(live) => live.shared.spec.is_isolated,
             None => {
@@ -540,6 +472,9 @@ impl Workspaces {
     /// # Errors
     /// As [`Self::close`].
     pub(crate) async fn close_with_automation(&self, id: SessionId) -> Result<(), Failure> {
+        if let Some(preparing) = self.0.services.preparing.get(id) {
+            preparing.stop(StopPreparing::Close).await;
+        }
         if let Some(turn) = self.0.services.closing.get(id) {
             turn.cancel_after(self.0.services.settings.cancel_grace).await;
         }
@@ -711,6 +646,9 @@ impl Workspaces {
     pub(crate) async fn drain(&self, deadline: impl Future<Output = ()>) {
         // First, so that no turn begins while the running ones are awaited.
         self.0.services.draining.store(true, Ordering::Release);
+        let preparing = self.0.services.preparing.all(|_, _| true);
+        let stopping = preparing.iter().map(|session| session.stop(StopPreparing::Drain));
+        let _ = tokio::time::timeout(DRAIN_MARGIN, futures_util::future::join_all(stopping)).await;
         let mut deadline = std::pin::pin!(deadline);
         let index = &self.0.services.index;
         let mut look = tokio::time::interval(Duration::from_millis(50));

@@ -3,7 +3,7 @@
 use super::{skip::SkipDetail, step::StepFailure};
 use crate::domain::turn::outcome::{ErrorCode, Failure};
 
-/// What git and ssh print, in the locale C, when the host does not show a repository to a client without a credential, or
+/// Texts that git and ssh print, in the locale C, when the host does not show a repository to a client without a credential, or
 /// with one that does not reach it. A host answers alike for a private repository and for none.
 const SIGNS: [&str; 8] = [
     "could not read Username",
