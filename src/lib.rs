@@ -74,6 +74,9 @@
 //! | a run of automation is shown, fetched or retried | `http/automation.rs` |
 //! | a table is tied to sessions, workspaces and tenants | the lists in `store/erasure.rs` |
 //! | an erasure hides its target, and late writes are dropped | `Erasures` in `store/erasure.rs`; the order of the steps is in `actors/erasure/mod.rs` |
+//! | a session is prepared, with progress of its clone | `actors/workspaces/opening.rs`, `actors/handles/preparing.rs`; `runtime/preparing.rs` reports, `domain/session/preparation.rs` reads git's lines |
+//! | a session gets a folder of its own, and loses it | `actors/workspaces/open.rs`; `actors/upkeep/folders.rs` removes it |
+//! | a repository is cloned with a token of the App | `domain/automation/clone_access.rs` decides, `actors/workspaces/open.rs` asks, `actors/automation/credentials.rs` mints |
 //! | a workspace is too large on disk | `runtime/workspaces/measure.rs` measures, `actors/upkeep/disk.rs` asks, `actors/handles/disk_use.rs` refuses |
 //! | a transcript is cut | `domain/turn/transcript.rs` |
 //! | an error code gets its HTTP status | `contract/problem.rs` |
@@ -111,12 +114,14 @@
 //! - **caller**: the holder of a token, as the token identifies it: its **subject**, its **role** (a set of **privileges**, one
 //!   of which each operation needs) and its **scope**: the tenant, workspace and user that it reaches. **Ceiling**: the most
 //!   that callers of a tenant may choose; **limit**: the most that they may use.
-//! - **tenant** (`installationId`), **workspace**: a tenant's folder that sessions share.
+//! - **tenant** (`installationId`), **workspace**: a tenant's folder that sessions share. **Isolated session**: one with a
+//!   clone of its own, whose id in the runtime is that of the session.
 //! - **runtime**: the container side. **Transport**: code that reaches an agent over one protocol. **Route**: what a
 //!   workspace's turns use, `acp` or `http`; some members, labels and flags call it `protocol`. **Carrier**: the route
 //!   that carried one turn, which may have begun before the route changed. **Fallback**: turns on the route `http`; a
 //!   **headless command** is an agent's program for one prompt without ACP. A workspace is **in use** while its
 //!   supervisor actor runs.
+//! - **preparing**: the state of a session whose folder is being made, for instance by a clone, before its first agent.
 //! - **background**: the state of a session whose agent works outside a turn. **Woken turn**: a turn that the agent began
 //!   by itself. **Quiet**: a turn whose agent, with the processes that it started, has fallen silent.
 //! - **outcome**: the end of a turn: completed, cancelled or failed. **Window**: a workspace's outcomes of the last
@@ -191,7 +196,8 @@
 //!
 //! **A new session**
 //! 1. `http/sessions/mod.rs` checks the request; `actors/handles/capacity_guard.rs` gives a seat.
-//! 2. `actors/workspaces/open.rs` has the runtime prepare the folder and records the workspace.
+//! 2. `actors/workspaces/opening.rs` writes the row of a session whose repository is to be cloned, in the state `preparing`;
+//!    `actors/workspaces/open.rs` has the runtime prepare the folder and records the workspace.
 //! 3. `actors/workspaces/supervisor.rs` starts `actors/session/mod.rs`, which connects (`actors/session/connect.rs`)
 //!    through `transport/acp` to `runtime/socket`; `runtime/agents/mod.rs` starts the agent.
 //! 4. The session's row is committed (`store/sessions.rs`), then the caller is answered.

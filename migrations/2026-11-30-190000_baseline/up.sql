@@ -86,6 +86,12 @@ CREATE TABLE sessions (
     settled_seq BIGINT NOT NULL DEFAULT 0,
     -- The token that opened the session, if it has limits: the session counts in them whenever it is live.
     limited_token TEXT,
+    -- A session with a folder of its own: the branch that is checked out, the path once the folder was prepared, and when
+    -- the folder was removed; a later load creates it again.
+    is_isolated BOOLEAN NOT NULL DEFAULT FALSE,
+    branch TEXT,
+    folder_path TEXT,
+    folder_removed_us BIGINT,
     FOREIGN KEY (installation_id, workspace_id) REFERENCES workspaces (installation_id, workspace_id)
 );
 
@@ -98,6 +104,8 @@ CREATE INDEX sessions_by_user ON sessions (user_id, created_us, session_id);
 -- Hibernated sessions for the expiry sweep, the longest unused first. Turns do not touch this index: a row enters when
 -- its session hibernates and leaves when the session resumes or expires.
 CREATE INDEX sessions_hibernated ON sessions (last_used_us) WHERE state = 'hibernated';
+-- Folders of sessions that may be removed: the longest unused first.
+CREATE INDEX sessions_with_folder ON sessions (last_used_us) WHERE is_isolated AND folder_removed_us IS NULL;
 
 -- One session for each `Idempotency-Key` of a tenant, for 24 hours, with the answer that a repeat gets.
 CREATE TABLE session_keys (

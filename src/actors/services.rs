@@ -19,6 +19,7 @@ use super::handles::{
     given_tokens::GivenTokens,
     index::SessionIndex,
     left_agents::LeftAgents,
+    preparing::PreparingSessions,
     rollback_storm::Storm,
     runtime_availability::RuntimeAvailability,
     session_progress::TelemetryFeed,
@@ -32,7 +33,7 @@ use crate::{
     domain::{
         ceilings::{CeilingRules, Choices},
         clock::Clock,
-        ids::InstallationId,
+        ids::{InstallationId, SessionId},
         routing::{RecoveryRules, Route, success_window::WindowRules},
         session::{background::BackgroundLimits, permission::PermissionPolicy, restart::RestartLimits},
         tenant::TenantSettings,
@@ -60,6 +61,8 @@ pub(crate) struct Services {
     /// True from the begin of a drain on.
     pub draining: AtomicBool,
     pub index: SessionIndex,
+    /// Sessions whose folder is being prepared.
+    pub preparing: PreparingSessions,
     /// Turns whose agent has ended and whose automation runs.
     pub closing: ClosingTurns,
     /// Agents that an earlier process left idle.
@@ -74,6 +77,8 @@ pub(crate) struct Services {
     pub automate: Option<Arc<dyn Automate>>,
     /// Keeps the removal of folders and their use apart.
     pub folders: FolderUse,
+    /// The same of isolated sessions.
+    pub session_folders: FolderUse<SessionId>,
     /// Observes rollbacks of many workspaces at once.
     pub storm: Storm,
     /// Tokens of the API.
@@ -164,6 +169,7 @@ impl Services {
             runtime_client: None,
             draining: AtomicBool::new(false),
             index: SessionIndex::default(),
+            preparing: PreparingSessions::default(),
             closing: ClosingTurns::default(),
             left: LeftAgents::default(),
             given_servers: GivenServers::default(),
@@ -171,6 +177,7 @@ impl Services {
             handshakes: AgentHandshakes::default(),
             automate: None,
             folders: FolderUse::default(),
+            session_folders: FolderUse::default(),
             storm,
             tokens: ClientTokens::default(),
             telemetry,

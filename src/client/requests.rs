@@ -24,6 +24,8 @@ pub(crate) struct NewSession {
     #[serde(skip_serializing_if = "Option::is_none", serialize_with = "expose_optional")]
     pub github_token: Option<SecretString>,
     #[serde(skip_serializing_if = "Option::is_none")]
+    pub isolate: Option<bool>,
+    #[serde(skip_serializing_if = "Option::is_none")]
     pub path: Option<String>,
     #[serde(skip_serializing_if = "Option::is_none")]
     pub agent: Option<String>,

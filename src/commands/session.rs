@@ -107,6 +107,9 @@ struct NewArgs {
     /// File with a GitHub token, which clones a private repository and delivers the changes of turns.
     #[arg(long, value_name = "FILE", requires = "repository")]
     github_token_file: Option<PathBuf>,
+    /// true for a folder of its own, false to share that of the workspace; without it true if changes become pull requests.
+    #[arg(long, value_name = "BOOL", requires = "repository")]
+    isolate: Option<bool>,
     /// Existing folder on the server, under one of `workspaces.allow_paths`.
     #[arg(long, value_name = "FOLDER")]
     path: Option<String>,
@@ -251,6 +254,7 @@ impl TryFrom<NewArgs> for NewSession {
             user_id: arguments.user,
             repository: arguments.repository,
             branch: arguments.branch,
+            isolate: arguments.isolate,
             path: arguments.path,
             agent: arguments.agent,
             mode: arguments.mode,

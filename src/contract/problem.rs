@@ -133,6 +133,7 @@ pub(crate) fn status_of(code: ErrorCode) -> u16 {
         | ErrorCode::RouteChanged
         | ErrorCode::MigrationState
         | ErrorCode::TooManyTokens
+        | ErrorCode::SessionPreparing
         | ErrorCode::SessionClosed
         | ErrorCode::SessionFailed
         | ErrorCode::SessionNotLoaded
@@ -200,6 +201,8 @@ pub(crate) fn retry_after_s(code: ErrorCode) -> Option<u32> {
         // Unless the figures of the limit name another time.
         ErrorCode::LimitReached => Some(10),
         ErrorCode::Interrupted => Some(1),
+        // A clone takes seconds to minutes.
+        ErrorCode::SessionPreparing => Some(5),
         _ => None,
     }
 }

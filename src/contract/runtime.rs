@@ -12,10 +12,12 @@ use secrecy::SecretString;
 use serde::{Deserialize, Serialize};
 use uuid::Uuid;
 
+use super::problem::Problem;
 use crate::domain::{
     ids::{FolderId, InstallationId, PromptId},
     jail::JailState,
     routing::Route,
+    session::preparation::CloneProgress,
 };
 
 /// Key of our members under `_meta`.
@@ -192,6 +194,17 @@ pub(crate) struct PrepareWorkspace {
     /// runtime's user. It is used for the clone and not kept.
     #[serde(default, skip_serializing_if = "Option::is_none", serialize_with = "super::exposed::expose_optional")]
     pub github_token: Option<SecretString>,
+}
+
+/// A line of the answer to [`PrepareWorkspace`] for a client that accepts [`NDJSON`](super::fallback::NDJSON): progress of the
+/// clone, then the end. Empty lines keep the connection alive, and a runtime of an earlier version answers with
+/// [`PreparedWorkspace`] alone.
+#[derive(Debug, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub(crate) enum PrepareLine {
+    Progress(CloneProgress),
+    Prepared(PreparedWorkspace),
+    Failed(Box<Problem>),
 }
 
 /// Answer to [`PrepareWorkspace`].

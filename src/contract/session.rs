@@ -51,6 +51,9 @@ pub(crate) struct NewSessionBody {
     pub path: Option<String>,
     /// True to remove the folder of a new workspace with its last session; by default it is kept. Not with `path`.
     pub ephemeral: Option<bool>,
+    /// True for a clone of its own, which no other session uses and which is removed with the session; false to share the
+    /// folder of the workspace. By default, true if the changes of a `repository` are to become pull requests.
+    pub isolate: Option<bool>,
     /// True if changes are to become pull requests; by default, true with `repository`.
     pub enable_git_ops: Option<bool>,
     /// `development` (default) or `conversation`, which has no git.
@@ -118,6 +121,30 @@ pub(crate) struct SessionReady {
     pub workspace: WorkspaceInfo,
 }
 
+/// A session that is being prepared: the answer to `POST /acp/session/new` with `Prefer: respond-async`.
+#[derive(Debug, Clone, Serialize, ToSchema)]
+#[serde(rename_all = "camelCase")]
+pub(crate) struct SessionAccepted {
+    /// Id of the session, for `GET /acp/session/{id}` and `/events`.
+    pub session_id: SessionId,
+    /// Always `preparing`: prompts are refused until the session has another state.
+    pub state: SessionState,
+    /// The workspace of the session.
+    pub workspace: AcceptedWorkspace,
+}
+
+/// The workspace of a session that is being prepared.
+#[derive(Debug, Clone, Serialize, ToSchema)]
+#[serde(rename_all = "camelCase")]
+pub(crate) struct AcceptedWorkspace {
+    /// Name of the workspace, unique within its tenant.
+    pub workspace_id: WorkspaceId,
+    /// Name of the tenant.
+    pub installation_id: InstallationId,
+    /// True if the session gets a folder of its own, which no other session uses and which is removed with it.
+    pub is_isolated: bool,
+}
+
 /// The workspace of a session.
 #[derive(Debug, Serialize, ToSchema)]
 #[serde(rename_all = "camelCase")]
@@ -130,6 +157,8 @@ pub(crate) struct WorkspaceInfo {
     pub path: String,
     /// True if the folder is removed with its last session.
     pub is_ephemeral: bool,
+    /// True if the session has a folder of its own, which no other session uses and which is removed with it.
+    pub is_isolated: bool,
 }
 
 /// Body of `POST /acp/session/prompt`: a turn to run.
@@ -354,7 +383,7 @@ pub(crate) struct SessionInfo {
     pub agent: String,
     /// Purpose of the session: `development` or `conversation`.
     pub mode: Mode,
-    /// starting, idle, running, background (no turn runs, but the agent still works), hibernated, expired, interrupted,
+    /// preparing (its folder is made; prompts are refused), starting, idle, running, background (no turn runs, but the agent still works), hibernated, expired, interrupted,
     /// failed or closed.
     pub state: SessionState,
     /// The failure, if it failed.
@@ -385,6 +414,8 @@ pub(crate) struct SessionInfo {
     /// Absolute path in the runtime.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub workspace_path: Option<String>,
+    /// True if the session has a folder of its own, which no other session uses and which is removed with it.
+    pub is_isolated: bool,
     /// Permission requests that wait for `POST /acp/session/permission`, oldest first; only for a single session.
     #[serde(skip_serializing_if = "Vec::is_empty")]
     #[schema(required = false, max_items = 32)]

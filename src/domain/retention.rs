@@ -25,7 +25,7 @@ words! {
     RemovalCause {
         /// The rows or the folder reached their age.
         Retention = "retention",
-        /// The last session of an ephemeral workspace ended.
+        /// The last session of an ephemeral workspace ended, or an isolated session.
         Ephemeral = "ephemeral",
     }
 }

@@ -39,6 +39,8 @@ const EXPIRY_MARGIN: Duration = Duration::from_secs(5 * 60);
 const TOKEN_LIFE: Duration = Duration::from_secs(60 * 60);
 /// The most tokens that are cached. The one that expires first is dropped for another.
 const MAX_TOKENS: usize = 1024;
+/// The permission without which a token is of no use.
+const CONTENTS: &str = "contents";
 /// The wait before the first repetition of a request; it doubles.
 const FIRST_WAIT: Duration = Duration::from_millis(250);
 
@@ -66,7 +68,7 @@ impl Scope {
     fn permissions(self) -> BTreeMap<String, String> {
         let wanted = [
             ("metadata", "read", true),
-            ("contents", "write", true),
+            (CONTENTS, "write", true),
             ("issues", "write", self.issues),
             ("pull_requests", "write", self.pull_requests),
             ("workflows", "write", self.workflows),
@@ -148,8 +150,33 @@ impl App {
         is_bound: impl Fn(u64) -> bool,
         now: Timestamp,
     ) -> Result<AppToken, StepFailure> {
-        let wanted = scope.permissions();
-        let key = (repository.to_string().to_ascii_lowercase(), wanted.keys().cloned().collect());
+        self.token_with(repository, scope.permissions(), is_bound, now).await
+    }
+
+    /// As [`Self::token`], with the permission to read the contents and no other.
+    ///
+    /// # Errors
+    /// As [`Self::token`].
+    pub(crate) async fn clone_token(
+        &self,
+        repository: &RepositoryName,
+        is_bound: impl Fn(u64) -> bool,
+        now: Timestamp,
+    ) -> Result<AppToken, StepFailure> {
+        let wanted = [("metadata", "read"), (CONTENTS, "read")];
+        let wanted = wanted.map(|(name, level)| (name.to_owned(), level.to_owned())).into();
+        self.token_with(repository, wanted, is_bound, now).await
+    }
+
+    async fn token_with(
+        &self,
+        repository: &RepositoryName,
+        wanted: BTreeMap<String, String>,
+        is_bound: impl Fn(u64) -> bool,
+        now: Timestamp,
+    ) -> Result<AppToken, StepFailure> {
+        let permissions = wanted.iter().map(|(name, level)| format!("{name}={level}")).collect();
+        let key = (repository.to_string().to_ascii_lowercase(), permissions);
         let _flight = self.github.locks().lock(&format!("mint {}", key.0)).await;
         let cached = self.tokens.lock().get(&key).filter(|token| token.expires_at > now.plus(EXPIRY_MARGIN)).cloned();
         if let Some(token) = cached {
@@ -204,9 +231,10 @@ impl App {
             return Err(no_installation("The installation of the GitHub App is suspended. Unsuspend it"));
         }
         let granted = words_of(installation.permissions);
+        let level = wanted.get(CONTENTS).cloned().unwrap_or_default();
         let permissions = granted_of(wanted, &granted);
-        if !permissions.contains_key("contents") {
-            return Err(without_contents());
+        if !permissions.contains_key(CONTENTS) {
+            return Err(without_contents(&level));
         }
         let path = ["app", "installations", &installation.id.to_string(), "access_tokens"];
         let mut body = json!({"permissions": permissions});
@@ -308,17 +336,20 @@ fn no_installation(message: &str) -> StepFailure {
     StepFailure { code, message, skip: Some(detail), remedy: Remedy::Never, retry_at: None }
 }
 
-fn unbound(repository: &RepositoryName) -> StepFailure {
+/// The failure for a repository that no installation of the tenant reaches.
+pub(crate) fn unbound(repository: &RepositoryName) -> StepFailure {
     no_installation(&format!(
         "The GitHub App is not installed on {repository}, or the installation is not bound to this tenant. Install it \
          there, and ask an administrator to bind the installation"
     ))
 }
 
-fn without_contents() -> StepFailure {
+fn without_contents(level: &str) -> StepFailure {
     let detail = SkipDetail::TokenRefused;
-    let message = "The GitHub App lacks the permission contents=write. Grant it, and accept it in the installation";
-    let (code, message) = (detail.as_str().to_owned(), message.to_owned());
+    let message = format!(
+        "The GitHub App lacks the permission {CONTENTS}={level}. Grant it, and accept it in the installation"
+    );
+    let code = detail.as_str().to_owned();
     StepFailure { code, message, skip: Some(detail), remedy: Remedy::Never, retry_at: None }
 }
 

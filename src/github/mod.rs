@@ -20,7 +20,7 @@ pub(crate) mod stub;
 #[cfg(test)]
 mod tests;
 
-pub(crate) use self::app::{App, AppOptions, AppToken, Scope};
+pub(crate) use self::app::{App, AppOptions, AppToken, Scope, unbound};
 pub(crate) use self::{
     client::{Access, GithubClient},
     create::{Creation, create_once},

@@ -36,7 +36,7 @@ macro_rules! codes {
 
 codes! {
     /// The session is in a state that excludes the request.
-    OfSession = SessionClosed SessionFailed SessionNotLoaded;
+    OfSession = SessionPreparing SessionClosed SessionFailed SessionNotLoaded;
     /// A request to an agent fails, or the agent cannot be reached.
     OfAgent = NotSupportedByAgent AgentRejected AgentAuthRequired Authentication ModelProvider AgentCrashed ConnectionLost
         CancelUnconfirmed ProtocolViolation FrameTooLarge AgentError RuntimeUnavailable InactivityTimeout Draining;

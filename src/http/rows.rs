@@ -12,7 +12,7 @@ use uuid::Uuid;
 
 use super::{HttpState, problem::ApiError};
 use crate::{
-    actors::handles::index::LiveSession,
+    actors::handles::{index::LiveSession, preparing::PreparingSession},
     contract::routing::protocol::TenantQuery,
     domain::{
         access::{Caller, Privilege, Scope},
@@ -145,6 +145,28 @@ pub(crate) fn find_live(state: &HttpState, caller: &Caller, id: SessionId) -> Op
         caller.reaches_session(&spec.workspace, spec.user_id.as_ref())
     };
     state.workspaces.live(id).filter(spec)
+}
+
+/// A session that is being prepared.
+pub(crate) fn find_preparing(state: &HttpState, caller: &Caller, id: SessionId) -> Option<Arc<PreparingSession>> {
+    let preparing = state.workspaces.services().preparing.get(id);
+    preparing.filter(|it| caller.reaches_session(&it.key, it.user_id.as_ref()))
+}
+
+/// Refuses a request to a session that is being prepared.
+///
+/// # Errors
+/// `session_preparing`.
+pub(crate) fn is_prepared(state: &HttpState, caller: &Caller, id: SessionId) -> Result<(), ApiError> {
+    match find_preparing(state, caller, id) {
+        Some(_) => Err(ApiError::new(ErrorCode::SessionPreparing, "the folder of the session is being prepared")),
+        None => Ok(()),
+    }
+}
+
+/// The session of a row that is being prepared and that the caller reaches.
+pub(crate) fn preparing_of(state: &HttpState, row: &SessionRow) -> Option<Arc<PreparingSession>> {
+    state.workspaces.services().preparing.get(row.session_id)
 }
 
 /// The live session of a row that the caller reaches.

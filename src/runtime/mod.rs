@@ -11,6 +11,7 @@ pub(crate) mod agents;
 mod automation;
 pub(crate) mod conversations;
 pub(crate) mod fallback;
+mod preparing;
 pub(crate) mod reply;
 mod routes;
 pub(crate) mod socket;
@@ -367,6 +368,7 @@ fn build(
         clone_timeout: options.clone_timeout,
         diff: options.diff,
         has_other_users,
+        metrics: options.metrics.clone(),
     };
     let sockets = SocketSettings {
         agents,

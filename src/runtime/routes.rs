@@ -23,6 +23,7 @@ use uuid::Uuid;
 use super::{
     automation::{self, Automation, rescue},
     fallback::{self, Fallback},
+    preparing,
     reply::{answer, answer_failure, answer_stranger, read, refuse},
     socket::{self, SocketSettings},
     workspaces::Workspaces,
@@ -35,8 +36,8 @@ use crate::{
         fallback::PROCESS_PROMPT,
         health::{PartStatus, Probe},
         runtime::{
-            AgentProcesses, CONNECTION_ID_HEADER, CountProcesses, DiffWorkspace, MeasureWorkspace, PrepareWorkspace,
-            PreparedWorkspace, RECEIVED_HEADER, RemoveTenant, RemoveWorkspace, RemovedHomes, RuntimeStatus,
+            AgentProcesses, CONNECTION_ID_HEADER, CountProcesses, DiffWorkspace, MeasureWorkspace, RECEIVED_HEADER,
+            RemoveTenant, RemoveWorkspace, RemovedHomes, RuntimeStatus,
         },
         steps::AUTOMATION,
     },
@@ -51,9 +52,9 @@ use crate::{
 };
 
 /// Largest body of a workspace request, in bytes. 64 KiB is ample for a path, a repository URL and a branch.
-const MAX_BODY_BYTES: usize = 64 * 1024;
+pub(super) const MAX_BODY_BYTES: usize = 64 * 1024;
 /// Subject of the error text for a larger body.
-const BODY: &str = "a request about a workspace";
+pub(super) const BODY: &str = "a request about a workspace";
 
 /// State shared by the routes. Cheap to clone.
 #[derive(Clone)]
@@ -106,7 +107,7 @@ pub(super) fn configure(state: RuntimeState) -> impl FnOnce(&mut web::ServiceCon
             .service(resource("/status", GET_OR_HEAD, get_or_head().to(status)))
             .service(resource("/metrics", GET_OR_HEAD, get_or_head().to(metrics)))
             .service(resource("/agent/processes", POST, web::post().to(processes)))
-            .service(resource("/workspace/prepare", POST, web::post().to(prepare)))
+            .service(resource("/workspace/prepare", POST, web::post().to(preparing::prepare)))
             .service(resource("/workspace/diff", POST, web::post().to(diff)))
             .service(resource("/workspace/measure", POST, web::post().to(measure)))
             .service(resource("/workspace/remove", POST, web::post().to(remove)))
@@ -295,29 +296,6 @@ async fn metrics(state: web::Data<RuntimeState>) -> HttpResponse {
     match state.metrics.render() {
         Ok(text) => HttpResponse::Ok().content_type(TEXT_FORMAT).body(text),
         Err(cause) => refuse(ErrorCode::Internal, &cause.to_string()),
-    }
-}
-
-async fn prepare(request: HttpRequest, body: web::Payload, state: web::Data<RuntimeState>) -> HttpResponse {
-    let agents = &state.sockets.agents;
-    match read::<PrepareWorkspace>(&request, body, MAX_BODY_BYTES, BODY).await {
-        Ok(asked) => match asked.agent.as_ref().filter(|agent| !agents.names().contains(agent)) {
-            Some(agent) => refuse(ErrorCode::UnknownAgent, &format!("no agent {agent:?} is configured")),
-            None => {
-                let has_oneshot = agents.has_oneshot(asked.agent.as_deref());
-                let user = match asked.workspace.path {
-                    Some(_) => agents.user_of(asked.agent.as_deref(), asked.installation_id.as_ref()).await,
-                    // A new workspace gets its owner with its first agent.
-                    None => Ok(None),
-                };
-                let prepared = match user {
-                    Ok(user) => state.workspaces.prepare(asked, user).await,
-                    Err(failure) => Err(failure),
-                };
-                answer(prepared.map(|prepared| PreparedWorkspace { has_oneshot, ..prepared }))
-            }
-        },
-        Err(failure) => answer_failure(&failure),
     }
 }
 

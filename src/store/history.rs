@@ -8,25 +8,27 @@ use std::collections::BTreeMap;
 
 use diesel::{
     BoolExpressionMethods, ExpressionMethods, OptionalExtension, QueryDsl, RunQueryDsl,
-    dsl::{exists, not},
-    sql_types::{BigInt, Text},
+    dsl::{exists, not, sql},
+    sql_types::{BigInt, Bool, Text},
 };
 use uuid::Uuid;
 
 use super::{
-    Store, StoreError, WorkspaceRow,
+    SessionRow, Store, StoreError, WorkspaceRow,
     audit::summary::id_of,
     engine::{
         columns::{self, clean, clean_text},
         connection::{AnyConnection, execute},
         writer::WriteTx,
     },
-    schema::{prompts, removals, sessions, transcript_entries, workspaces},
+    schema::{automation_sagas, prompts, removals, sessions, transcript_entries, workspaces},
+    sessions::Record as SessionRecord,
     workspaces::{Record as WorkspaceRecord, read_all},
 };
 use crate::domain::{
+    automation::saga::SagaStatus,
     clock::Timestamp,
-    ids::WorkspaceKey,
+    ids::{SessionId, WorkspaceKey},
     retention::{IDEMPOTENCY_PERIOD, RemovalCause, Removed, Tenants},
     session::lifecycle::SessionState,
 };
@@ -124,6 +126,10 @@ macro_rules! of_tenants {
     };
 }
 
+/// Condition of a session with a folder of its own. A literal, because both databases use the partial index only if they
+/// see its condition.
+const WITH_FOLDER: &str = "(sessions.is_isolated AND sessions.folder_removed_us IS NULL)";
+
 /// States of sessions without an agent.
 fn ended_states() -> impl Iterator<Item = &'static str> {
     SessionState::ALL.into_iter().filter(|state| !state.is_live()).map(SessionState::as_str)
@@ -191,6 +197,7 @@ fn old_sessions(connection: &mut AnyConnection, prune: &PruneHistory, limit: i64
         .filter(sessions::state.eq_any(ended_states()))
         .filter(not(exists(entries)))
         .filter(not(exists(turns)))
+        .filter(not(sql::<Bool>(WITH_FOLDER)))
         .into_boxed();
     let found = of_tenants!(found, sessions::installation_id, &prune.tenants);
     found
@@ -319,7 +326,7 @@ impl Store {
 pub(crate) enum UnusedFolders {
     /// Kept folders without use since a time.
     Since(Timestamp),
-    /// Folders of ephemeral workspaces whose sessions have all ended.
+    /// Folders whose sessions have all ended: of ephemeral workspaces, and of isolated sessions.
     Ephemeral,
 }
 
@@ -360,7 +367,87 @@ fn unused_folders(
     read_all(records)
 }
 
+/// Sessions whose own folder may be removed. Of an open turn, or of an attempt of automation, the folder is needed; a run
+/// that waits has its commit nowhere else unless the commit is kept.
+fn unused_session_folders(
+    connection: &mut AnyConnection,
+    unused: UnusedFolders,
+    only: Option<SessionId>,
+    limit: i64,
+) -> Result<Vec<SessionRow>, StoreError> {
+    let open_turns = prompts::table.filter(prompts::ended_us.is_null()).select(prompts::session_id);
+    let is_attempted = automation_sagas::status.eq(SagaStatus::Running.as_str());
+    let waits = automation_sagas::status.eq(SagaStatus::Waiting.as_str()).and(automation_sagas::kept_us.is_null());
+    let runs = automation_sagas::table
+        .filter(automation_sagas::session_id.eq(sessions::session_id))
+        .filter(is_attempted.or(waits));
+    let rows = sessions::table
+        .filter(sql::<Bool>(WITH_FOLDER))
+        .filter(sessions::session_id.ne_all(open_turns))
+        .filter(not(exists(runs)))
+        .into_boxed();
+    let rows = match unused {
+        UnusedFolders::Since(time) => {
+            rows.filter(sessions::last_used_us.lt(time.0)).filter(sessions::state.eq_any(ended_states()))
+        }
+        UnusedFolders::Ephemeral => {
+            let ephemeral = workspaces::table
+                .filter(workspaces::installation_id.eq(sessions::installation_id))
+                .filter(workspaces::workspace_id.eq(sessions::workspace_id))
+                .filter(workspaces::is_ephemeral);
+            let is_expired = sessions::state.eq(SessionState::Expired.as_str());
+            rows.filter(sessions::state.eq(SessionState::Closed.as_str()).or(is_expired.and(exists(ephemeral))))
+        }
+    };
+    let rows = match only {
+        Some(id) => rows.filter(sessions::session_id.eq(id.to_string())),
+        None => rows,
+    };
+    let records: Vec<SessionRecord> = rows.order(sessions::last_used_us).limit(limit).load(connection)?;
+    records.into_iter().map(SessionRecord::read).collect()
+}
+
 impl Store {
+    /// Reads sessions whose own folder may be removed, the longest unused first, at most `limit`. Cancel-safe.
+    pub(crate) async fn unused_session_folders(
+        &self,
+        unused: UnusedFolders,
+        limit: usize,
+    ) -> Result<Vec<SessionRow>, StoreError> {
+        self.read(move |connection| unused_session_folders(connection, unused, None, columns::limit(limit))).await
+    }
+
+    /// True if the folder of a session may still be removed. Cancel-safe.
+    pub(crate) async fn is_session_folder_unused(
+        &self,
+        id: SessionId,
+        unused: UnusedFolders,
+    ) -> Result<bool, StoreError> {
+        self.read(move |connection| Ok(!unused_session_folders(connection, unused, Some(id), 1)?.is_empty())).await
+    }
+
+    /// Records that the folder of a session was removed. Safe to retry.
+    ///
+    /// # Cancel safety
+    /// A dropped future may have written.
+    pub(crate) async fn session_folder_removed(
+        &self,
+        id: SessionId,
+        key: WorkspaceKey,
+        removal: Removal,
+    ) -> Result<(), StoreError> {
+        self.write(move |tx| {
+            let row = sessions::table.find(id.to_string()).filter(sessions::folder_removed_us.is_null());
+            let changes = (sessions::folder_removed_us.eq(removal.now.0), sessions::folder_path.eq(None::<&str>));
+            let changed = diesel::update(row).set(changes).execute(tx.connection)?;
+            tx.rows += changed;
+            let (tenant, workspace) = (key.installation_id.as_str(), key.workspace_id.as_str());
+            removal.record(tx, Removed::Folders, (tenant, Some(workspace)), changed)?;
+            Ok(())
+        })
+        .await
+    }
+
     /// Reads workspaces whose folder may be removed, the longest unused first, at most `limit`. Cancel-safe.
     pub(crate) async fn unused_folders(
         &self,

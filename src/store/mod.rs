@@ -76,7 +76,7 @@ pub(crate) use self::{
         tenants::TenantProtocol,
     },
     session_keys::{OpenedBefore, SessionKey},
-    sessions::{KeptConnection, NewSession, SessionChange, SessionFilter, SessionRow},
+    sessions::{KeptConnection, NewSession, OwnFolder, SessionChange, SessionFilter, SessionRow},
     tokens::TokenRow,
     transcript::{TranscriptAppend, TranscriptRow},
     turns::{

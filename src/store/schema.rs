@@ -357,6 +357,10 @@ diesel::table! {
         connection_cookies -> Nullable<Text>,
         settled_seq -> BigInt,
         limited_token -> Nullable<Text>,
+        is_isolated -> Bool,
+        branch -> Nullable<Text>,
+        folder_path -> Nullable<Text>,
+        folder_removed_us -> Nullable<BigInt>,
     }
 }
 

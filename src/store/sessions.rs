@@ -59,7 +59,20 @@ pub(crate) struct NewSession {
     pub choices: Choices,
     /// The connection to the agent.
     pub connection: Option<KeptConnection>,
+    /// The folder of an isolated session.
+    pub own_folder: Option<OwnFolder>,
     pub now: Timestamp,
+}
+
+/// The folder of an isolated session, which no other session uses. Its id is that of the session.
+#[derive(Debug, Clone, PartialEq, Eq, Default)]
+pub(crate) struct OwnFolder {
+    /// The branch that is checked out; absent: the default branch.
+    pub branch: Option<String>,
+    /// The absolute path, once the folder was prepared and until it is removed.
+    pub path: Option<String>,
+    /// When the folder was removed, unless a later load created it again.
+    pub removed: Option<Timestamp>,
 }
 
 /// Identifies the connection to the agent of a live session, so that the agent is found again after the supervisor
@@ -108,6 +121,8 @@ pub(crate) struct SessionRow {
     pub connection: Option<KeptConnection>,
     /// Sequence number of the connection's last message whose content is known to be on disk.
     pub settled_seq: u64,
+    /// The folder of an isolated session.
+    pub own_folder: Option<OwnFolder>,
     pub created: Timestamp,
     /// The last use that was written; outdated while the session is live.
     pub last_used: Timestamp,
@@ -157,6 +172,8 @@ pub(crate) struct SessionChange {
     pub connection: Option<KeptConnection>,
     /// The last event that the session's readers got.
     pub last_event_id: Option<u64>,
+    /// The absolute path of the folder of an isolated session, which was prepared.
+    pub folder_path: Option<String>,
     pub last_used: Option<Timestamp>,
 }
 
@@ -176,6 +193,7 @@ impl SessionChange {
             restarts: None,
             connection: None,
             last_event_id: None,
+            folder_path: None,
             last_used: None,
         }
     }
@@ -208,11 +226,17 @@ pub(super) struct Record {
     connection_cookies: Option<String>,
     settled_seq: i64,
     limited_token: Option<String>,
+    is_isolated: bool,
+    branch: Option<String>,
+    folder_path: Option<String>,
+    folder_removed_us: Option<i64>,
 }
 
 impl Record {
     fn new(new: NewSession) -> Self {
         let (connection_id, connection_cookies) = columns_of(new.connection);
+        let is_isolated = new.own_folder.is_some();
+        let OwnFolder { branch, path, removed } = new.own_folder.unwrap_or_default();
         Self {
             session_id: new.session_id.to_string(),
             installation_id: new.key.installation_id.to_string(),
@@ -238,11 +262,18 @@ impl Record {
             connection_cookies,
             settled_seq: 0,
             limited_token: new.limited_token.map(|id| id.to_string()),
+            is_isolated,
+            branch: clean_option(branch),
+            folder_path: clean_option(path),
+            folder_removed_us: removed.map(|at| at.0),
         }
     }
 
     pub(super) fn read(self) -> Result<SessionRow, StoreError> {
+        let (path, removed) = (self.folder_path, self.folder_removed_us.map(Timestamp));
+        let own_folder = self.is_isolated.then_some(OwnFolder { branch: self.branch, path, removed });
         Ok(SessionRow {
+            own_folder,
             session_id: columns::parse(&self.session_id, "sessions.session_id")?,
             key: columns::workspace_key(self.installation_id, self.workspace_id)?,
             user_id: self.user_id.map(|user| columns::parse(&user, "sessions.user_id")).transpose()?,
@@ -288,6 +319,8 @@ struct Changes {
     connection_id: Option<String>,
     connection_cookies: Option<Option<String>>,
     settled_seq: Option<i64>,
+    folder_path: Option<String>,
+    folder_removed_us: Option<Option<i64>>,
 }
 
 fn columns_of(connection: Option<KeptConnection>) -> (Option<String>, Option<String>) {
@@ -303,7 +336,10 @@ pub(super) fn change(change: SessionChange) -> impl FnMut(&mut WriteTx<'_>) -> R
     let session_id = change.session_id.to_string();
     let is_new = change.connection.is_some();
     let (connection_id, connection_cookies) = columns_of(change.connection);
+    let folder_path = clean_option(change.folder_path);
     let changes = Changes {
+        folder_removed_us: folder_path.is_some().then_some(None),
+        folder_path,
         state: change.state.map(SessionState::as_str),
         failure_code: touches_failure.then_some(code),
         failure_detail: touches_failure.then_some(detail),
@@ -386,7 +422,72 @@ pub(super) fn create(mut new: NewSession) -> impl FnMut(&mut WriteTx<'_>) -> Res
     }
 }
 
+/// Replaces the row of a session that was being prepared by that of one that is ready; may be called again after a rollback.
+/// A conflict if the session is not being prepared any more.
+pub(super) fn complete(new: NewSession) -> impl FnMut(&mut WriteTx<'_>) -> Result<(), StoreError> {
+    let record = Record::new(new);
+    move |tx| {
+        let row = sessions::table.find(&record.session_id);
+        let found: Option<String> = row.select(sessions::state).first(tx.connection).optional()?;
+        let Some(state) = found else {
+            return Err(StoreError::Conflict("the session that was prepared does not exist".to_owned()));
+        };
+        if state != SessionState::Preparing.as_str() {
+            // The commit of an earlier attempt reported an error and took effect nevertheless.
+            let is_done = tx.in_doubt && state == record.state;
+            let other = || StoreError::Conflict(format!("the session that was prepared is {state}"));
+            return if is_done { Ok(()) } else { Err(other()) };
+        }
+        let changes = Completed {
+            state: &record.state,
+            agent_session_id: record.agent_session_id.as_deref(),
+            protocol: &record.protocol,
+            protocol_version: record.protocol_version,
+            agent_facts: record.agent_facts.as_deref(),
+            choices: record.choices.as_deref(),
+            last_used_us: record.last_used_us,
+            connection_id: record.connection_id.as_deref(),
+            connection_cookies: record.connection_cookies.as_deref(),
+            folder_path: record.folder_path.as_deref(),
+        };
+        tx.rows += diesel::update(row).set(&changes).execute(tx.connection)?;
+        Ok(())
+    }
+}
+
+#[derive(AsChangeset)]
+#[diesel(table_name = sessions, treat_none_as_null = true)]
+struct Completed<'a> {
+    state: &'a str,
+    agent_session_id: Option<&'a str>,
+    protocol: &'a str,
+    protocol_version: Option<i32>,
+    agent_facts: Option<&'a str>,
+    choices: Option<&'a str>,
+    last_used_us: i64,
+    connection_id: Option<&'a str>,
+    connection_cookies: Option<&'a str>,
+    folder_path: Option<&'a str>,
+}
+
 impl Store {
+    /// Removes the row of a session that could not be prepared and whose id nobody has, and its workspace if it was made for
+    /// the session. Safe to retry.
+    ///
+    /// # Cancel safety
+    /// A dropped future may have removed.
+    pub(crate) async fn discard_preparing(&self, session_id: SessionId, key: WorkspaceKey) -> Result<(), StoreError> {
+        self.write(move |tx| {
+            let preparing = sessions::table
+                .find(session_id.to_string())
+                .filter(sessions::state.eq(SessionState::Preparing.as_str()));
+            tx.rows += diesel::delete(preparing).execute(tx.connection)?;
+            tx.rows += workspaces::remove_unprepared(tx, &key)?;
+            Ok(())
+        })
+        .await
+    }
+
     /// Writes a new session, and its workspace if that is new.
     ///
     /// # Errors

@@ -1,6 +1,6 @@
 use diesel::{
-    ExpressionMethods, Insertable, OptionalExtension, QueryDsl, Queryable, RunQueryDsl,
-    dsl::sql,
+    BoolExpressionMethods, ExpressionMethods, Insertable, OptionalExtension, QueryDsl, Queryable, RunQueryDsl,
+    dsl::{exists, select, sql},
     sql_types::{Bool, Text},
 };
 
@@ -10,12 +10,12 @@ use super::{
         columns::{self, Cursor, Page, clean_option, page_of},
         writer::WriteTx,
     },
-    schema::workspaces,
+    schema::{sessions, workspaces},
 };
 use crate::domain::{
     clock::Timestamp,
     ids::{FolderId, InstallationId, UserId, WorkspaceId, WorkspaceKey},
-    session::permission::PermissionPolicy,
+    session::{lifecycle::SessionState, permission::PermissionPolicy},
 };
 
 #[derive(Debug, Clone)]
@@ -119,6 +119,32 @@ pub(super) fn read_all(records: Vec<Record>) -> Result<Vec<WorkspaceRow>, StoreE
     records.into_iter().map(Record::read).collect()
 }
 
+/// True for a workspace without a folder whose sessions all failed before they had one.
+fn is_unprepared(tx: &mut WriteTx<'_>, row: &Record) -> diesel::QueryResult<bool> {
+    if row.workspace_path.is_some() || row.removed_us.is_some() {
+        return Ok(false);
+    }
+    let failed = SessionState::Failed.as_str();
+    let others = sessions::table
+        .filter(sessions::installation_id.eq(&row.installation_id))
+        .filter(sessions::workspace_id.eq(&row.workspace_id))
+        .filter(sessions::state.ne(failed).or(sessions::agent_facts.is_not_null()));
+    Ok(!select(exists(others)).get_result::<bool>(tx.connection)?)
+}
+
+/// Removes a workspace that never had a folder and has no session. Returns the number of rows.
+pub(super) fn remove_unprepared(tx: &mut WriteTx<'_>, key: &WorkspaceKey) -> diesel::QueryResult<usize> {
+    let (tenant, name) = (key.installation_id.as_str(), key.workspace_id.as_str());
+    let of_workspace =
+        sessions::table.filter(sessions::installation_id.eq(tenant)).filter(sessions::workspace_id.eq(name));
+    if select(exists(of_workspace)).get_result::<bool>(tx.connection)? {
+        return Ok(0);
+    }
+    let row = workspaces::table.find((tenant, name));
+    let unprepared = row.filter(workspaces::workspace_path.is_null()).filter(workspaces::removed_us.is_null());
+    diesel::delete(unprepared).execute(tx.connection)
+}
+
 /// Returns the row of a workspace and creates a missing one. An existing row stays unchanged, apart from the policy.
 pub(super) fn find_or_create(tx: &mut WriteTx<'_>, new: &NewWorkspace) -> Result<WorkspaceRow, StoreError> {
     let (tenant, name) = (new.key.installation_id.as_str(), new.key.workspace_id.as_str());
@@ -142,6 +168,13 @@ pub(super) fn find_or_create(tx: &mut WriteTx<'_>, new: &NewWorkspace) -> Result
         return record.read();
     };
     found.last_used_us = new.now.0;
+    // Nothing was ever prepared, so a request with another repository corrects the first one.
+    if is_unprepared(tx, &found)? {
+        found.repository = clean_option(new.repository.clone());
+        found.branch = clean_option(new.branch.clone());
+        found.path = clean_option(new.path.clone());
+        found.is_ephemeral = new.is_ephemeral;
+    }
     if let Some(policy) = new.permission_policy {
         found.permission_policy = Some(policy.as_str().to_owned());
     }
@@ -152,6 +185,9 @@ pub(super) fn find_or_create(tx: &mut WriteTx<'_>, new: &NewWorkspace) -> Result
     tx.rows += diesel::update(workspaces::table.find((tenant, name)))
         .set((
             workspaces::last_used_us.eq(found.last_used_us),
+            workspaces::repository.eq(found.repository.as_deref()),
+            workspaces::branch.eq(found.branch.as_deref()),
+            workspaces::path.eq(found.path.as_deref()),
             workspaces::is_ephemeral.eq(found.is_ephemeral),
             workspaces::removed_us.eq(None::<i64>),
             workspaces::permission_policy.eq(found.permission_policy.as_deref()),
@@ -199,6 +235,24 @@ impl Store {
         self.read(move |connection| {
             let row = workspaces::table.find((key.installation_id.as_str(), key.workspace_id.as_str()));
             row.first::<Record>(connection).optional()?.map(Record::read).transpose()
+        })
+        .await
+    }
+
+    /// The absolute path of a folder of the workspace: its own, or that of its newest isolated session. `None` without one.
+    /// Cancel-safe.
+    pub(crate) async fn folder_of_workspace(&self, key: WorkspaceKey) -> Result<Option<String>, StoreError> {
+        if let Some(path) = self.workspace(key.clone()).await?.and_then(|row| row.workspace_path) {
+            return Ok(Some(path));
+        }
+        self.read(move |connection| {
+            let newest = sessions::table
+                .filter(sessions::installation_id.eq(key.installation_id.as_str()))
+                .filter(sessions::workspace_id.eq(key.workspace_id.as_str()))
+                .filter(sessions::folder_path.is_not_null())
+                .order((sessions::created_us.desc(), sessions::session_id.desc()))
+                .select(sessions::folder_path);
+            Ok(newest.first::<Option<String>>(connection).optional()?.flatten())
         })
         .await
     }

@@ -308,6 +308,16 @@ impl Label for RunOutcome {
     }
 }
 
+labels! {
+    /// The end of a clone.
+    CloneResult {
+        Done = "done",
+        Failed = "failed",
+        /// The caller went away.
+        Cancelled = "cancelled",
+    }
+}
+
 /// The end of a step of automation.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) struct StepResult {

@@ -190,6 +190,47 @@ fn protected_path_of_the_tenant_is_refused_and_that_of_the_service_is_not_used()
 }
 
 #[test]
+fn private_repository_is_cloned_with_a_token_of_the_app_only_where_it_is_bound() {
+    let github = GitHub::start();
+    github.edit("octo/hello", |it| it.is_private = true);
+    let program = with(&github).start();
+    set(&program.api, "acme", json!({"installations": [OCTO]}));
+    set(&program.api, "evil", json!({"installations": [github.install("evil")]}));
+    let body = |tenant: &str, workspace: &str| json!({"workspaceId": workspace, "installationId": tenant, "repository": github.url("octo/hello")});
+    let refused = |body: Value| {
+        let problem = program.api.post("/acp/session/new", body).problem(422, "workspace_unavailable");
+        problem["detail"].as_str().unwrap().to_owned()
+    };
+    for tenant in ["evil", "none"] {
+        let detail = refused(body(tenant, "ws"));
+        assert!(detail.contains("(no-installation)") && detail.contains("bind the installation"), "{detail}");
+    }
+    assert_eq!(github.requests_of(MINTED.0, MINTED.1).len(), 0);
+    // A token that was given is used alone.
+    let mut given = body("acme", "given");
+    given["githubToken"] = json!("a-token-that-is-wrong");
+    refused(given);
+    assert_eq!(github.requests_of("*", "/api/v3/**/installation").len(), 1, "that of the tenant evil");
+    let session = program.api.open_with(body("acme", "ws"));
+    let minted = github.requests_of(MINTED.0, MINTED.1);
+    let permissions = json!({"contents": "read", "metadata": "read"});
+    assert_eq!(minted[0].body, json!({"permissions": permissions, "repositories": ["hello"]}));
+    assert!(session.path().join("README.md").exists());
+    // A folder that is there needs no token; one that was deleted is cloned again.
+    program.api.open_with(body("acme", "ws"));
+    assert_eq!(github.requests_of(MINTED.0, MINTED.1).len(), 1);
+    session.post("close", json!({})).expect(200);
+    fs::remove_dir_all(session.path()).unwrap();
+    let again = program.api.open_with(body("acme", "ws"));
+    assert!(again.path().join("README.md").exists());
+    succeeds(&again.completes("write a.txt hello"));
+    for secret in github.tokens() {
+        assert!(!program.log().contains(&secret), "in the log");
+        assert_eq!(files_with(&program.folder.path().join("data"), &secret), [""; 0]);
+    }
+}
+
+#[test]
 fn admin_of_a_tenant_cannot_bind_an_installation() {
     let program = Program::start();
     let made = json!({"installationId": "acme", "subject": "admin-of-acme", "role": "admin"});

@@ -19,7 +19,7 @@ use crate::{
         ids::InstallationId,
         tenant::TenantSettings,
     },
-    github::{App, AppToken, Scope},
+    github::{App, AppToken, Scope, unbound},
 };
 
 /// The service's credential, if there is one, with the settings that bind it to tenants. Cheap to clone.
@@ -70,6 +70,28 @@ impl Credentials {
         // Read again for each step, so that an installation that was removed is not used any more.
         let is_bound = |installation| self.settings_of(tenant).automation.binds(installation);
         app.token(&name, scope_of(saga), is_bound, now).await
+    }
+
+    /// A token with which a repository of this tenant is cloned; `None` if no App is configured, or the repository is not at
+    /// its GitHub.
+    ///
+    /// # Errors
+    /// The installation is not bound to the tenant, or GitHub refuses or does not answer. Cancel-safe.
+    pub(super) async fn for_clone(
+        &self,
+        tenant: &InstallationId,
+        repository: &str,
+        api_url: &str,
+        now: Timestamp,
+    ) -> Result<Option<SecretString>, StepFailure> {
+        let Some(app) = &self.app else { return Ok(None) };
+        let is_here = github_host::is_at(repository, api_url);
+        let Some(name) = RepositoryName::parse(repository).filter(|_| is_here) else { return Ok(None) };
+        if self.settings_of(tenant).automation.installations.is_empty() {
+            return Err(unbound(&name));
+        }
+        let is_bound = |installation| self.settings_of(tenant).automation.binds(installation);
+        app.clone_token(&name, is_bound, now).await.map(|minted| Some(minted.token))
     }
 
     /// Drops a minted token that GitHub refused, so that the next one is new.

@@ -17,6 +17,7 @@ pub(crate) use self::credentials::Credentials;
 use crate::{
     actors::handles::{
         closing::{AgentEnded, Automate, EndedRun, Run},
+        folder_use::own_reference,
         given_tokens::GivenTokens,
     },
     config::sections::Github,
@@ -89,6 +90,19 @@ impl Automate for Automation {
         let this = self.clone();
         async move { this.begin_retry(row, token).await }.boxed()
     }
+
+    fn clone_token(
+        &self,
+        tenant: &InstallationId,
+        repository: &str,
+    ) -> BoxFuture<'static, Result<Option<SecretString>, StepFailure>> {
+        let (this, tenant, repository) = (self.clone(), tenant.clone(), repository.to_owned());
+        async move {
+            let (api_url, now) = (&this.settings.api_url, this.clock.now());
+            this.credentials.for_clone(&tenant, &repository, api_url, now).await
+        }
+        .boxed()
+    }
 }
 
 impl Automation {
@@ -103,7 +117,12 @@ impl Automation {
             Some(saga) => saga,
             None => Saga::new(self.plan(&row, &workspace).await?, self.clock.now()),
         };
-        let workspace = WorkspaceRef { folder_id: workspace.folder_id, path: workspace.path, within: None };
+        let session = self.store.session(row.session_id).await?;
+        let is_isolated = session.is_some_and(|session| session.own_folder.is_some());
+        let workspace = match is_isolated {
+            true => own_reference(row.session_id),
+            false => WorkspaceRef { folder_id: workspace.folder_id, path: workspace.path, within: None },
+        };
         if let Some(token) = &token {
             self.given_tokens.keep(row.run_id, token.clone());
         }

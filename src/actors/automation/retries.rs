@@ -31,6 +31,10 @@ pub(super) const LEASE: Duration = Duration::from_secs(1200);
 /// Reason to refuse the retry of a run that is not the newest of its session.
 const SUPERSEDED: &str = "a later run of the session delivers these changes, too; retry that one";
 
+/// Reason to refuse the retry of a run whose workspace has no row any more.
+const WITHOUT_WORKSPACE: &str =
+    "the workspace of the run was removed by its age; apply the kept commit from GET /acp/automation/{id}/rescue";
+
 /// Begins attempts when they are due, until `stopping` is true; running steps end first.
 ///
 /// # Cancel safety
@@ -77,6 +81,9 @@ impl Automation {
         }
         if self.is_superseded(&row).await.map_err(|cause| store::failure(&cause))? {
             return refused(ErrorCode::InvalidRequest, SUPERSEDED);
+        }
+        if self.store.workspace(row.key.clone()).await.map_err(|cause| store::failure(&cause))?.is_none() {
+            return refused(ErrorCode::NotFound, WITHOUT_WORKSPACE);
         }
         let begun = self.begin_attempt(row, token).await;
         let run = begun.map_err(|cause| match cause {

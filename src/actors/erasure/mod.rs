@@ -10,7 +10,7 @@ use tokio::time::{Instant, MissedTickBehavior, interval, sleep, timeout};
 use uuid::Uuid;
 
 use super::{
-    handles::index::LiveSession,
+    handles::{folder_use::own_reference, index::LiveSession, preparing::StopPreparing},
     session::adoption,
     upkeep::{rescues::erase_rescues, retention::drop_servers_of_removed},
     workspaces::Workspaces,
@@ -114,6 +114,7 @@ async fn carry_out(workspaces: &Workspaces, claim: EraseClaim) -> Result<Erasure
     services.store.count_erased(id, histories).await.map_err(failed)?;
     // Before their rows, which name them.
     erase_rescues(&services.store, workspaces.workspace_client(), target).await?;
+    erase_session_folders(workspaces, &erasure).await?;
     erase_rows(workspaces, &erasure).await?;
     drop_servers_of_removed(services).await;
     if target.session().is_none() {
@@ -153,6 +154,8 @@ async fn carry_out(workspaces: &Workspaces, claim: EraseClaim) -> Result<Erasure
 /// Ends the sessions of a target, with their agents and routers, and waits for those that are being opened.
 async fn end_sessions(workspaces: &Workspaces, target: &EraseTarget) -> Result<(), Failure> {
     let services = workspaces.services();
+    let preparing = services.preparing.all(|id, key| target.covers(key, Some(id)));
+    stream::iter(&preparing).for_each_concurrent(CLOSES_AT_ONCE, |it| it.stop(StopPreparing::Close)).await;
     let rows = match target.workspace() {
         Some(key) => vec![key.clone()],
         None => keys_of(workspaces, target).await?,
@@ -170,7 +173,7 @@ async fn end_sessions(workspaces: &Workspaces, target: &EraseTarget) -> Result<(
     let mut ids: Vec<SessionId> = live.map(|live| live.shared.spec.session_id).collect();
     // Their agent has ended, and automation may still run.
     ids.extend(target.session());
-    let closing = ids.iter().map(|id| workspaces.close(*id));
+    let closing = ids.iter().map(|id| workspaces.close_with_automation(*id));
     let closed: Vec<_> = stream::iter(closing).buffer_unordered(CLOSES_AT_ONCE).collect().await;
     closed.into_iter().collect::<Result<(), _>>()?;
     for row in services.left.take_all(|row| target.covers(&row.key, Some(row.session_id))) {
@@ -213,8 +216,8 @@ async fn keys_of(workspaces: &Workspaces, target: &EraseTarget) -> Result<Vec<Wo
     }
 }
 
-/// Conversations by the agent and the folder that have them.
-type Histories = BTreeMap<(WorkspaceKey, String), Vec<SessionRow>>;
+/// Conversations by the agent and the folder that have them: that of the workspace, or of an isolated session.
+type Histories = BTreeMap<(WorkspaceKey, String, Option<SessionId>), Vec<SessionRow>>;
 
 /// True if the agent of the session's last handshake offers `session/delete`.
 fn offers_deletion(row: &SessionRow) -> bool {
@@ -232,7 +235,8 @@ async fn delete_histories(workspaces: &Workspaces, target: &EraseTarget) -> Resu
         for row in rows.into_iter().filter(|row| row.agent_session_id.is_some() && offers_deletion(row)) {
             found += 1;
             if found <= MAX_HISTORIES {
-                histories.entry((row.key.clone(), row.agent.clone())).or_default().push(row);
+                let owner = row.own_folder.is_some().then_some(row.session_id);
+                histories.entry((row.key.clone(), row.agent.clone(), owner)).or_default().push(row);
             }
         }
         if page.after.is_none() {
@@ -267,7 +271,8 @@ async fn delete_history(workspaces: &Workspaces, rows: Vec<SessionRow>) -> usize
     let Ok(found) = workspaces_of(workspaces, &filter, Page { limit: 1, after: None }).await else { return 0 };
     let Some(workspace) = found.first() else { return 0 };
     // Absent once the folder was removed; it is not made again for an agent that may need it to start.
-    let Some(cwd) = workspace.workspace_path.clone() else { return 0 };
+    let path = first.own_folder.as_ref().map_or(&workspace.workspace_path, |own| &own.path);
+    let Some(cwd) = path.clone() else { return 0 };
     let open = OpenRequest {
         session_id: first.session_id,
         installation_id: Some(first.key.installation_id.clone()),
@@ -298,6 +303,26 @@ async fn erase_rows(workspaces: &Workspaces, erasure: &OpenErasure) -> Result<()
         }
         sleep(began.elapsed().max(SHORTEST_PAUSE)).await;
     }
+}
+
+/// Removes the folders of a target's isolated sessions, whose rows follow.
+async fn erase_session_folders(workspaces: &Workspaces, erasure: &OpenErasure) -> Result<(), Failure> {
+    let (store, client) = (&workspaces.services().store, workspaces.workspace_client());
+    let (mut folders, mut page) = (0, Page { limit: ROWS_PER_WRITE, after: None });
+    loop {
+        let rows = store.sessions_to_erase(erasure.target.clone(), page.clone()).await.map_err(failed)?;
+        page.after = rows.last().filter(|_| rows.len() == page.limit).map(SessionRow::cursor);
+        let has_folder = |row: &&SessionRow| row.own_folder.as_ref().is_some_and(|own| own.removed.is_none());
+        for row in rows.iter().filter(has_folder) {
+            let request = RemoveWorkspace { workspace: own_reference(row.session_id), erase: true };
+            folders += u64::from(client.remove(&request).await?.removed);
+        }
+        if page.after.is_none() {
+            break;
+        }
+    }
+    let counts = EraseCounts { folders, ..EraseCounts::default() };
+    store.count_erased(erasure.erasure_id, counts).await.map_err(failed)
 }
 
 /// Removes the folders of a target's workspaces, then their rows.

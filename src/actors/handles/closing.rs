@@ -15,7 +15,7 @@ use crate::{
         automation::{
             saga::{Next, Verdict},
             skip::Credential,
-            step::StepName,
+            step::{StepFailure, StepName},
         },
         clock::Timestamp,
         ids::{InstallationId, PromptId, SessionId, WorkspaceKey},
@@ -75,6 +75,17 @@ pub(crate) trait Automate: Send + Sync {
     /// # Errors
     /// `turn_running` while an attempt runs; `invalid_request` for a run that succeeded, or has nothing to deliver.
     fn retry(&self, row: SagaRow, token: Option<SecretString>) -> BoxFuture<'static, Result<(), Failure>>;
+
+    /// A token of the service's own credential with which a repository is cloned; `None` if there is no such credential for
+    /// it.
+    ///
+    /// # Errors
+    /// The reason why the credential does not reach the repository, for the caller.
+    fn clone_token(
+        &self,
+        tenant: &InstallationId,
+        repository: &str,
+    ) -> BoxFuture<'static, Result<Option<SecretString>, StepFailure>>;
 }
 
 /// The run of one turn.
@@ -135,6 +146,11 @@ impl ClosingTurn {
     /// True once a caller cancelled the turn.
     pub(crate) fn is_cancelled(&self) -> bool {
         *self.stop.borrow() == Stop::Cancel
+    }
+
+    /// Waits up to `grace` for the end of the turn.
+    pub(crate) async fn ends_within(mut self, grace: Duration) {
+        let _ = tokio::time::timeout(grace, self.ended.wait_for(Option::is_some)).await;
     }
 
     /// Waits up to `grace` for the end of the turn, then cancels it and waits for the end of the running step.

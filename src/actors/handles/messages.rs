@@ -254,6 +254,8 @@ pub(crate) struct Past {
     pub is_stored: bool,
     /// Bytes of the transcript on disk.
     pub transcript_bytes: u64,
+    /// The events so far, of a session that was prepared.
+    pub feed: Option<EventFeed>,
 }
 
 /// workspaces → supervisor: closes a session, also one that is starting or ending. Replies when its agent is released

@@ -15,6 +15,7 @@ pub(crate) mod given_tokens;
 pub(crate) mod index;
 pub(crate) mod left_agents;
 pub(crate) mod messages;
+pub(crate) mod preparing;
 pub(crate) mod rollback_storm;
 pub(crate) mod route_gate;
 pub(crate) mod runtime_availability;

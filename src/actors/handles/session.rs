@@ -58,6 +58,8 @@ pub(crate) struct SessionSpec {
     pub cwd: String,
     /// True if that folder is deleted with the session.
     pub is_ephemeral: bool,
+    /// True if no other session works in that folder.
+    pub is_isolated: bool,
     pub mcp_servers: SharedServers,
     /// Permission policy of its workspace.
     pub policy: SharedPolicy,
@@ -69,6 +71,11 @@ pub(crate) struct SessionSpec {
 }
 
 impl SessionSpec {
+    /// The session whose folder it works in; `None` for that of the workspace.
+    pub(crate) fn folder_owner(&self) -> Option<SessionId> {
+        self.is_isolated.then_some(self.session_id)
+    }
+
     /// The configured name of its agent.
     pub(crate) fn agent_name(&self) -> &str {
         self.agent.as_deref().unwrap_or(DEFAULT_AGENT)

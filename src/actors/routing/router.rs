@@ -414,8 +414,9 @@ pub(crate) async fn perform_handshake(services: &Services, key: &WorkspaceKey) -
             (Some(spec.session_id), spec.agent.clone(), Some((spec.cwd.clone(), spec.is_ephemeral)))
         }
         None => {
-            let row = services.store.workspace(key.clone()).await.map_err(|cause| store::failure(&cause))?;
-            (None, None, row.and_then(|row| row.workspace_path).map(|path| (path, false)))
+            let path =
+                services.store.folder_of_workspace(key.clone()).await.map_err(|cause| store::failure(&cause))?;
+            (None, None, path.map(|path| (path, false)))
         }
     };
     let no_folder = || Failure::new(ErrorCode::NotFound, "the workspace has no folder yet");

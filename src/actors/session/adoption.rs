@@ -131,7 +131,10 @@ pub(crate) async fn results_of_interrupted(
 ) -> Result<Vec<(PromptId, RedactedJson)>, StoreError> {
     let mut results = Vec::new();
     for Unfinished { prompt, session } in turns {
-        let workspace = services.store.workspace(session.key.clone()).await?;
+        let path = match &session.own_folder {
+            Some(own) => own.path.clone(),
+            None => services.store.workspace(session.key.clone()).await?.and_then(|it| it.workspace_path),
+        };
         let said = services.store.messages_of_turn(session.session_id, prompt.prompt_id).await?;
         let mut progress = TurnProgress::new(prompt.accepted);
         said.iter().for_each(|text| progress.on_message_text(text));
@@ -141,10 +144,7 @@ pub(crate) async fn results_of_interrupted(
             protocol: prompt.protocol,
             route: prompt.route,
             protocol_version: session.protocol_version,
-            workspace: ResultWorkspace {
-                path: workspace.and_then(|workspace| workspace.workspace_path).unwrap_or_default(),
-                is_ephemeral: false,
-            },
+            workspace: ResultWorkspace { path: path.unwrap_or_default(), is_ephemeral: false },
             rollback: ResultRollback::default(),
             context_injected: false,
             automation: None,

@@ -234,7 +234,7 @@ impl Session {
     /// can then always record its outcome, however full the queue has become.
     fn admit_turn(&self, limited: Option<LimitedUse>, now: Timestamp) -> Result<(TurnUse, EndSlot), Failure> {
         let (services, key) = (&self.services, &self.shared.spec.workspace);
-        services.disk.check(key, services.settings.workspace_bytes)?;
+        services.disk.check(&(key.clone(), self.shared.spec.folder_owner()), services.settings.workspace_bytes)?;
         let limits = services.tenant_settings(&key.installation_id).limits;
         let used = services.tenant_use.begin_turn(&key.installation_id, &limits, now);
         let of_tenant = used.map_err(|figures| Failure::limit_reached("the tenant", figures))?;

@@ -5,9 +5,11 @@ use std::{collections::BTreeSet, sync::Arc, time::Duration};
 use tokio::time::{MissedTickBehavior, interval};
 
 use crate::{
-    actors::services::Services,
+    actors::{
+        handles::{disk_use::Folder, folder_use::own_reference, index::LiveSession},
+        services::Services,
+    },
     contract::runtime::{MeasureWorkspace, WorkspaceRef},
-    domain::ids::WorkspaceKey,
     transport::http::client::WorkspaceClient,
 };
 
@@ -33,31 +35,37 @@ pub(crate) async fn measure_workspaces(services: Arc<Services>, client: Workspac
 /// One pass over the workspaces in use.
 async fn measure_all(services: &Services, client: &WorkspaceClient) {
     let live = services.index.all();
-    let used: BTreeSet<WorkspaceKey> = live.iter().map(|live| live.shared.spec.workspace.clone()).collect();
+    let folder = |live: &Arc<LiveSession>| (live.shared.spec.workspace.clone(), live.shared.spec.folder_owner());
+    let used: BTreeSet<Folder> = live.iter().map(folder).collect();
     drop(live);
-    services.disk.retain(|key| used.contains(key));
-    for key in used {
-        let Ok(Some(row)) = services.store.workspace(key.clone()).await else { continue };
-        if row.path.is_some() {
-            continue;
-        }
-        let workspace = WorkspaceRef { folder_id: row.folder_id, path: None, within: None };
+    services.disk.retain(|folder| used.contains(folder));
+    for folder in used {
+        let Some(workspace) = reference_of(services, &folder).await else { continue };
         match client.measure(&MeasureWorkspace { workspace }).await {
             Ok(measured) => {
                 let limit = services.settings.workspace_bytes;
-                if measured.bytes > limit && services.disk.check(&key, limit).is_ok() {
-                    let (bytes, is_whole) = (measured.bytes, measured.is_whole);
+                if measured.bytes > limit && services.disk.check(&folder, limit).is_ok() {
+                    let (bytes, is_whole, key) = (measured.bytes, measured.is_whole, &folder.0);
                     tracing::warn!(marker = "[ACP]", workspace = %key, bytes, limit, is_whole, "workspace is full");
                 }
-                services.disk.record(&key, measured.bytes);
+                services.disk.record(&folder, measured.bytes);
             }
             // An older runtime, or none: the others fail too.
             Err(cause) => {
-                tracing::debug!(marker = "[ACP]", workspace = %key, %cause, "workspace could not be measured");
+                tracing::debug!(marker = "[ACP]", workspace = %folder.0, %cause, "workspace could not be measured");
                 break;
             }
         }
     }
     let (largest, full) = services.disk.figures(services.settings.workspace_bytes);
     services.metrics.workspaces_measured(largest, full);
+}
+
+/// The folder for the runtime; `None` for one that a caller gave, and for a workspace without a row.
+async fn reference_of(services: &Services, (key, session): &Folder) -> Option<WorkspaceRef> {
+    if let Some(session) = session {
+        return Some(own_reference(*session));
+    }
+    let row = services.store.workspace(key.clone()).await.ok()??;
+    row.path.is_none().then_some(WorkspaceRef { folder_id: row.folder_id, path: None, within: None })
 }

@@ -6,6 +6,7 @@
 pub(crate) mod liveness;
 pub(crate) mod once;
 pub(crate) mod open;
+mod opening;
 pub(crate) mod supervisor;
 
 use std::{
@@ -16,7 +17,6 @@ use std::{
 
 use actix::{Actor, Addr, Message, Recipient};
 use parking_lot::Mutex;
-use uuid::Uuid;
 
 use self::{
     open::{OpenSession, Placing},
@@ -25,8 +25,10 @@ use self::{
 use super::{
     handles::{
         capacity_guard::{CapacityGuard, Permit},
+        folder_use::{FolderGuard, own_reference},
         index::{LiveSession, Mailbox},
         messages::{Adopted, CancelTurn, ChangeServers, CloseSession, DrainSessions, Past, StartSession},
+        preparing::StopPreparing,
         session::{SessionSpec, SharedPolicy, SharedServers},
         single_flight::SingleFlight,
     },
@@ -35,8 +37,7 @@ use super::{
     session::adoption::{self, Found, kept_connection},
 };
 use crate::{
-    config::DEFAULT_AGENT,
-    contract::runtime::{DiffWorkspace, PreparedWorkspace, WorkspaceDiff},
+    contract::runtime::{DiffWorkspace, PreparedWorkspace, RemoveWorkspace, WorkspaceDiff},
     domain::{
         ids::{InstallationId, SessionId, WorkspaceKey},
         migration::FleetHealth,
@@ -52,7 +53,7 @@ use crate::{
             outcome::{ErrorCode, Failure},
         },
     },
-    store::{self, Idempotency, NewSession, SessionChange, SessionKey, SessionRow, WorkspaceRow},
+    store::{self, Idempotency, SessionChange, SessionKey, SessionRow, WorkspaceRow},
     transport::{AgentFacts, http::client::WorkspaceClient},
 };
 
@@ -93,6 +94,8 @@ pub(crate) struct ReadySession {
     pub path: String,
     /// True if the folder is removed with the session.
     pub is_ephemeral: bool,
+    /// True if no other session uses the folder.
+    pub is_isolated: bool,
     /// Facts from the agent's handshake.
     pub facts: Arc<AgentFacts>,
     /// Modes, models and options as they are now.
@@ -121,8 +124,18 @@ fn closed_meanwhile() -> Failure {
 #[derive(Clone)]
 pub(crate) struct OpenOnce {
     pub idempotency: Idempotency,
-    /// Makes the answer that every request with the key gets.
+    /// Makes the answer that every request with the key gets, if the caller waits.
     pub answer_of: fn(&ReadySession) -> RedactedJson,
+    /// True to answer before the session is ready.
+    pub is_async: bool,
+}
+
+impl OpenOnce {
+    /// The key, bound to an answer.
+    fn key_with(&self, answer: RedactedJson) -> SessionKey {
+        let Idempotency { key, body_hash } = self.idempotency.clone();
+        SessionKey { key, body_hash, answer }
+    }
 }
 
 impl Workspaces {
@@ -177,78 +190,12 @@ impl Workspaces {
         self.0.capacity.admit_returning(tenant).counted(used).counted_for(of_token)
     }
 
-    /// Creates a session: seat, workspace, agent, row, in this order. A failure leaves nothing behind but the
-    /// workspace.
-    pub(crate) async fn open(&self, request: OpenSession) -> Result<ReadySession, Failure> {
-        self.open_with(request, None).await.map(|(ready, _)| ready)
-    }
-
-    /// Creates a session, and binds the key of the request with the answer to it, which is returned too.
-    async fn open_with(
-        &self,
-        mut request: OpenSession,
-        once: Option<&OpenOnce>,
-    ) -> Result<(ReadySession, Option<RedactedJson>), Failure> {
-        self.admission()?;
-        request.agent = request.agent.filter(|name| name != DEFAULT_AGENT);
-        // Before anything is created: a full service must refuse without side effects.
-        let seat = self.admit(&request)?;
-        let services = &self.0.services;
-        let _folder = services.folders.open(&request.workspace).await?;
-        // After the folder is held: an erasure that begins now waits for it.
-        self.not_erasing(&request.workspace)?;
-        let (row, prepared) = open::find_or_make(self.services(), self.workspace_client(), &request).await?;
-        let session_id = SessionId(Uuid::now_v7());
-        let (supervised, spec) = self.place(&row, &prepared, Placing::first(&request, session_id)).await?;
-        let facts = start(&supervised, spec, Past::default(), seat, None).await?;
-        let protocol = self.carrier_of(session_id);
-        let chosen = self.chosen(session_id);
-        let servers = (request.mcp_servers.without_secrets(), Vec::new());
-        let tenant = request.workspace.installation_id.clone();
-        let opened =
-            self.ready(session_id, request.workspace.clone(), prepared, facts.clone(), protocol, servers.clone());
-        let answer = once.map(|once| (once.answer_of)(&opened));
-        let new = NewSession {
-            session_id,
-            key: request.workspace,
-            workspace: None,
-            user_id: request.user_id,
-            limited_token: request.limited.map(|it| it.token_id),
-            agent: request.agent.unwrap_or_else(|| DEFAULT_AGENT.to_owned()),
-            mode: request.mode,
-            enable_git_ops: request.enable_git_ops,
-            state: SessionState::Idle,
-            agent_session_id: kept_session(&facts, protocol),
-            mcp_servers: servers.0,
-            protocol,
-            protocol_version: facts.protocol_version,
-            agent_facts: Some(facts.for_row(chosen.offers())),
-            choices: chosen.choices().clone(),
-            connection: (protocol == Route::Acp).then(|| kept_connection(&facts)),
-            now: services.clock.now(),
-        };
-        let deferred = self.live(session_id).and_then(|live| live.shared.take_deferred_notice());
-        let key = once.zip(answer.clone()).map(|(once, answer)| {
-            let Idempotency { key, body_hash } = once.idempotency.clone();
-            SessionKey { key, body_hash, answer }
-        });
-        if let Err(cause) = services.store.create_session_with(new, deferred, key).await {
-            self.abandon(&supervised, session_id, &tenant, once).await;
-            return Err(store::failure(&cause));
+    /// Removes the folder of an isolated session that could not be opened. One that cannot be removed is logged.
+    async fn drop_folder(&self, session_id: SessionId) {
+        let request = RemoveWorkspace { workspace: own_reference(session_id), erase: false };
+        if let Err(cause) = self.workspace_client().remove(&request).await {
+            tracing::warn!(marker = "[ACP]", %session_id, %cause, "folder of a session that did not start was left");
         }
-        self.mark_stored(session_id);
-        services.given_servers.keep(session_id, &request.mcp_servers);
-        if let Some(token) = request.github_token.clone() {
-            services.given_tokens.keep(session_id.0, token);
-        }
-        let now_chosen = self.chosen(session_id);
-        if now_chosen.choices() != chosen.choices() {
-            // Changed by the agent while the row was written.
-            let choices = Some(now_chosen.choices().clone());
-            let change = SessionChange { choices, ..SessionChange::new(session_id) };
-            services.store.update_session(change).await.map_err(|cause| store::failure(&cause))?;
-        }
-        Ok((opened, answer))
     }
 
     /// Ends a session whose row could not be written, and releases the key with which it was opened.
@@ -295,14 +242,15 @@ impl Workspaces {
         // Never refused: the session was admitted when it was opened.
         let seat = self.admit_returning(row);
         let _folder = services.folders.open(&row.key).await?;
+        let _own_folder = self.hold_own_folder(row).await?;
         // Since the row was read; after the folder is held, because an erasure that begins now waits for it.
         if services.store.erasures().hides(&row.key, row.session_id) {
             return Err(Failure::new(ErrorCode::NotFound, format!("no session {}", row.session_id)));
         }
-        let prepared =
-            open::prepare(services, self.workspace_client(), &workspace, services.given_tokens.of(row.session_id.0))
-                .await?;
-        if workspace.removed.is_some() {
+        let token = services.given_tokens.of(row.session_id.0);
+        let prepared = open::prepare(services, self.workspace_client(), &workspace, Some(row), token).await?;
+        let is_unknown = workspace.removed.is_some() || workspace.workspace_path.is_none();
+        if is_unknown && row.own_folder.is_none() {
             let written = services.store.set_workspace_path(row.key.clone(), prepared.path.clone()).await;
             written.map_err(|cause| store::failure(&cause))?;
         }
@@ -324,6 +272,7 @@ impl Workspaces {
             restarts: row.restarts,
             chosen: Chosen::of_row(row.choices.clone(), row.agent_facts.as_deref()),
             is_stored: true,
+            feed: None,
         };
         let facts = start(&supervised, spec, past, seat, adopted).await?;
         self.mark_stored(row.session_id);
@@ -331,13 +280,19 @@ impl Workspaces {
             services.given_servers.keep(row.session_id, given);
         }
         let protocol = self.carrier_of(row.session_id);
+        // The first agent of a session that could not be prepared before.
+        let is_first = row.agent_facts.is_none();
+        let offers = is_first.then(|| self.chosen(row.session_id).offers().clone());
         let change = SessionChange {
             state: Some(SessionState::Idle),
+            protocol: is_first.then_some(protocol),
+            agent_facts: offers.map(|offers| facts.for_row(&offers)),
             mcp_servers: given.as_ref().map(McpServers::without_secrets),
             agent_session_id: kept_session(&facts, protocol),
             protocol_version: facts.protocol_version,
             // The row of an adopted agent names its connection, and what was received over it.
             connection: (protocol == Route::Acp && !is_adopted).then(|| kept_connection(&facts)),
+            folder_path: row.own_folder.is_some().then(|| prepared.path.clone()),
             last_used: Some(services.clock.now()),
             ..SessionChange::new(row.session_id)
         };
@@ -346,7 +301,25 @@ impl Workspaces {
             let _ = supervised.supervisor.send(CloseSession { session_id: row.session_id }).await;
             return Err(closed_meanwhile());
         }
-        Ok(self.ready(row.session_id, row.key.clone(), prepared, facts, protocol, shown))
+        let kind = (protocol, row.own_folder.is_some());
+        Ok(self.ready(row.session_id, row.key.clone(), prepared, facts, kind, shown))
+    }
+
+    /// Holds the folder of an isolated session, so that it is not removed meanwhile.
+    ///
+    /// # Errors
+    /// `session_closed` if the session was closed since its row was read: the folder may be gone for good.
+    async fn hold_own_folder(&self, row: &SessionRow) -> Result<Option<FolderGuard<SessionId>>, Failure> {
+        if row.own_folder.is_none() {
+            return Ok(None);
+        }
+        let services = &self.0.services;
+        let guard = services.session_folders.open(&row.session_id).await?;
+        let now = services.store.session(row.session_id).await.map_err(|cause| store::failure(&cause))?;
+        match now {
+            Some(now) if now.state.admits_load().is_ok() => Ok(Some(guard)),
+            _ => Err(closed_meanwhile()),
+        }
     }
 
     /// Returns the facts of a live session, and gives it other MCP servers if there are any; `None` if the session is not
@@ -383,7 +356,7 @@ impl Workspaces {
         let prepared = PreparedWorkspace { path, is_ephemeral, has_oneshot: spec.has_oneshot };
         let protocol = live.shared.view().carrier;
         let shown = shown(row, given, &spec.mcp_servers.get());
-        Ok(Some(self.ready(row.session_id, row.key.clone(), prepared, facts, protocol, shown)))
+        Ok(Some(self.ready(row.session_id, row.key.clone(), prepared, facts, (protocol, spec.is_isolated), shown)))
     }
 
     /// The MCP servers for the next start of a session: as they were given to this process, else those of its row.
@@ -409,7 +382,7 @@ impl Workspaces {
         let workspace =
             workspace.ok_or_else(|| Failure::new(ErrorCode::NotFound, "the session's workspace no longer exists"))?;
         let token = services.given_tokens.of(session.session_id.0);
-        let prepared = open::prepare(services, self.workspace_client(), &workspace, token).await?;
+        let prepared = open::prepare(services, self.workspace_client(), &workspace, Some(&session), token).await?;
         let servers = self.servers_of(&session);
         let seat = self.admit_returning(&session);
         let (supervised, spec) = self.place(&workspace, &prepared, Placing::again(&session, servers)).await?;
@@ -421,6 +394,7 @@ impl Workspaces {
             restarts: session.restarts,
             chosen: Chosen::of_row(session.choices.clone(), session.agent_facts.as_deref()),
             is_stored: true,
+            feed: None,
         };
         start(&supervised, spec, past, seat, Some(Box::new(adopted))).await?;
         self.mark_stored(session.session_id);
@@ -463,14 +437,50 @@ impl Workspaces {
         tokio::time::timeout(RESTART_WAIT, asking).await.ok().flatten()
     }
 
-    /// Closes a session for good, whether it is live or not.
+    /// Closes a session for good, whether it is live or not. Automation of an isolated session continues until it has
+    /// delivered or kept the changes: the folder that has them is removed afterwards.
     ///
     /// # Errors
     /// The close could not be written. A retry is safe.
     pub(crate) async fn close(&self, id: SessionId) -> Result<(), Failure> {
+        let services = &self.0.services;
+        if let Some(preparing) = services.preparing.get(id) {
+            preparing.stop(StopPreparing::Close).await;
+        }
+        let is_isolated = match self.live(id) {
+            Some(live) => live.shared.spec.is_isolated,
+            None => {
+                let row = services.store.session(id).await.map_err(|cause| store::failure(&cause))?;
+                row.is_some_and(|row| row.own_folder.is_some())
+            }
+        };
+        match services.closing.get(id) {
+            Some(turn) if is_isolated => turn.ends_within(services.settings.cancel_grace).await,
+            Some(turn) => turn.cancel_after(services.settings.cancel_grace).await,
+            None => {}
+        }
+        self.close_now(id).await?;
+        if is_isolated {
+            services.session_folders.offer();
+        }
+        Ok(())
+    }
+
+    /// Closes a session for good, and cancels its automation after the running step.
+    ///
+    /// # Errors
+    /// As [`Self::close`].
+    pub(crate) async fn close_with_automation(&self, id: SessionId) -> Result<(), Failure> {
+        if let Some(preparing) = self.0.services.preparing.get(id) {
+            preparing.stop(StopPreparing::Close).await;
+        }
         if let Some(turn) = self.0.services.closing.get(id) {
             turn.cancel_after(self.0.services.settings.cancel_grace).await;
         }
+        self.close_now(id).await
+    }
+
+    async fn close_now(&self, id: SessionId) -> Result<(), Failure> {
         if self.close_live(id).await? {
             self.0.services.given_servers.drop_of(id);
             self.0.services.given_tokens.drop_of(id.0);
@@ -491,9 +501,10 @@ impl Workspaces {
         }
     }
 
-    /// Returns the changes in a session's workspace.
-    pub(crate) async fn diff(&self, row: &WorkspaceRow) -> Result<WorkspaceDiff, Failure> {
-        self.0.workspace_client.diff(&DiffWorkspace { workspace: open::reference(self.services(), row) }).await
+    /// Returns the changes in a session's folder.
+    pub(crate) async fn diff(&self, row: &WorkspaceRow, session: &SessionRow) -> Result<WorkspaceDiff, Failure> {
+        let workspace = open::reference(self.services(), row, Some(session));
+        self.0.workspace_client.diff(&DiffWorkspace { workspace }).await
     }
 
     fn mark_stored(&self, id: SessionId) {
@@ -513,12 +524,23 @@ impl Workspaces {
         workspace: WorkspaceKey,
         prepared: PreparedWorkspace,
         facts: Arc<AgentFacts>,
-        protocol: Route,
+        (protocol, is_isolated): (Route, bool),
         (mcp_servers, lost_servers): ShownServers,
     ) -> ReadySession {
         let PreparedWorkspace { path, is_ephemeral, .. } = prepared;
         let offers = self.chosen(session_id).offers().clone();
-        ReadySession { session_id, workspace, path, is_ephemeral, facts, offers, protocol, mcp_servers, lost_servers }
+        ReadySession {
+            session_id,
+            workspace,
+            path,
+            is_ephemeral,
+            is_isolated,
+            facts,
+            offers,
+            protocol,
+            mcp_servers,
+            lost_servers,
+        }
     }
 
     /// Returns the carrier of a session that has just started.
@@ -538,7 +560,7 @@ impl Workspaces {
         prepared: &PreparedWorkspace,
         placing: Placing,
     ) -> Result<(Supervised, Arc<SessionSpec>), Failure> {
-        let Placing { session_id, user_id, mode, enable_git_ops, agent, mcp_servers } = placing;
+        let Placing { session_id, user_id, mode, enable_git_ops, agent, is_isolated, mcp_servers } = placing;
         let policy = self.0.services.policy(&row.key.installation_id, row.permission_policy);
         let supervised = self.supervised(&row.key).await?;
         supervised.policy.set(policy);
@@ -552,6 +574,7 @@ impl Workspaces {
             agent,
             cwd: prepared.path.clone(),
             is_ephemeral: prepared.is_ephemeral,
+            is_isolated,
             mcp_servers: SharedServers::new(mcp_servers),
             policy: supervised.policy.clone(),
             gate: supervised.routing.gate().clone(),
@@ -622,6 +645,9 @@ impl Workspaces {
     pub(crate) async fn drain(&self, deadline: impl Future<Output = ()>) {
         // First, so that no turn begins while the running ones are awaited.
         self.0.services.draining.store(true, Ordering::Release);
+        let preparing = self.0.services.preparing.all(|_, _| true);
+        let stopping = preparing.iter().map(|session| session.stop(StopPreparing::Drain));
+        let _ = tokio::time::timeout(DRAIN_MARGIN, futures_util::future::join_all(stopping)).await;
         let mut deadline = std::pin::pin!(deadline);
         let index = &self.0.services.index;
         let mut look = tokio::time::interval(Duration::from_millis(50));

@@ -11,6 +11,8 @@ pub(crate) struct AnsweredOnce {
     pub session_id: String,
     /// As JSON.
     pub answer: String,
+    /// True if it was given before the session was ready.
+    pub is_accepted: bool,
     /// True if an earlier request opened the session.
     pub is_replay: bool,
 }
@@ -23,7 +25,9 @@ fn replay(before: OpenedBefore, idempotency: &Idempotency) -> Result<AnsweredOnc
     if before.body_hash != idempotency.body_hash {
         return Err(Failure::idempotency_mismatch());
     }
-    Ok(AnsweredOnce { session_id: before.session_id, answer: before.answer, is_replay: true })
+    let answer: serde_json::Value = serde_json::from_str(&before.answer).unwrap_or_default();
+    let is_accepted = answer["state"] == SessionState::Preparing.as_str();
+    Ok(AnsweredOnce { session_id: before.session_id, answer: before.answer, is_accepted, is_replay: true })
 }
 
 impl Workspaces {
@@ -44,11 +48,19 @@ impl Workspaces {
         if let Some(before) = before().await? {
             return replay(before, &once.idempotency);
         }
-        match self.open_with(request, Some(&once)).await {
-            Ok((ready, answer)) => {
-                let session_id = ready.session_id.to_string();
+        let opened = match once.is_async {
+            false => self.open_with(request, Some(&once)).await.map(|(ready, answer)| (ready.session_id, answer)),
+            true => self.accept(request, Some(&once)).await.map(|it| (it.session_id, Some(RedactedJson::of(&it)))),
+        };
+        match opened {
+            Ok((session_id, answer)) => {
                 let answer = answer.map_or_else(String::new, RedactedJson::into_string);
-                Ok(AnsweredOnce { session_id, answer, is_replay: false })
+                Ok(AnsweredOnce {
+                    session_id: session_id.to_string(),
+                    answer,
+                    is_accepted: once.is_async,
+                    is_replay: false,
+                })
             }
             // Another process with this database may have been faster. A closed session is that of this request: its
             // commit reported an error and took effect nevertheless.

@@ -124,7 +124,9 @@ impl WorkspaceSupervisor {
     fn adopt(&mut self, message: StartSession, ready: Later<Started>, ctx: &mut Context<Self>) {
         let StartSession { spec, past, seat, adopted, span } = message;
         let settings = &self.services.settings;
-        let feed = EventFeed::new(spec.session_id, settings.replay_events, settings.replay_bytes, past.last_event_id);
+        let new_feed =
+            || EventFeed::new(spec.session_id, settings.replay_events, settings.replay_bytes, past.last_event_id);
+        let feed = past.feed.clone().unwrap_or_else(new_feed);
         let mut view = SessionView::starting(past.restarts, self.services.clock.now());
         view.chosen = past.chosen.clone();
         let id = spec.session_id;

@@ -2,6 +2,7 @@
 
 pub(crate) mod branch;
 pub(crate) mod branch_rules;
+pub(crate) mod clone_access;
 pub(crate) mod github_answer;
 pub(crate) mod github_host;
 mod markdown;

@@ -53,7 +53,7 @@ fn sample_of_failure(code: ErrorCode) -> Option<Sample> {
         // Caused by the caller's request, also where the agent reports it (-32602, -32002, -32601).
         InvalidRequest | PayloadTooLarge | UnsupportedMediaType | NotFound | MethodNotAllowed
         | AmbiguousWorkspace | RouteChanged | MigrationState | Unauthorized | Forbidden | ForbiddenOrigin
-        | TurnRunning | SessionClosed | SessionFailed | SessionNotLoaded | IdempotencyMismatch
+        | TurnRunning | SessionPreparing | SessionClosed | SessionFailed | SessionNotLoaded | IdempotencyMismatch
         | PermissionNotPending | LimitReached | WorkspaceFull | Erasing | TooManyTokens | CeilingExceeded
         | ModeUnavailable | NotSupportedByAgent | UnknownAgent | UnknownSecret | AgentRejected => None,
         // The same on every route: folder and git, credentials, the model's provider.

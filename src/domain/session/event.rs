@@ -18,6 +18,8 @@ words! {
         PermissionResolved = "permission_resolved",
         /// The mode, the model or an option was set, or was set again in a fresh agent, or could not be.
         Settings = "settings",
+        /// Progress of the clone while the session is prepared.
+        Preparation = "preparation",
         /// The session's state or connection changed.
         Status = "status",
         /// A fault was tolerated, or output was dropped.

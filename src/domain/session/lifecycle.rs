@@ -7,6 +7,8 @@ use crate::domain::{turn::outcome::ErrorCode, words::words};
 words! {
     /// State of a session.
     SessionState {
+        /// Its folder is being prepared, for instance by a clone, before its first agent is started.
+        Preparing = "preparing",
         /// Its agent is being started, for the first time or again.
         Starting = "starting",
         /// Its agent waits for a prompt.
@@ -29,9 +31,9 @@ words! {
 }
 
 impl SessionState {
-    /// True for states with a seat and an agent process.
+    /// True for states with a seat, and with an agent process or about to start one.
     pub(crate) fn is_live(self) -> bool {
-        matches!(self, Self::Starting | Self::Idle | Self::Running | Self::Background)
+        matches!(self, Self::Preparing | Self::Starting | Self::Idle | Self::Running | Self::Background)
     }
 
     /// Checks whether the session accepts a prompt. A prompt wakes a hibernated session.
@@ -41,6 +43,7 @@ impl SessionState {
     pub(crate) fn admits_prompt(self) -> Result<(), ErrorCode> {
         match self {
             Self::Starting | Self::Idle | Self::Running | Self::Background | Self::Hibernated => Ok(()),
+            Self::Preparing => Err(ErrorCode::SessionPreparing),
             Self::Expired | Self::Interrupted => Err(ErrorCode::SessionNotLoaded),
             Self::Failed => Err(ErrorCode::SessionFailed),
             Self::Closed => Err(ErrorCode::SessionClosed),
@@ -50,9 +53,10 @@ impl SessionState {
     /// Checks whether the session can be loaded.
     ///
     /// # Errors
-    /// `session_closed` for a closed session.
+    /// `session_closed` for a closed session, `session_preparing` for one that is not ready yet.
     pub(crate) fn admits_load(self) -> Result<(), ErrorCode> {
         match self {
+            Self::Preparing => Err(ErrorCode::SessionPreparing),
             Self::Closed => Err(ErrorCode::SessionClosed),
             _ => Ok(()),
         }
@@ -62,6 +66,7 @@ impl SessionState {
     /// each turn, and up to a minute after it expired.
     pub(crate) fn kept_as(self) -> &'static [Self] {
         match self {
+            Self::Preparing => &[Self::Preparing],
             Self::Starting | Self::Idle | Self::Running | Self::Background => {
                 &[Self::Starting, Self::Idle, Self::Running, Self::Background]
             }
@@ -86,6 +91,8 @@ impl SessionState {
     pub(crate) fn after_restart(self) -> Self {
         match self {
             Self::Running => Self::Interrupted,
+            // Its caller has its id, and finds the reason there; a load prepares it again.
+            Self::Preparing => Self::Failed,
             Self::Starting | Self::Idle | Self::Background => Self::Hibernated,
             other => other,
         }
@@ -115,9 +122,10 @@ mod tests {
     use super::*;
 
     #[test]
-    fn closed_session_stays_closed_and_every_other_can_be_loaded() {
+    fn closed_session_stays_closed_and_every_other_can_be_loaded_once_it_is_prepared() {
         for state in SessionState::ALL {
-            assert_eq!(state.admits_load().is_ok(), state != SessionState::Closed, "{state:?}");
+            let excluded = [SessionState::Closed, SessionState::Preparing].contains(&state);
+            assert_eq!(state.admits_load().is_err(), excluded, "{state:?}");
             assert_eq!(SessionState::from_name(state.as_str()), Some(state));
         }
     }
@@ -141,5 +149,6 @@ mod tests {
             assert!(!state.after_restart().is_live(), "{state:?}");
         }
         assert_eq!(SessionState::Running.after_restart(), SessionState::Interrupted);
+        assert_eq!(SessionState::Preparing.after_restart(), SessionState::Failed);
     }
 }

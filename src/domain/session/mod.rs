@@ -10,4 +10,5 @@ pub(crate) mod lifecycle;
 pub(crate) mod mcp;
 pub(crate) mod pending_permissions;
 pub(crate) mod permission;
+pub(crate) mod preparation;
 pub(crate) mod restart;

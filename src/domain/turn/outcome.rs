@@ -124,6 +124,10 @@ error_codes! {
     MigrationState = "migration_state", Application, false,
         "Read the status with `GET /acp/migrations/{id}`: it does not allow this change."
         | "Look at `lumilink migration show`: the status does not allow this change.";
+    /// The folder of the session is being prepared.
+    SessionPreparing = "session_preparing", Application, true,
+        "Wait until `GET /acp/session/{id}` shows another state, or follow the session's events."
+        | "Wait until `lumilink session show` shows another state.";
     /// The session was closed.
     SessionClosed = "session_closed", Application, false, "Open a new session."
         | "Open a new session with `lumilink session new`.";

@@ -14,12 +14,13 @@ use actix_web::{
 };
 use serde_json::value::RawValue;
 
+use self::prompt::PREFERENCE_APPLIED;
 use super::{
     HttpState,
     problem::{ApiError, REPLAYED},
     refusals::{OfAgent, OfBody, OfCall, OfKey, OfPermission, OfRuntime, OfSession, OfStart, Problems},
     request::{Body, idempotency, parse_body, path_id, run_to_completion},
-    rows::{self, find_live, find_session},
+    rows::{self, find_live, find_session, is_prepared},
 };
 use crate::{
     actors::{
@@ -34,7 +35,8 @@ use crate::{
         runtime::Checkout,
         session::{
             AgentAnswer, CancelBody, Cancelled, Closed, ConfigBody, LoadBody, Mode, ModeBody, ModelBody,
-            NewSessionBody, PermissionAnswered, PermissionBody, SessionBody, SessionReady, WorkspaceInfo,
+            NewSessionBody, PermissionAnswered, PermissionBody, SessionAccepted, SessionBody, SessionReady,
+            WorkspaceInfo,
         },
     },
     domain::{
@@ -53,17 +55,23 @@ use crate::{
 
 /// Creates a session in a workspace and starts its agent.
 ///
+/// With `Prefer: respond-async` it answers at once with the session in state `preparing`: its folder is made and its agent
+/// started afterwards. Events `preparation` of the session show the progress of a clone; the state becomes `idle`, or
+/// `failed` with the failure that the answer would have had. A load prepares such a session again.
+///
 /// An `Idempotency-Key` (per tenant, 24 h) makes a retry safe: one key opens one session, and a repeat gets the first
 /// answer with `Idempotent-Replayed: true`. A request that fails does not use up its key.
 #[utoipa::path(
     tag = "sessions",
     security(("token" = ["sessions.use"])),
-    params((
-        "Idempotency-Key" = Option<String>, Header, pattern = r"^[!-~]{1,128}$", description = "Makes a retry safe"
-    )),
+    params(
+        ("Idempotency-Key" = Option<String>, Header, pattern = r"^[!-~]{1,128}$", description = "Makes a retry safe"),
+        ("Prefer" = Option<String>, Header, description = "`respond-async` answers at once"),
+    ),
     request_body = NewSessionBody,
     responses(
         (status = 201, description = "The session is ready for prompts; `Location` has its address", body = SessionReady),
+        (status = 202, description = "The session is being prepared; `Location` has its address", body = SessionAccepted),
         Problems<(OfAgent, OfStart, OfKey)>,
     )
 )]
@@ -75,17 +83,27 @@ pub(crate) async fn new_session(
     body: Body,
 ) -> Result<HttpResponse, ApiError> {
     let key = idempotency(&request, &body)?.map(|key| rows::own_key(&caller, key));
+    let is_async = prompt::prefers_async(&request);
     let request = open_request(&caller, parse_body(&body)?)?;
     let workspaces = state.workspaces.clone();
     let Some(idempotency) = key else {
+        if is_async {
+            let accepted = run_to_completion(async move { workspaces.open_later(request).await }).await?;
+            let location = location(&accepted.session_id.to_string());
+            let mut answer = HttpResponse::Accepted();
+            return Ok(answer.insert_header(location).insert_header(PREFERENCE_APPLIED).json(accepted));
+        }
         let opened = run_to_completion(async move { workspaces.open(request).await }).await?;
         let location = location(&opened.session_id.to_string());
         return Ok(HttpResponse::Created().insert_header(location).json(ready(opened)));
     };
-    let once = OpenOnce { idempotency, answer_of };
-    let AnsweredOnce { session_id, answer, is_replay } =
+    let once = OpenOnce { idempotency, answer_of, is_async };
+    let AnsweredOnce { session_id, answer, is_accepted, is_replay } =
         run_to_completion(async move { workspaces.open_once(request, once).await }).await?;
-    let mut created = HttpResponse::Created();
+    let mut created = if is_accepted { HttpResponse::Accepted() } else { HttpResponse::Created() };
+    if is_accepted {
+        created.insert_header(PREFERENCE_APPLIED);
+    }
     if is_replay {
         created.insert_header(REPLAYED);
     }
@@ -116,6 +134,9 @@ fn open_request(caller: &Caller, body: NewSessionBody) -> Result<OpenSession, Ap
     if body.github_token.is_some() && body.path.is_some() {
         return Err(ApiError::new(ErrorCode::InvalidRequest, "`githubToken` needs a `repository`"));
     }
+    if body.isolate == Some(true) && body.path.is_some() {
+        return Err(ApiError::new(ErrorCode::InvalidRequest, "`isolate` needs a `repository`, not a `path`"));
+    }
     let github_token = body.github_token.map(prompt::github_token).transpose()?;
     let enable_git_ops = body.enable_git_ops.unwrap_or(body.repository.is_some());
     Ok(OpenSession {
@@ -130,6 +151,7 @@ fn open_request(caller: &Caller, body: NewSessionBody) -> Result<OpenSession, Ap
         checkout: body.repository.map(|repository| Checkout { repository, branch: body.branch }),
         path: body.path,
         is_ephemeral: body.ephemeral,
+        isolate: body.isolate,
         permission_policy: body.permission_policy,
         mcp_servers: McpServers::given(mcp_servers),
         github_token,
@@ -156,6 +178,7 @@ fn ready(session: ReadySession) -> SessionReady {
             installation_id: session.workspace.installation_id,
             path: session.path,
             is_ephemeral: session.is_ephemeral,
+            is_isolated: session.is_isolated,
         },
     }
 }
@@ -190,6 +213,7 @@ pub(crate) async fn load_session(
     if let Some(servers) = &body.mcp_servers {
         mcp::check(servers)?;
     }
+    is_prepared(&state, &caller, id)?;
     let row = find_session(&state, &caller, id).await?;
     let (workspaces, given) = (state.workspaces.clone(), body.mcp_servers.map(McpServers::given));
     let loaded = run_to_completion(async move { workspaces.load(&row, given).await }).await?;
@@ -214,7 +238,8 @@ pub(crate) async fn close_session(
 ) -> Result<web::Json<Closed>, ApiError> {
     let body: SessionBody = parse_body(&body)?;
     let id: SessionId = path_id(&body.session_id, "session")?;
-    if find_live(&state, &caller, id).is_none()
+    if rows::find_preparing(&state, &caller, id).is_none()
+        && find_live(&state, &caller, id).is_none()
         && find_session(&state, &caller, id).await?.state == SessionState::Closed
     {
         return Ok(web::Json(Closed { session_id: id, state: SessionState::Closed }));
@@ -263,6 +288,7 @@ pub(crate) async fn cancel_turn(
 /// The live session, or the reason why it is not live.
 async fn live(state: &HttpState, caller: &Caller, id: &str) -> Result<std::sync::Arc<LiveSession>, ApiError> {
     let id: SessionId = path_id(id, "session")?;
+    is_prepared(state, caller, id)?;
     if let Some(live) = find_live(state, caller, id) {
         return Ok(live);
     }

@@ -33,7 +33,7 @@ use crate::{
         problem::{ApiError, REPLAYED},
         refusals::{OfAgent, OfBody, OfKey, OfSession, OfStart, OfTurn, Problems},
         request::{Body, Query, idempotency, page, parse_body, path_id, run_to_completion},
-        rows::{find_live, find_prompt, find_session, is_running},
+        rows::{find_live, find_prompt, find_session, is_prepared, is_running},
         tokens,
     },
     store::{Idempotency, PromptRow},
@@ -46,13 +46,22 @@ enum AnswerForm {
     Promise,
 }
 
+fn has_word(request: &HttpRequest, name: header::HeaderName, word: &str) -> bool {
+    request.headers().get(name).and_then(|value| value.to_str().ok()).is_some_and(|value| value.contains(word))
+}
+
+/// True if the caller does not wait for the work of the request.
+pub(super) fn prefers_async(request: &HttpRequest) -> bool {
+    has_word(request, header::HeaderName::from_static("prefer"), "respond-async")
+}
+
+/// The header of an answer to such a request.
+pub(super) const PREFERENCE_APPLIED: (&str, &str) = ("preference-applied", "respond-async");
+
 fn answer_form(request: &HttpRequest) -> AnswerForm {
-    let contains = |name, word: &str| {
-        request.headers().get(name).and_then(|value| value.to_str().ok()).is_some_and(|value| value.contains(word))
-    };
-    if contains(header::ACCEPT, "text/event-stream") {
+    if has_word(request, header::ACCEPT, "text/event-stream") {
         AnswerForm::Stream
-    } else if contains(header::HeaderName::from_static("prefer"), "respond-async") {
+    } else if prefers_async(request) {
         AnswerForm::Promise
     } else {
         AnswerForm::Result
@@ -161,6 +170,7 @@ async fn begin(
     let (_present, presence) = watch::channel(());
     // Twice: a session can hibernate between the lookup and the request.
     for _ in 0..2 {
+        is_prepared(state, asking, session_id)?;
         if let Some(live) = find_live(state, asking, session_id) {
             let make = |again| RunPrompt {
                 prompt_id,
@@ -283,10 +293,8 @@ fn pending(accepted: &PromptAccepted) -> HttpResponse {
 
 fn promise(accepted: &PromptAccepted) -> HttpResponse {
     let mut answer = pending(accepted);
-    answer.headers_mut().insert(
-        header::HeaderName::from_static("preference-applied"),
-        header::HeaderValue::from_static("respond-async"),
-    );
+    let (name, value) = PREFERENCE_APPLIED;
+    answer.headers_mut().insert(header::HeaderName::from_static(name), header::HeaderValue::from_static(value));
     answer
 }
 

@@ -6,7 +6,10 @@ use serde_json::value::RawValue;
 
 use super::{state_of, stream};
 use crate::{
-    actors::handles::{agent_handshakes::LastHandshake, event_feed::ReadFrom},
+    actors::handles::{
+        agent_handshakes::LastHandshake,
+        event_feed::{EventFeed, ReadFrom},
+    },
     contract::{
         events::SessionStream,
         lists::{
@@ -23,7 +26,7 @@ use crate::{
         redaction::{Redacted, RedactedJson},
         session::{
             choices::{Chosen, Offers},
-            lifecycle::SessionMode,
+            lifecycle::{SessionMode, SessionState},
             pending_permissions::WaitingRequest,
         },
         turn::outcome::ErrorCode,
@@ -33,7 +36,7 @@ use crate::{
         problem::ApiError,
         refusals::{OfFolder, OfRuntime, OfSession, OfWorkspace, Problems},
         request::{Query, page, page_size, path_id},
-        rows::{self, find_live, find_session, find_workspace},
+        rows::{self, find_live, find_preparing, find_session, find_workspace},
         tokens,
     },
     store::{self, SessionFilter, SessionRow, TranscriptRow, WorkspaceFilter, WorkspaceRow},
@@ -59,8 +62,13 @@ pub(crate) async fn get_session(
 ) -> Result<web::Json<SessionInfo>, ApiError> {
     let id: SessionId = path_id(&id, "session")?;
     let row = find_session(&state, &caller, id).await?;
-    let workspace = state.workspaces.services().store.workspace(row.key.clone()).await?;
-    let path = workspace.and_then(|workspace| workspace.workspace_path);
+    let path = match &row.own_folder {
+        Some(own) => own.path.clone(),
+        None => {
+            let workspace = state.workspaces.services().store.workspace(row.key.clone()).await?;
+            workspace.and_then(|workspace| workspace.workspace_path)
+        }
+    };
     // They have parts of the conversation.
     let live = find_live(&state, &caller, id).filter(|_| caller.may(Privilege::ReadContents));
     let waiting = live.map(|live| live.shared.feed.waiting()).unwrap_or_default();
@@ -81,9 +89,16 @@ fn waiting_permission(request: &WaitingRequest) -> WaitingPermission {
 
 /// A session from its row, updated from the live session.
 fn info(state: &HttpState, row: SessionRow, whole: bool) -> SessionInfo {
-    let live = rows::live_of(state, &row);
+    let preparing = rows::preparing_of(state, &row);
+    let live = rows::live_of(state, &row).filter(|_| preparing.is_none());
     let view = live.as_ref().map(|live| live.shared.view().clone());
-    let current = view.as_ref().map_or_else(|| state_of(state, &row), |view| view.state);
+    let current = match (&preparing, &view) {
+        (Some(_), _) => SessionState::Preparing,
+        (None, Some(view)) => view.state,
+        (None, None) => state_of(state, &row),
+    };
+    let feed = preparing.as_ref().map(|it| &it.feed).or(live.as_ref().map(|live| &live.shared.feed));
+    let last_event_id = feed.map_or(row.last_event_id, EventFeed::last_id);
     let agent_facts = row.agent_facts.as_deref().filter(|_| whole);
     let agent_facts = agent_facts.and_then(|facts| match &view {
         Some(view) => facts_with(facts, view.chosen.offers()),
@@ -108,8 +123,9 @@ fn info(state: &HttpState, row: SessionRow, whole: bool) -> SessionInfo {
         protocol: view.as_ref().map_or(row.protocol, |view| view.carrier).as_str(),
         protocol_version: row.protocol_version,
         restarts: view.as_ref().map_or(row.restarts, |view| view.restarts),
-        last_event_id: live.map_or(row.last_event_id, |live| live.shared.feed.last_id()),
+        last_event_id,
         workspace_path: None,
+        is_isolated: row.own_folder.is_some(),
         permission_requests: Vec::new(),
         agent_facts,
         mcp_servers: RawValue::from_string(row.mcp_servers).ok().filter(|_| whole),
@@ -203,10 +219,10 @@ pub(crate) async fn get_diff(
     let row = find_session(&state, &caller, id).await?;
     let workspace = state.workspaces.services().store.workspace(row.key.clone()).await?;
     let missing = || ApiError::new(ErrorCode::NotFound, "the workspace of the session does not exist any more");
-    Ok(web::Json(state.workspaces.diff(&workspace.ok_or_else(missing)?).await?))
+    Ok(web::Json(state.workspaces.diff(&workspace.ok_or_else(missing)?, &row).await?))
 }
 
-/// Events of a live session as server-sent events. They are raw updates of the agent and events of the service, in order,
+/// Events of a live session, or of one that is being prepared, as server-sent events. They are raw updates of the agent and events of the service, in order,
 /// each once. Starts after `Last-Event-ID`, else with the oldest event in memory, or with the next event for `?from=live`. A
 /// `gap` event reports evicted events; the transcript has them. A reader that does not keep up is disconnected after a
 /// `gap` and can resume with its last id. Ends with the session.
@@ -232,7 +248,9 @@ pub(crate) async fn follow_events(
     query: Query<EventsQuery>,
 ) -> Result<HttpResponse, ApiError> {
     let id: SessionId = path_id(&id, "session")?;
-    let Some(live) = find_live(&state, &caller, id) else {
+    let preparing = find_preparing(&state, &caller, id).map(|it| it.feed.clone());
+    let feed = preparing.or_else(|| find_live(&state, &caller, id).map(|live| live.shared.feed.clone()));
+    let Some(feed) = feed else {
         let current = state_of(&state, &find_session(&state, &caller, id).await?);
         let code = current.admits_load().err().unwrap_or(ErrorCode::SessionNotLoaded);
         return Err(ApiError::new(code, format!("the session is {}", current.as_str())));
@@ -243,7 +261,7 @@ pub(crate) async fn follow_events(
         (None, None) => ReadFrom::Oldest,
     };
     let services = state.workspaces.services();
-    let events = stream::follow_session(&live.shared.feed, from, services.index.clone(), services.metrics.clone());
+    let events = stream::follow_session(&feed, from, services.index.clone(), services.metrics.clone());
     let until = tokens::until_token_ends(state.clone(), caller);
     Ok(stream::answer(events.take_until(Box::pin(until))))
 }

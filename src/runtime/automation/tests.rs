@@ -33,6 +33,7 @@ use crate::{
     github::{Github, GithubLimits},
     process::{ownership, sandbox::Sandbox, user::RunAs},
     runtime::workspaces::{WorkspaceSettings, Workspaces, diff::DiffLimits, folders::AllowedFolders, git::Git},
+    telemetry::Metrics,
 };
 
 const PATH: &str = "/usr/local/bin:/usr/bin:/bin";
@@ -174,6 +175,7 @@ impl Place {
             clone_timeout: Duration::from_secs(60),
             diff: DiffLimits { patch_bytes: 10_000, file_bytes: 100_000 },
             has_other_users: true,
+            metrics: Metrics::new("test", None).unwrap(),
         };
         // Other users pass through; tests of them run as root only.
         fs::set_permissions(base.path(), fs::Permissions::from_mode(0o755)).unwrap();
@@ -196,7 +198,7 @@ impl Place {
             checkout: Some(Checkout { repository: self.url(), branch: None }),
             github_token: Some(token().into()),
         };
-        self.workspaces.prepare(request, None).await.unwrap();
+        self.workspaces.prepare(request, None, None).await.unwrap();
     }
 
     fn reference(&self) -> WorkspaceRef {

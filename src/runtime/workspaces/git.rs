@@ -14,12 +14,14 @@ use tokio::{
     fs::File,
     io::{AsyncReadExt, AsyncWriteExt},
     net::unix::pipe,
+    sync::watch,
 };
 
 use super::repository::Scheme;
 use crate::{
     domain::{
         redaction::Redacted,
+        session::preparation::CloneProgress,
         text,
         turn::outcome::{ErrorCode, Failure},
     },
@@ -88,13 +90,30 @@ pub(crate) struct Call<'a> {
     pub target: Option<PathBuf>,
     /// True to read stdout and stderr as one text; excludes an input.
     pub is_merged: bool,
+    /// Receives the progress that git prints; excludes an input, and stdout is read with stderr.
+    pub progress: Option<ProgressSender>,
 }
+
+/// Publishes the newest progress of a clone.
+pub(crate) type ProgressSender = watch::Sender<Option<CloneProgress>>;
 
 impl<'a> Call<'a> {
     /// A call without network, input and output, with this program's own rights.
     pub(crate) fn local(cwd: &'a Path, args: Vec<OsString>, timeout: Duration) -> Self {
         let (env, rights, input) = Default::default();
-        Self { args, env, cwd, timeout, max_output: 0, scheme: None, rights, input, target: None, is_merged: false }
+        Self {
+            args,
+            env,
+            cwd,
+            timeout,
+            max_output: 0,
+            scheme: None,
+            rights,
+            input,
+            target: None,
+            is_merged: false,
+            progress: None,
+        }
     }
 }
 
@@ -212,7 +231,7 @@ impl Git {
     /// # Cancel safety
     /// As [`run`](Self::run).
     pub(crate) async fn execute(&self, call: Call<'_>) -> Result<Finished, Failure> {
-        let Call { args, env, cwd, timeout, max_output, scheme, rights, input, target, is_merged } = call;
+        let Call { args, env, cwd, timeout, max_output, scheme, rights, input, target, is_merged, progress } = call;
         let settings = SETTINGS.iter().flat_map(|setting| [OsString::from("-c"), OsString::from(*setting)]);
         let command = GroupCommand {
             program: "git".into(),
@@ -222,7 +241,7 @@ impl Git {
             run_as: rights.user,
             kill_grace: KILL_GRACE,
             streams: match input {
-                Input::Nothing if is_merged => Streams::Merged,
+                Input::Nothing if is_merged || progress.is_some() => Streams::Merged,
                 Input::Nothing => Streams::Output,
                 _ => Streams::Dialogue,
             },
@@ -233,6 +252,16 @@ impl Git {
             },
         };
         let mut started = group::spawn(command, ()).await.map_err(|cause| failed(&cause.to_string()))?;
+        if let Some(progress) = progress {
+            let work = async {
+                let text = read_progress(&mut started.output, &progress).await;
+                let mut ended = started.exit.wait().await;
+                ended.stderr_tail = text;
+                Finished { output: Output { bytes: Vec::new(), cut: false }, ended: Some(ended) }
+            };
+            let finished = tokio::time::timeout(timeout, work).await;
+            return finished.map_err(|_| failed(&format!("did not finish within {} s", timeout.as_secs())));
+        }
         let work = async {
             let feed = std::pin::pin!(input.feed(started.input.take()));
             let read = read_output(&mut started.output, max_output, target);
@@ -271,6 +300,53 @@ impl Git {
         all.extend(env.into_iter().map(|(name, value)| (name.into(), value)));
         all.into_iter().collect()
     }
+}
+
+/// Longest line of git's progress, in bytes. The rest of a longer line is dropped.
+const MAX_LINE: usize = 1024;
+/// Longest text beside the progress that is kept, in bytes.
+const MAX_TEXT: usize = 4096;
+
+/// Reads the output to its end, publishes the progress in it, and returns the end of the other lines.
+async fn read_progress(output: &mut pipe::Receiver, progress: &ProgressSender) -> String {
+    let (mut chunk, mut line, mut other) = (vec![0; 8192], Vec::new(), String::new());
+    loop {
+        let read = output.read(&mut chunk).await.unwrap_or(0);
+        for byte in &chunk[..read] {
+            if !matches!(byte, b'\r' | b'\n') {
+                if line.len() < MAX_LINE {
+                    line.push(*byte);
+                }
+                continue;
+            }
+            take_line(&mut line, progress, &mut other);
+        }
+        if read == 0 {
+            take_line(&mut line, progress, &mut other);
+            return other;
+        }
+    }
+}
+
+/// Takes a whole line: progress, or other text.
+fn take_line(line: &mut Vec<u8>, progress: &ProgressSender, other: &mut String) {
+    let shown = String::from_utf8_lossy(line);
+    if let Some(new) = CloneProgress::of_line(&shown) {
+        progress.send_if_modified(|newest| {
+            let is_after = new.is_after(*newest);
+            if is_after {
+                *newest = Some(new);
+            }
+            is_after
+        });
+    } else if !shown.trim().is_empty() {
+        other.push_str(&shown);
+        other.push('\n');
+        if other.len() > 2 * MAX_TEXT {
+            *other = text::tail_bytes(other, MAX_TEXT).to_owned();
+        }
+    }
+    line.clear();
 }
 
 /// Reads the output up to a limit, into memory or a file.

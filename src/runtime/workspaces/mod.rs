@@ -19,7 +19,7 @@ use std::{
     os::unix::fs::{DirBuilderExt, PermissionsExt},
     path::{Path, PathBuf},
     sync::{Arc, Weak},
-    time::Duration,
+    time::{Duration, Instant},
 };
 
 use futures_util::{
@@ -34,7 +34,7 @@ pub(crate) use self::delta::Delta;
 use self::{
     diff::{Baseline, DiffLimits},
     folders::AllowedFolders,
-    git::{Call, Git},
+    git::{Call, Git, ProgressSender},
     proxy::{Proxy, ProxyFailure, Services},
     repositories::BareRepository,
     repository::{Repository, check_branch},
@@ -50,6 +50,7 @@ use crate::{
         turn::outcome::{ErrorCode, Failure},
     },
     process::{sandbox::scratch::remove_tree, user::RunAs},
+    telemetry::{Metrics, labels::CloneResult},
 };
 
 /// Folder in the root that holds the baselines. Workspaces are named by UUIDs, so none has this name.
@@ -72,6 +73,7 @@ pub(crate) struct Workspaces {
     git_hosts: Vec<String>,
     clone_timeout: Duration,
     diff: DiffLimits,
+    metrics: Metrics,
     /// Running comparisons by folder; finished ones are removed when another begins.
     comparing: Mutex<HashMap<PathBuf, WeakShared<Comparison>>>,
     /// One lock per workspace, which serialises preparing and comparing it. Entries without a holder are removed when
@@ -91,6 +93,38 @@ pub(crate) struct WorkspaceSettings {
     pub diff: DiffLimits,
     /// True if agents run as other users, as whom git compares.
     pub has_other_users: bool,
+    pub metrics: Metrics,
+}
+
+/// A repository to clone.
+struct Source {
+    repository: Repository,
+    branch: Option<String>,
+    token: Option<SecretString>,
+    progress: Option<ProgressSender>,
+}
+
+/// Measures a clone. Dropped before its end, it counts as cancelled.
+struct CloneTimer {
+    metrics: Metrics,
+    began: Instant,
+    result: CloneResult,
+}
+
+impl CloneTimer {
+    fn start(metrics: Metrics) -> Self {
+        Self { metrics, began: Instant::now(), result: CloneResult::Cancelled }
+    }
+
+    fn end(mut self, is_done: bool) {
+        self.result = if is_done { CloneResult::Done } else { CloneResult::Failed };
+    }
+}
+
+impl Drop for CloneTimer {
+    fn drop(&mut self) {
+        self.metrics.cloned(self.result, self.began.elapsed());
+    }
 }
 
 /// A comparison that several callers await.
@@ -106,7 +140,7 @@ impl Workspaces {
     /// # Errors
     /// The root cannot be written.
     pub(crate) fn new(allowed: AllowedFolders, git: Git, settings: WorkspaceSettings) -> io::Result<Self> {
-        let WorkspaceSettings { git_hosts, clone_timeout, diff, has_other_users } = settings;
+        let WorkspaceSettings { git_hosts, clone_timeout, diff, has_other_users, metrics } = settings;
         let incoming = allowed.root().join(INCOMING);
         private_folders(&incoming)?;
         for name in [BASELINES, REPOSITORIES, RESCUES] {
@@ -127,10 +161,10 @@ impl Workspaces {
         }
         remove_abandoned_repositories(allowed.root(), clone_timeout.max(ABANDONED_AFTER))?;
         let (comparing, busy, measuring) = Default::default();
-        Ok(Self { allowed, git, git_hosts, clone_timeout, diff, comparing, busy, measuring })
+        Ok(Self { allowed, git, git_hosts, clone_timeout, diff, metrics, comparing, busy, measuring })
     }
 
-    /// Creates a workspace, or returns an existing one unchanged. `user` is that of the agent for which a folder given by
+    /// Creates a workspace, or returns an existing one unchanged; `progress` gets that of its clone. `user` is that of the agent for which a folder given by
     /// `path` is read.
     ///
     /// # Errors
@@ -143,6 +177,7 @@ impl Workspaces {
         self: &Arc<Self>,
         request: PrepareWorkspace,
         user: Option<RunAs>,
+        progress: Option<ProgressSender>,
     ) -> Result<PreparedWorkspace, Failure> {
         let PrepareWorkspace { workspace, checkout, github_token, .. } = request;
         if let Some(path) = workspace.path {
@@ -160,7 +195,11 @@ impl Workspaces {
             match source {
                 None => make_folder(folder.clone()).await?,
                 Some((repository, branch)) => {
-                    self.fetch_into(workspace.folder_id, &repository, branch, github_token.as_ref()).await?;
+                    let timer = CloneTimer::start(self.metrics.clone());
+                    let source = Source { repository, branch, token: github_token, progress };
+                    let cloned = self.fetch_into(workspace.folder_id, source).await;
+                    timer.end(cloned.is_ok());
+                    cloned?;
                 }
             }
         }
@@ -346,17 +385,11 @@ impl Workspaces {
     }
 
     /// Clones into [`INCOMING`] and renames the result into place, so that an existing workspace is always complete.
-    async fn fetch_into(
-        &self,
-        id: FolderId,
-        repository: &Repository,
-        branch: Option<String>,
-        token: Option<&SecretString>,
-    ) -> Result<(), Failure> {
+    async fn fetch_into(&self, id: FolderId, source: Source) -> Result<(), Failure> {
         // A folder of its own with mode 0700: git creates the work tree with the permissions of the umask.
         let target = self.temporary_folder().await?;
         let work_tree = target.path().join("workspace");
-        self.clone_to(&work_tree, target.path(), repository, branch, token).await?;
+        self.clone_to(&work_tree, target.path(), source).await?;
         // Taken before the rename: an existing workspace always has its baseline and its repository.
         self.baseline(id).take(&self.git, &work_tree, None, self.diff.file_bytes).await?;
         let kept = target.path().join("repository");
@@ -375,15 +408,9 @@ impl Workspaces {
     }
 
     /// Runs `git clone`. Files are written as the repository stores them: without filters, and with its line ends.
-    async fn clone_to(
-        &self,
-        work_tree: &Path,
-        around: &Path,
-        repository: &Repository,
-        branch: Option<String>,
-        token: Option<&SecretString>,
-    ) -> Result<(), Failure> {
-        let proxy = token.map(|token| Proxy::start(repository, token, Services::Fetch)).transpose()?;
+    async fn clone_to(&self, work_tree: &Path, around: &Path, source: Source) -> Result<(), Failure> {
+        let Source { repository, branch, token, progress } = source;
+        let proxy = token.as_ref().map(|token| Proxy::start(&repository, token, Services::Fetch)).transpose()?;
         let template = around.join("template");
         let attributes = template.join("info/attributes");
         let written = attributes.clone();
@@ -392,8 +419,8 @@ impl Workspaces {
             fs::write(written, "* -text !eol !filter !ident !working-tree-encoding\n")
         })
         .await?;
-        let mut args: Vec<OsString> =
-            ["clone", "--quiet", "--depth=1", "--single-branch", "--no-tags"].map(Into::into).to_vec();
+        let mut args: Vec<OsString> = ["clone", "--depth=1", "--single-branch", "--no-tags"].map(Into::into).to_vec();
+        args.push(if progress.is_some() { "--progress" } else { "--quiet" }.into());
         let mut from_template = OsString::from("--template=");
         from_template.push(&template);
         args.push(from_template);
@@ -404,6 +431,7 @@ impl Workspaces {
         let call = Call {
             env: proxy.as_ref().map(Proxy::environment).unwrap_or_default(),
             scheme: Some(proxy.as_ref().map_or(repository.scheme(), Proxy::scheme)),
+            progress,
             ..Call::local(around, args, self.clone_timeout)
         };
         if let Err(failure) = self.git.run(call).await {

@@ -20,6 +20,7 @@ use crate::{
         ids::FolderId,
         turn::outcome::{ErrorCode, Failure},
     },
+    telemetry::Metrics,
 };
 
 const PATH: &str = "/usr/local/bin:/usr/bin:/bin";
@@ -91,6 +92,7 @@ impl Place {
             clone_timeout: Duration::from_secs(20),
             diff,
             has_other_users: false,
+            metrics: Metrics::new("test", None).unwrap(),
         };
         // Notes each call, and runs git.
         let wrapper =
@@ -108,7 +110,7 @@ impl Place {
         let workspace = WorkspaceRef { folder_id: FolderId(id), path: None, within: None };
         let request =
             PrepareWorkspace { workspace, agent: None, installation_id: None, checkout, github_token: None };
-        Ok(self.workspaces.prepare(request, None).await?.path)
+        Ok(self.workspaces.prepare(request, None, None).await?.path)
     }
 
     async fn changes(&self, id: Uuid, path: Option<String>) -> Result<Vec<(String, ChangeStatus)>, Failure> {
@@ -138,7 +140,7 @@ async fn existing_folder_is_compared_with_its_state_at_the_first_use() {
         let workspace = WorkspaceRef { folder_id: FolderId(Uuid::nil()), path: Some(path.clone()), within: None };
         let request =
             PrepareWorkspace { workspace, agent: None, installation_id: None, checkout: None, github_token: None };
-        place.workspaces.prepare(request, None).await.unwrap();
+        place.workspaces.prepare(request, None, None).await.unwrap();
         std::fs::write(project.join("new"), "x\n").unwrap();
     }
     let changes = place.changes(Uuid::nil(), Some(path)).await.unwrap();
@@ -216,7 +218,7 @@ async fn sparse_file_of_two_gigabytes_is_listed_and_not_read() {
         checkout: None,
         github_token: None,
     };
-    place.workspaces.prepare(request, None).await.unwrap();
+    place.workspaces.prepare(request, None, None).await.unwrap();
     assert!(place.workspaces.diff(workspace.clone()).await.unwrap().files.is_empty());
     sparse(&folder.join("changed"), 3 << 30);
     sparse(&folder.join("grown"), 2 << 30);

@@ -121,6 +121,33 @@ impl Store {
         .await
     }
 
+    /// [`Store::create_session_with`] for a session whose row says that it is being prepared, and stays the same otherwise.
+    ///
+    /// # Errors
+    /// [`StoreError::Conflict`] if the session is not being prepared any more.
+    ///
+    /// # Cancel safety
+    /// A dropped future may have written.
+    pub(crate) async fn complete_session_with(
+        &self,
+        new: NewSession,
+        session_notice: Option<SessionNotice>,
+        key: Option<SessionKey>,
+    ) -> Result<(), StoreError> {
+        let (tenant, session_id, now) = (new.key.installation_id.clone(), new.session_id, new.now);
+        let notice = |session_notice| SessionNoticeRows::new(new.key.clone(), session_id, None, session_notice, now);
+        let mut session_notice = session_notice.map(notice);
+        let mut complete = sessions::complete(new);
+        self.write(move |tx| {
+            complete(tx)?;
+            if let Some(key) = &key {
+                session_keys::bind(tx, &tenant, session_id, key, now)?;
+            }
+            session_notice.as_mut().map_or(Ok(()), |session_notice| session_notice.write(tx))
+        })
+        .await
+    }
+
     /// [`Store::settle_session`], and notifies the session's user in the same transaction.
     pub(crate) async fn settle_session_with_notice(
         &self,

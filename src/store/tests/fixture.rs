@@ -309,6 +309,7 @@ pub(super) fn new_session(us: i64) -> NewSession {
         key,
         user_id: Some("ada".parse().unwrap()),
         limited_token: None,
+        own_folder: None,
         agent: "demo".into(),
         mode: SessionMode::Development,
         enable_git_ops: true,

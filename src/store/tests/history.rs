@@ -10,7 +10,7 @@ use crate::{
         retention::{RemovalCause, Removed, Tenants},
         session::lifecycle::SessionState,
     },
-    store::{NewSession, NewTurn, PruneHistory, Removal, SessionChange, Store, TurnEnd, UnusedFolders},
+    store::{NewSession, NewTurn, OwnFolder, PruneHistory, Removal, SessionChange, Store, TurnEnd, UnusedFolders},
 };
 
 fn day(days: i64) -> i64 {
@@ -166,5 +166,47 @@ both_databases! {
             assert_eq!(store.unused_folders(UnusedFolders::Ephemeral, 10).await.unwrap().len(), count, "{state:?}");
         }
         assert!(store.is_folder_unused(key, UnusedFolders::Ephemeral).await.unwrap());
+    }
+
+    async fn folder_of_a_closed_session_is_found_once_no_turn_and_no_run_needs_it(database: TestDatabase) {
+        let store = database.open();
+        let key = key("acme", "web");
+        let found = async |unused| -> Vec<SessionId> {
+            let rows = store.unused_session_folders(unused, 10).await.unwrap();
+            rows.into_iter().map(|row| row.session_id).collect()
+        };
+        let (ended, since) = (UnusedFolders::Ephemeral, UnusedFolders::Since(at(day(70))));
+        let own_folder = Some(OwnFolder { branch: Some("main".into()), path: Some("/w/1".into()), removed: None });
+        let new = NewSession { state: SessionState::Hibernated, own_folder: own_folder.clone(), ..new_session(1) };
+        let id = new.session_id;
+        store.create_session(new).await.unwrap();
+        session_of(&store, "acme", 2, SessionState::Closed).await;
+        assert_eq!(store.session(id).await.unwrap().unwrap().own_folder, own_folder);
+        assert_eq!(store.folder_of_workspace(key.clone()).await.unwrap().as_deref(), Some("/w/1"));
+        assert_eq!((found(ended).await, found(since).await), (vec![], vec![id]), "it can be loaded");
+        let turn = new_turn(id, 3);
+        let prompt = turn.prompt_id;
+        store.accept_turn(turn).await.unwrap();
+        let closed = SessionChange { state: Some(SessionState::Closed), ..SessionChange::new(id) };
+        store.update_session(closed).await.unwrap();
+        assert_eq!((found(ended).await, found(since).await), (vec![], vec![]), "a turn is open");
+        end(&store, turn_end(id, prompt, 4)).await.unwrap();
+        assert_eq!(found(ended).await, [id]);
+        assert!(store.is_session_folder_unused(id, ended).await.unwrap());
+        // The row has to name the folder until it is removed.
+        let everyone = Tenants::Except(Vec::new());
+        let (now, before) = (at(day(100)), at(day(90)));
+        for kind in [Removed::Transcripts, Removed::Turns] {
+            prune(&store, kind, &everyone, before, now).await;
+        }
+        assert_eq!(prune(&store, Removed::Sessions, &everyone, before, now).await, 1, "the shared one");
+        store.session_folder_removed(id, key.clone(), removal(now)).await.unwrap();
+        assert_eq!((found(ended).await, found(since).await), (vec![], vec![]));
+        let row = store.session(id).await.unwrap().unwrap();
+        assert_eq!(row.own_folder.map(|own| (own.path, own.removed)), Some((None, Some(now))));
+        assert_eq!(store.folder_of_workspace(key).await.unwrap(), None);
+        let folders = store.removals("acme".parse().unwrap()).await.unwrap();
+        assert!(folders.iter().any(|(kind, _, amount, of)| kind == "folders" && *amount == 1 && of.is_some()));
+        assert_eq!(prune(&store, Removed::Sessions, &everyone, before, now).await, 1);
     }
 }

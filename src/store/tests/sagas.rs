@@ -17,10 +17,11 @@ use crate::{
         clock::Timestamp,
         erasure::EraseTarget,
         ids::{SessionId, WorkspaceKey},
+        session::lifecycle::SessionState,
     },
     store::{
-        AuditFilter, EndStep, Listed, NewSession, NewTurn, Page, Retained, RunEnd, SagaFilter, SagaRow, SagaUpdate,
-        Store, StoreError, TurnEnd,
+        AuditFilter, EndStep, Listed, NewSession, NewTurn, OwnFolder, Page, Retained, RunEnd, SagaFilter, SagaRow,
+        SagaUpdate, SessionChange, Store, StoreError, TurnEnd, UnusedFolders,
     },
 };
 
@@ -228,5 +229,24 @@ both_databases! {
         assert!(store.sagas_with_rescue(later, 9).await.unwrap().is_empty());
         assert_eq!(store.prune(Retained::AutomationRuns, later, 9).await, Ok(1));
         assert_eq!(store.saga(row.run_id).await.unwrap(), None);
+    }
+
+    async fn folder_of_a_session_is_kept_while_a_run_waits_without_a_kept_commit(database: TestDatabase) {
+        let store = database.open();
+        let new = NewSession { own_folder: Some(OwnFolder::default()), ..new_session(0) };
+        let id = new.session_id;
+        store.create_session(new).await.unwrap();
+        let row = begun(&store, &key("acme", "web"), id, 1).await;
+        end(&store, turn_end(id, row.prompt_id, 2)).await.unwrap();
+        let closed = SessionChange { state: Some(SessionState::Closed), ..SessionChange::new(id) };
+        store.update_session(closed).await.unwrap();
+        let found = async || store.unused_session_folders(UnusedFolders::Ephemeral, 10).await.unwrap().len();
+        assert_eq!(found().await, 0, "an attempt runs");
+        store.save_saga(update(&row, SagaStatus::Waiting, &[StepName::Changes], 3)).await.unwrap();
+        assert_eq!(found().await, 0, "the folder alone has the changes");
+        let row = SagaRow { version: row.version + 1, ..row };
+        let steps = [StepName::Changes, StepName::Commit, StepName::Rescue];
+        store.save_saga(update(&row, SagaStatus::Waiting, &steps, 4)).await.unwrap();
+        assert_eq!(found().await, 1, "the commit is kept");
     }
 }

@@ -100,6 +100,13 @@ fn recover(
             sessions::last_used_us.eq(now.0),
         ))
         .execute(tx.connection)?;
+    let preparing = sessions::table.filter(sessions::state.eq(SessionState::Preparing.as_str()));
+    diesel::update(preparing)
+        .set((
+            sessions::failure_code.eq(ErrorCode::Interrupted.as_str()),
+            sessions::failure_detail.eq("the service stopped while the session was being prepared"),
+        ))
+        .execute(tx.connection)?;
     for state in SessionState::ALL.into_iter().filter(|state| state.after_restart() != *state) {
         let gone = sessions::state.eq(state.as_str()).and(sessions::session_id.ne_all(kept));
         recovered += diesel::update(sessions::table.filter(gone))

@@ -1,4 +1,4 @@
-//! Metrics of GitHub automation.
+//! Metrics of GitHub automation and of clones.
 
 use std::time::Duration;
 
@@ -10,7 +10,7 @@ use super::{
 };
 use crate::{
     domain::automation::step::{StepName, StepOutcome, StepReport},
-    telemetry::labels::{RunOutcome, StepResult},
+    telemetry::labels::{CloneResult, RunOutcome, StepResult},
 };
 
 /// Buckets in seconds, from a local step of a small repository to a push that takes minutes.
@@ -20,6 +20,7 @@ const STEP_BUCKETS: [f64; 14] = [0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 
 pub(in crate::telemetry) struct AutomationMetrics {
     runs: Family<RunOutcome, IntCounter>,
     steps: Family<StepResult, Histogram>,
+    clones: Family<CloneResult, Histogram>,
     rate_remaining: IntGauge,
 }
 
@@ -38,6 +39,12 @@ impl AutomationMetrics {
                 &["step", "outcome"],
                 &STEP_BUCKETS,
             )?,
+            clones: make.histograms(
+                "lumilink_clone_seconds",
+                "Duration of clones of repositories into workspaces, with their baselines, by result.",
+                &["result"],
+                &STEP_BUCKETS,
+            )?,
             rate_remaining: make.gauge(
                 "lumilink_github_rate_limit_remaining",
                 "Requests that GitHub still permitted in this hour, by its newest answer; -1 before the first one.",
@@ -51,6 +58,13 @@ impl Metrics {
     pub(crate) fn automation_run(&self, status: &str, reason: Option<&str>) {
         if let Some(outcome) = RunOutcome::of(status, reason) {
             self.all.automation.runs.add(outcome, 1);
+        }
+    }
+
+    /// A clone ended, or was given up.
+    pub(crate) fn cloned(&self, result: CloneResult, took: Duration) {
+        if let Some(histogram) = self.all.automation.clones.get(result) {
+            histogram.observe(took.as_secs_f64());
         }
     }
 

@@ -14,19 +14,20 @@ use uuid::Uuid;
 
 use crate::{
     contract::{
-        fallback::{PROCESS_PROMPT, TurnCancelled},
+        fallback::{NDJSON, PROCESS_PROMPT, TurnCancelled},
         keep_alive::CLIENT_KEEP_ALIVE,
         problem::Problem,
         runtime::{
-            AgentProcesses, CountProcesses, DiffWorkspace, MeasureWorkspace, MeasuredWorkspace, PrepareWorkspace,
-            PreparedWorkspace, RemoveTenant, RemoveWorkspace, RemovedHomes, RemovedWorkspace, RuntimeStatus,
-            WorkspaceDiff,
+            AgentProcesses, CountProcesses, DiffWorkspace, MeasureWorkspace, MeasuredWorkspace, PrepareLine,
+            PrepareWorkspace, PreparedWorkspace, RemoveTenant, RemoveWorkspace, RemovedHomes, RemovedWorkspace,
+            RuntimeStatus, WorkspaceDiff,
         },
         steps::{AUTOMATION, StepOrder},
     },
     domain::{
         automation::step::StepReport,
         ids::PromptId,
+        session::preparation::CloneProgress,
         turn::outcome::{ErrorCode, Failure},
     },
     transport::request_id::{self, X_REQUEST_ID},
@@ -210,12 +211,53 @@ impl WorkspaceClient {
         })
     }
 
-    /// Creates a workspace unless it exists. Takes at most the clone limit plus 15 s.
+    /// Creates a workspace unless it exists, and hands over the progress of its clone. Takes at most the clone limit plus
+    /// 15 s.
     ///
     /// # Errors
     /// The failure of the runtime, or [`ErrorCode::RuntimeUnavailable`]. Idempotent, so a retry is safe.
-    pub(crate) async fn prepare(&self, request: &PrepareWorkspace) -> Result<PreparedWorkspace, Failure> {
-        self.post("workspace/prepare", request, self.prepare_timeout).await
+    ///
+    /// # Cancel safety
+    /// A dropped future ends the clone about a second later, and leaves no incomplete workspace.
+    pub(crate) async fn prepare(
+        &self,
+        request: &PrepareWorkspace,
+        on_progress: &(dyn Fn(CloneProgress) + Sync),
+    ) -> Result<PreparedWorkspace, Failure> {
+        let unavailable = |cause: reqwest::Error| self.client.unavailable(&cause);
+        let post = self.client.request(Method::POST, "workspace/prepare").json(request);
+        let post = post.header(header::ACCEPT, format!("{NDJSON}, application/json")).timeout(self.prepare_timeout);
+        let mut response = self.send_again(post).await.map_err(unavailable)?;
+        if !response.status().is_success() {
+            return Err(self.client.refusal(response).await);
+        }
+        let kind = response.headers().get(header::CONTENT_TYPE).and_then(|kind| kind.to_str().ok());
+        if !kind.is_some_and(|kind| kind.starts_with(NDJSON)) {
+            // A runtime of an earlier version.
+            return response.json().await.map_err(unavailable);
+        }
+        let mut held = Vec::new();
+        while let Some(chunk) = response.chunk().await.map_err(unavailable)? {
+            held.extend_from_slice(&chunk);
+            while let Some(end) = memchr::memchr(b'\n', &held) {
+                let line: Vec<u8> = held.drain(..=end).collect();
+                if line.trim_ascii().is_empty() {
+                    continue;
+                }
+                match serde_json::from_slice(&line) {
+                    Ok(PrepareLine::Progress(progress)) => on_progress(progress),
+                    Ok(PrepareLine::Prepared(prepared)) => return Ok(prepared),
+                    Ok(PrepareLine::Failed(problem)) => return Err(failure_of(&problem)),
+                    // Of a newer version.
+                    Err(cause) => tracing::debug!(marker = "[ACP]", %cause, "line of a preparation was ignored"),
+                }
+            }
+            if held.len() > MAX_ANSWER_BYTES {
+                break;
+            }
+        }
+        let detail = format!("the runtime at {} did not say how the preparation ended", self.client.base);
+        Err(Failure::new(ErrorCode::RuntimeUnavailable, detail))
     }
 
     /// Counts the processes below the agent of a connection that started within `age` and still run. Takes at most

@@ -38,7 +38,7 @@ use crate::{
         automation::{
             saga::{Next, Verdict},
             skip::{Automation, Credential, SkipDetail, WantedMode},
-            step::StepName,
+            step::{StepFailure, StepName},
         },
         clock::Clock,
         ids::{FolderId, InstallationId, PromptId, SessionId, WorkspaceKey},
@@ -133,6 +133,14 @@ impl Automate for TwoSteps {
     fn retry(&self, _: SagaRow, _: Option<SecretString>) -> BoxFuture<'static, Result<(), Failure>> {
         std::future::ready(Ok(())).boxed()
     }
+
+    fn clone_token(
+        &self,
+        _: &InstallationId,
+        _: &str,
+    ) -> BoxFuture<'static, Result<Option<SecretString>, StepFailure>> {
+        std::future::ready(Ok(None)).boxed()
+    }
 }
 
 impl Run for StepsRun {
@@ -223,6 +231,7 @@ async fn new_session(services: &Services) -> SessionId {
         workspace: Some(workspace),
         user_id: None,
         limited_token: None,
+        own_folder: None,
         agent: "default".into(),
         mode: SessionMode::Development,
         enable_git_ops: true,
@@ -249,6 +258,7 @@ fn shared(services: &Services, session_id: SessionId) -> Arc<SessionShared> {
         gate: RouteGate::new(&Routing::new(Route::Acp), &services.settings.recovery),
         pace: WorkspacePace::default(),
         has_oneshot: false,
+        is_isolated: false,
         session_id,
         workspace: key(),
         agent: None,

@@ -115,6 +115,7 @@ fn run(services: &Arc<Services>, steps: &[Step], end: End) -> Over {
         gate,
         pace: WorkspacePace::default(),
         has_oneshot: false,
+        is_isolated: false,
         session_id: SessionId(Uuid::now_v7()),
         workspace: key,
         agent: None,
