@@ -184,6 +184,10 @@ pub(crate) struct AutomationBody {
     #[serde(default)]
     #[schema(max_items = 20)]
     pub labels: Vec<String>,
+    /// Login at GitHub of the person who asks for the change. The commit credits them (`Co-authored-by`) if GitHub reports that
+    /// they may write to the repository.
+    #[schema(pattern = "^[A-Za-z0-9][A-Za-z0-9_-]{0,38}$")]
+    pub requester: Option<String>,
 }
 
 impl AutomationBody {
@@ -192,8 +196,9 @@ impl AutomationBody {
     /// # Errors
     /// `invalid_request` that names the member.
     pub(crate) fn wanted(self, has_token: bool) -> Result<Wanted, Failure> {
-        let Self { mode, dry_run: is_dry_run, branch_name, base_branch, issue, issue_title, labels } = self;
-        let options = WantedOptions { is_dry_run, branch_name, base_branch, issue, issue_title, labels, has_token };
+        let Self { mode, dry_run: is_dry_run, branch_name, base_branch, issue, issue_title, labels, requester } = self;
+        let options =
+            WantedOptions { is_dry_run, branch_name, base_branch, issue, issue_title, labels, requester, has_token };
         let wanted = Wanted { mode, options };
         wanted.check()?;
         Ok(wanted)

@@ -26,6 +26,6 @@ pub(crate) use self::{
     create::{Creation, create_once},
     exchange::{Github, GithubLimits},
     fit::{fit_body, fit_title},
-    model::{Comment, Issue, Name, PullRequest, Reference, RepositoryFacts, Ruleset, User},
+    model::{Collaborator, Comment, Issue, Name, PullRequest, Reference, RepositoryFacts, Ruleset, User},
     repository::Repository,
 };

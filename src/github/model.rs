@@ -41,6 +41,15 @@ pub(crate) struct User {
     pub name: Option<String>,
 }
 
+/// The permission of a person on a repository.
+#[derive(Debug, Clone, Default, Deserialize)]
+#[serde(default)]
+pub(crate) struct Collaborator {
+    /// `admin`, `write`, `read` or `none`.
+    pub permission: Option<String>,
+    pub user: Option<User>,
+}
+
 /// An issue, or the issue side of a pull request.
 #[derive(Debug, Clone, Deserialize)]
 pub(crate) struct Issue {

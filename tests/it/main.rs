@@ -12,6 +12,7 @@ mod audit;
 mod automation;
 mod automation_app;
 mod automation_runs;
+mod automation_signing;
 mod background;
 mod backup;
 mod bounds;

@@ -142,9 +142,12 @@ impl AdvancedRun {
     }
 
     async fn order(&self, step: StepName) -> Result<StepOrder, StepFailure> {
-        let input = order::input(&self.saga, self.row.run_id, step)?;
+        let settings = &self.automation.settings;
+        let input = order::input(&self.saga, self.row.run_id, step, settings.signer())?;
+        let signing_key = settings.signing_key.clone().filter(|_| order::needs_key(&self.saga, step));
         let remote = if step.is_remote() { Some(self.remote().await?) } else { None };
-        Ok(StepOrder { workspace: self.workspace.clone(), session_id: self.row.session_id, remote, input })
+        let (workspace, session_id) = (self.workspace.clone(), self.row.session_id);
+        Ok(StepOrder { workspace, session_id, remote, signing_key, input })
     }
 
     /// The repository with a token. A turn that was given a token uses no other credential.

@@ -52,6 +52,7 @@ impl Automation {
             base_branch: wanted.base_branch,
             issue: wanted.issue,
             issue_title: wanted.issue_title,
+            requester: wanted.requester,
             branch_template: policy.branch_template,
             author: settings.author(),
             is_draft: policy.is_draft,

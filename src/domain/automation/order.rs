@@ -7,6 +7,7 @@ use uuid::Uuid;
 use super::{
     branch::{BranchName, NewBranch},
     saga::Saga,
+    signing::{Signer, SigningWay},
     step::{Changes, Identity, StepFailure, StepInput, StepName},
     texts::{CommentText, CommitText, IssueText, MarkerKind, Origin, PullRequestText, TurnFigures, marker},
 };
@@ -51,7 +52,7 @@ impl Texts {
 ///
 /// # Errors
 /// A fact that the step needs is missing, or no identity of commits is known.
-pub(crate) fn input(saga: &Saga, run: Uuid, step: StepName) -> Result<StepInput, StepFailure> {
+pub(crate) fn input(saga: &Saga, run: Uuid, step: StepName, signer: Signer) -> Result<StepInput, StepFailure> {
     let missing = || failure("incomplete-run", "a fact of an earlier step is missing");
     let (plan, facts) = (&saga.plan, &saga.facts);
     let texts = Texts::of(saga, run);
@@ -66,6 +67,10 @@ pub(crate) fn input(saga: &Saga, run: Uuid, step: StepName) -> Result<StepInput,
             wants_pull_request: plan.wants_pull_request(),
             touches_workflows: touches_workflows(changes()?),
             pull_request: plan.previous.as_ref().and_then(|it| it.pull_request),
+            signing: signer.mode,
+            has_signing_key: signer.has_key,
+            api_obstacle: changes()?.api_obstacle.clone(),
+            requester: plan.requester.clone(),
         },
         StepName::Issue => {
             let (title, summary) = (texts.title.as_ref(), texts.summary.as_ref());
@@ -82,7 +87,7 @@ pub(crate) fn input(saga: &Saga, run: Uuid, step: StepName) -> Result<StepInput,
         StepName::Commit => commit_input(saga, &texts, changes()?)?,
         StepName::Push => {
             let expected = saga.open_previous().map(|previous| previous.head.clone());
-            StepInput::Push { branch: branch(saga, run), commit: commit()?, expected }
+            StepInput::Push { branch: branch(saga, run), commit: commit()?, expected, signing: saga.signing() }
         }
         StepName::PullRequest => pull_request(saga, &texts, facts.preflight.as_ref().ok_or_else(missing)?),
         StepName::Comment => {
@@ -135,15 +140,16 @@ pub(crate) fn branch(saga: &Saga, run: Uuid) -> String {
 }
 
 fn commit_input(saga: &Saga, texts: &Texts, changes: &Changes) -> Result<StepInput, StepFailure> {
+    let identity = identity(saga)?;
+    let requester = saga.facts.preflight.as_ref().and_then(|preflight| preflight.requester.as_ref());
     let text = CommitText {
         explicit: None,
         issue: saga.facts.issue.as_ref().map(|issue| issue.number),
         title: texts.title.as_ref(),
         summary: texts.summary.as_ref(),
         prompt: &texts.prompt,
-        requester: None,
+        requester: requester.filter(|requester| requester.email != identity.email),
     };
-    let identity = identity(saga)?;
     Ok(StepInput::Commit {
         parent: changes.parent.clone(),
         tree: changes.tree.clone(),
@@ -151,7 +157,13 @@ fn commit_input(saga: &Saga, texts: &Texts, changes: &Changes) -> Result<StepInp
         author: identity.clone(),
         committer: identity,
         at: saga.plan.at,
+        is_signed: saga.signing() == Some(SigningWay::Key),
     })
+}
+
+/// True if the order of a step needs the key for signatures.
+pub(crate) fn needs_key(saga: &Saga, step: StepName) -> bool {
+    matches!(step, StepName::Commit | StepName::Push) && saga.signing() == Some(SigningWay::Key)
 }
 
 /// The identity of commits. A commit that is only kept, because no step before it could ask GitHub, has one that names no
@@ -227,9 +239,15 @@ mod tests {
         saga.plan.author = Some(Identity { name: "bot".into(), email: "bot@users.noreply.github.com".into() });
         let name = branch(&saga, RUN);
         assert_eq!(name, "claude-code/issue-4-2023-11-14-221320");
-        let Ok(StepInput::Commit { message, .. }) = input(&saga, RUN, StepName::Commit) else { panic!("a commit") };
-        assert!(message.starts_with("Fix issue #4"), "{message}");
-        let Ok(StepInput::PullRequest { body, base, .. }) = input(&saga, RUN, StepName::PullRequest) else {
+        let Ok(StepInput::Commit { message, .. }) = input(&saga, RUN, StepName::Commit, Signer::default()) else { panic!("a commit") };
+        assert!(message.starts_with("Fix issue #4") && !message.contains("Co-authored-by"), "{message}");
+        let person = Identity { name: "Octo Cat".into(), email: "7+octocat@users.noreply.github.com".into() };
+        saga.facts.preflight.as_mut().unwrap().requester = Some(person);
+        let Ok(StepInput::Commit { message, .. }) = input(&saga, RUN, StepName::Commit, Signer::default()) else {
+            panic!("a commit")
+        };
+        assert!(message.ends_with("\n\nCo-authored-by: Octo Cat <7+octocat@users.noreply.github.com>"), "{message}");
+        let Ok(StepInput::PullRequest { body, base, .. }) = input(&saga, RUN, StepName::PullRequest, Signer::default()) else {
             panic!("a pull request")
         };
         assert!(body.contains("Fixes #4") && base == "main", "{body}");
@@ -240,7 +258,7 @@ mod tests {
     #[test]
     fn unknown_identity_fails_the_commit_before_the_push() {
         let saga = saga_after(&[StepName::Changes, StepName::Preflight]);
-        assert_eq!(input(&saga, RUN, StepName::Commit).unwrap_err().code, "no-identity");
-        assert_eq!(input(&saga, RUN, StepName::Push).unwrap_err().code, "incomplete-run");
+        assert_eq!(input(&saga, RUN, StepName::Commit, Signer::default()).unwrap_err().code, "no-identity");
+        assert_eq!(input(&saga, RUN, StepName::Push, Signer::default()).unwrap_err().code, "incomplete-run");
     }
 }

@@ -10,6 +10,7 @@ use serde::{Deserialize, Serialize};
 
 use super::{
     plan::{Plan, Previous, Protection},
+    signing::SigningWay,
     skip::{SkipDetail, SkipReason},
     step::{
         Changes, CommitFact, IssueFact, Preflight, PullRequestFact, PullRequestState, PushFact, Remedy, RescueFact,
@@ -83,6 +84,8 @@ pub(crate) struct Facts {
     pub commit: Option<CommitFact>,
     /// True if the commit was made only to be kept, before GitHub named an identity: another attempt makes it again.
     pub is_provisional: bool,
+    /// True once GitHub refused a push because its commit had no signature.
+    pub demands_signature: bool,
     pub push: Option<PushFact>,
     pub pull_request: Option<PullRequestFact>,
     pub comment_url: Option<String>,
@@ -204,12 +207,33 @@ impl Saga {
     /// The next step that keeps a commit which cannot be delivered; `None` if there is nothing to keep, or it is kept.
     fn step_of_rescue(&self) -> Option<StepName> {
         let facts = &self.facts;
-        let is_lost = self.has_changes() && facts.push.is_none() && facts.rescue.is_none() && !self.plan.is_dry_run;
+        let is_lost = self.has_changes() && facts.push.is_none() && !self.is_rescued() && !self.plan.is_dry_run;
         let is_possible = !self.has_failed(StepName::Commit) && !self.has_failed(StepName::Rescue);
         (is_lost && is_possible).then_some(match facts.commit {
             None => StepName::Commit,
             Some(_) => StepName::Rescue,
         })
+    }
+
+    /// True if the commit of the run is kept. Another one with the same changes may have been kept before it was signed.
+    fn is_rescued(&self) -> bool {
+        let Facts { rescue: Some(rescue), commit, .. } = &self.facts else { return false };
+        let is_same = |kept: &String| commit.as_ref().is_none_or(|commit| commit.sha == *kept);
+        rescue.commit.as_ref().is_none_or(is_same)
+    }
+
+    /// The signer of the commit; `None` if it is not signed.
+    pub(crate) fn signing(&self) -> Option<SigningWay> {
+        let preflight = self.facts.preflight.as_ref()?;
+        preflight.signing.or(preflight.could_sign.filter(|_| self.facts.demands_signature))
+    }
+
+    /// Drops a commit that was made without the signature that it needs, so that it is made again.
+    fn drop_unsigned(&mut self) {
+        let is_unsigned = self.facts.commit.as_ref().is_some_and(|commit| !commit.is_signed);
+        if is_unsigned && self.facts.push.is_none() && self.signing() == Some(SigningWay::Key) {
+            self.facts.commit = None;
+        }
     }
 
     fn obstacle(&self) -> Option<Obstacle<'_>> {
@@ -308,7 +332,10 @@ impl Saga {
         let facts = &mut self.facts;
         match fact {
             StepFact::Changes(made) => facts.changes = Some(made),
-            StepFact::Preflight(made) => facts.preflight = Some(made),
+            StepFact::Preflight(made) => {
+                facts.preflight = Some(made);
+                self.drop_unsigned();
+            }
             StepFact::Issue(made) => facts.issue = Some(made),
             StepFact::Commit(made) => {
                 facts.is_provisional = facts.preflight.is_none();
@@ -327,6 +354,14 @@ impl Saga {
         if step == StepName::Push && failure.code == BRANCH_NAME_TAKEN && !self.has_other_name {
             (self.has_other_name, self.tries) = (true, 0);
             return;
+        }
+        if step == StepName::Push && failure.skip == Some(SkipDetail::SigningRequired) && self.signing().is_none() {
+            self.facts.demands_signature = true;
+            if self.signing().is_some() {
+                self.tries = 0;
+                self.drop_unsigned();
+                return;
+            }
         }
         let may_pass = failure.remedy == Remedy::Later && failure.retry_at.is_none() && failure.skip.is_none();
         if may_pass && self.tries < MAX_TRIES {

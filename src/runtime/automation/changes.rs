@@ -11,6 +11,7 @@ use super::{
 };
 use crate::{
     domain::automation::{
+        signing::{self, ChangedFile},
         skip::SkipDetail,
         step::{Changes, Finding, Remedy, StepFact, StepFailure, StepInput, UnsafePath},
         tree::{
@@ -95,7 +96,13 @@ pub(super) async fn changes(step: &mut Step<'_>) -> Made {
         base_branch: cloned.branch,
         findings,
         unsafe_paths: usable.unsafe_paths,
+        api_obstacle: signing::api_obstacle(changed.iter().zip(&listed).map(|(entry, listed)| file_of(entry, listed.bytes))),
     }))
+}
+
+/// A changed file for the limits of commits that GitHub makes.
+pub(super) fn file_of(entry: &TreeEntry, bytes: u64) -> ChangedFile<'_> {
+    ChangedFile { path: &entry.path, old_mode: entry.old_mode, mode: entry.mode, bytes }
 }
 
 async fn origin(repository: &BareRepository, cloned: &Cloned, parent: Option<&str>) -> Result<Origin, StepFailure> {

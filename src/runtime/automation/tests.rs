@@ -26,7 +26,11 @@ use crate::{
         steps::{Remote, StepOrder},
     },
     domain::{
-        automation::step::{Changes, Identity, PushFact, Remedy, StepFact, StepFailure, StepInput, StepOutcome},
+        automation::{
+            signing::SigningWay,
+            ssh_key::tests::new_key,
+            step::{Changes, Identity, PushFact, Remedy, StepFact, StepFailure, StepInput, StepOutcome},
+        },
         clock::Timestamp,
         ids::{FolderId, SessionId},
     },
@@ -141,6 +145,8 @@ struct Place {
     automation: Automation,
     id: Uuid,
     run: Uuid,
+    signing: Option<SigningWay>,
+    signing_key: Option<String>,
 }
 
 impl Place {
@@ -181,7 +187,7 @@ impl Place {
         let git = Git::new(BTreeMap::from([("PATH".to_owned(), PATH.into())])).confined_by(sandbox);
         let workspaces = Arc::new(Workspaces::new(allowed, git, settings).unwrap());
         let automation = Automation::new(workspaces.clone(), Github::new(GithubLimits::default()));
-        Self { base, host, address, workspaces, automation, id: Uuid::now_v7(), run: Uuid::now_v7() }
+        Self { base, host, address, workspaces, automation, id: Uuid::now_v7(), run: Uuid::now_v7(), signing: None, signing_key: None }
     }
 
     fn url(&self) -> String {
@@ -249,6 +255,7 @@ impl Place {
             workspace: self.reference(),
             session_id: SessionId(Uuid::nil()),
             remote: Some(remote),
+            signing_key: self.signing_key.clone().map(Into::into),
             input,
         };
         let report = self.automation.perform(self.run, &order).await;
@@ -275,6 +282,7 @@ impl Place {
             author: person.clone(),
             committer: person,
             at: Timestamp(1_700_000_000_000_000),
+            is_signed: self.signing == Some(SigningWay::Key),
         };
         match self.perform(input).await {
             Ok(StepFact::Commit(commit)) => commit.sha,
@@ -284,7 +292,7 @@ impl Place {
 
     async fn push(&self, branch: &str, commit: &str, expected: Option<&str>) -> Result<PushFact, StepFailure> {
         let (branch, commit, expected) = (branch.to_owned(), commit.to_owned(), expected.map(str::to_owned));
-        match self.perform(StepInput::Push { branch, commit, expected }).await? {
+        match self.perform(StepInput::Push { branch, commit, expected, signing: self.signing }).await? {
             StepFact::Push(fact) => Ok(fact),
             other => panic!("{other:?}"),
         }
@@ -459,6 +467,7 @@ async fn commit_without_a_change_is_refused() {
         author: person.clone(),
         committer: person,
         at: Timestamp(0),
+        is_signed: false,
     };
     assert_eq!(place.perform(input).await.unwrap_err().code, "no-changes");
 }
@@ -500,6 +509,44 @@ async fn commit_is_moved_onto_commits_of_others_and_keeps_them() {
     place.push("auto/x", &commit, Some(&fact.sha)).await.unwrap();
     let shared = String::from_utf8(place.show("auto/x:shared")).unwrap();
     assert!(shared.contains("person\n") && shared.contains("agent again\n"), "{shared}");
+}
+
+#[actix_web::test]
+async fn commit_is_signed_with_the_key_and_signed_again_when_it_is_moved() {
+    let mut place = Place::new(&[("a", "1\n"), ("b", "1\n")]).await;
+    let (private, public) = new_key(place.base.path(), &["-t", "ed25519", "-N", ""]);
+    (place.signing, place.signing_key) = (Some(SigningWay::Key), Some(private.clone()));
+    let signers = place.base.path().join("signers");
+    fs::write(&signers, format!("1+bot@users.noreply.example.org {public}")).unwrap();
+    let verify = |sha: &str| {
+        let file = format!("gpg.ssh.allowedSignersFile={}", signers.display());
+        git(&place.remote(), &["-c", &file, "-c", "gpg.format=ssh", "verify-commit", sha]);
+    };
+    place.put("a", "agent\n");
+    let first = place.deliver("auto/x", None, None).await;
+    verify(&first.sha);
+    let changes = place.changes(None).await;
+    assert_eq!(place.commit(&changes).await, first.sha, "a repeat makes the same commit");
+    git(&place.person(), &["fetch", "-q"]);
+    git(&place.person(), &["checkout", "-q", "-b", "auto/x", "origin/auto/x"]);
+    place.person_writes("b", "person\n");
+    git(&place.person(), &["add", "-A"]);
+    place.person_pushes("auto/x");
+    place.put("a", "agent again\n");
+    let moved = place.deliver("auto/x", Some(&first.sha), Some(&first.sha)).await;
+    assert!(moved.is_rebased);
+    verify(&moved.sha);
+    assert_eq!(git(&place.remote(), &["log", "-1", "--format=%B", "auto/x"]), "-F /etc/passwd\n\nSecond line");
+    let mut found = Vec::new();
+    let line = private.lines().nth(1).unwrap();
+    files_with(&place.root(), &[line], &mut found);
+    assert_eq!(found, Vec::<PathBuf>::new(), "the key is in no file of the runtime");
+    place.signing_key = None;
+    let changes = place.changes(Some(&moved.sha)).await;
+    place.put("a", "unsigned\n");
+    assert_ne!(place.changes(Some(&moved.sha)).await, changes);
+    let failure = place.push("auto/x", &moved.sha, None).await.unwrap_err();
+    assert_eq!((failure.code.as_str(), failure.remedy), ("signing-key", Remedy::Never));
 }
 
 #[actix_web::test]
@@ -687,13 +734,17 @@ fn processes_with_token() -> Vec<String> {
 }
 
 fn files_with_token(folder: &Path, found: &mut Vec<PathBuf>) {
+    let encoded = BASE64_STANDARD.encode(format!("x-access-token:{}", token()));
+    files_with(folder, &[TOKEN[1], &encoded], found);
+}
+
+fn files_with(folder: &Path, texts: &[&str], found: &mut Vec<PathBuf>) {
     for entry in fs::read_dir(folder).unwrap().flatten() {
         let path = entry.path();
-        let encoded = BASE64_STANDARD.encode(format!("x-access-token:{}", token()));
         if entry.file_type().unwrap().is_dir() {
-            files_with_token(&path, found);
+            files_with(&path, texts, found);
         } else if let Ok(text) = fs::read(&path)
-            && [TOKEN[1], &encoded].iter().any(|it| memchr::memmem::find(&text, it.as_bytes()).is_some())
+            && texts.iter().any(|it| memchr::memmem::find(&text, it.as_bytes()).is_some())
         {
             found.push(path);
         }

@@ -102,7 +102,7 @@ impl Baseline {
         delta.is_incomplete = changed.cut;
         delta.entries = raw_entries(&changed.bytes);
         let gone =
-            found.gone.into_iter().map(|path| TreeEntry { path, mode: None, object: String::new(), old: None });
+            found.gone.into_iter().map(|path| TreeEntry { path, mode: None, object: String::new(), old: None, old_mode: None });
         delta.entries.extend(gone);
         delta.entries.retain(|entry| entry.path != SUMMARY.as_bytes());
         scratch.write_pack(git, workspace, &objects, &kept, &delta.entries, pack).await?;

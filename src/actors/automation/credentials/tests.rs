@@ -129,7 +129,8 @@ async fn token_has_only_the_permissions_that_the_run_needs() {
             summary: None,
             base_branch: None,
             findings: Vec::new(),
-            unsafe_paths: Vec::new(),
+            api_obstacle: None,
+        unsafe_paths: Vec::new(),
         });
         credentials.mint(&tenant("acme"), &saga, &github.url, NOW).await.unwrap();
         let body = minted(&github).pop().unwrap();

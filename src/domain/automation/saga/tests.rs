@@ -24,6 +24,7 @@ pub(crate) fn plan() -> Plan {
         base_branch: None,
         issue: None,
         issue_title: None,
+        requester: None,
         branch_template: "claude-code/".into(),
         author: None,
         is_draft: false,
@@ -49,6 +50,7 @@ fn changes(total: u64) -> Changes {
         base_branch: Some("main".into()),
         findings: Vec::new(),
         unsafe_paths: Default::default(),
+        api_obstacle: None,
     }
 }
 
@@ -61,6 +63,9 @@ fn preflight() -> Preflight {
         branch_head: None,
         identity: None,
         pull_request: None,
+        signing: None,
+        could_sign: None,
+        requester: None,
     }
 }
 
@@ -72,7 +77,7 @@ pub(crate) fn fact_of(step: StepName) -> StepFact {
         StepName::Issue => {
             StepFact::Issue(IssueFact { id: 1, number: 4, url: url(), title: "t".into(), is_adopted: false })
         }
-        StepName::Commit => StepFact::Commit(CommitFact { sha: "3".repeat(40), message: "m".into() }),
+        StepName::Commit => StepFact::Commit(CommitFact { sha: "3".repeat(40), message: "m".into(), is_signed: false }),
         StepName::Push => StepFact::Push(PushFact { branch: "b".into(), sha: "3".repeat(40), is_rebased: false }),
         StepName::PullRequest => StepFact::PullRequest(PullRequestFact {
             number: 5,
@@ -82,7 +87,7 @@ pub(crate) fn fact_of(step: StepName) -> StepFact {
             is_adopted: false,
         }),
         StepName::Comment => StepFact::Comment { url: url() },
-        StepName::Rescue => StepFact::Rescue(RescueFact { bundle_bytes: 1, patch_bytes: 1, is_patch_cut: false }),
+        StepName::Rescue => StepFact::Rescue(RescueFact { bundle_bytes: 1, patch_bytes: 1, is_patch_cut: false, commit: None }),
     }
 }
 
@@ -253,6 +258,53 @@ fn blocked_branch_name_is_replaced_once() {
     let (steps, verdict) = run(&mut saga, NOW, taken);
     assert_eq!(steps, [Look, Check, Issue, Commit, Push, Push, Rescue]);
     assert!(matches!(verdict, Verdict::Failed(_)) && saga.has_other_name);
+}
+
+#[test]
+fn push_that_is_refused_without_a_signature_is_repeated_with_one_if_that_is_possible() {
+    let refused = |code: &'static str| failed(code, Some(SkipDetail::SigningRequired), Remedy::Never, None);
+    for (way, expected) in [
+        (Some(SigningWay::Key), &[Look, Check, Issue, Commit, Push, Commit, Push, Rescue][..]),
+        (Some(SigningWay::Api), &[Look, Check, Issue, Commit, Push, Push, Rescue]),
+        (None, &[Look, Check, Issue, Commit, Push, Rescue]),
+    ] {
+        let mut saga = Saga::new(plan(), NOW);
+        let (steps, verdict) = run(&mut saga, NOW, |step| match step {
+            Check => Some(done(StepFact::Preflight(Preflight { could_sign: way, ..preflight() }))),
+            Push => Some(refused("signing-required")),
+            _ => None,
+        });
+        assert_eq!((steps.as_slice(), &verdict), (expected, &Verdict::Skipped(SkipDetail::SigningRequired)), "{way:?}");
+        assert_eq!(saga.signing(), way);
+    }
+}
+
+#[test]
+fn commit_that_was_kept_without_its_signature_is_made_and_kept_again() {
+    let mut saga = Saga::new(plan(), NOW);
+    let sha = |text: &str| text.repeat(40);
+    let fact = |step, is_signed: bool| {
+        let of = |sha: String| Some(done(StepFact::Commit(CommitFact { sha, message: "m".into(), is_signed })));
+        match step {
+            Commit => of(sha(if is_signed { "5" } else { "3" })),
+            Rescue => Some(done(StepFact::Rescue(RescueFact {
+                bundle_bytes: 1,
+                patch_bytes: 1,
+                is_patch_cut: false,
+                commit: Some(sha(if is_signed { "5" } else { "3" })),
+            }))),
+            Push => Some(failed("github-unavailable", None, Remedy::Later, Some(NOW))),
+            Check if is_signed => {
+                Some(done(StepFact::Preflight(Preflight { signing: Some(SigningWay::Key), ..preflight() })))
+            }
+            _ => None,
+        }
+    };
+    assert!(run(&mut saga, NOW, |step| fact(step, false)).0.ends_with(&[Push, Rescue]));
+    saga.retry(NOW);
+    assert_eq!(run(&mut saga, NOW, |step| fact(step, true)).0, [Check, Commit, Push, Rescue]);
+    saga.retry(NOW);
+    assert_eq!(run(&mut saga, NOW, |step| fact(step, true)).0, [Check, Push], "what is kept is kept");
 }
 
 #[test]

@@ -7,6 +7,7 @@ mod comment;
 mod issue;
 mod preflight;
 mod pull_request;
+mod signed;
 #[cfg(test)]
 mod tests;
 
@@ -14,6 +15,7 @@ use std::time::Duration;
 
 use uuid::Uuid;
 
+pub(super) use self::signed::{SignedBranch, SignedCommit};
 use super::{Made, Step, failure};
 use crate::{
     contract::steps::Remote,

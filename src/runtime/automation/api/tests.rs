@@ -6,6 +6,7 @@ use serde_json::{Value, json};
 use super::*;
 use crate::{
     contract::steps::AppInstallation,
+    domain::automation::signing::{SigningMode, SigningWay},
     domain::automation::step::{Preflight, PullRequestFact, PullRequestState, StepFact},
     github::{
         GithubLimits,
@@ -28,7 +29,10 @@ struct World {
     repository: Value,
     /// Names of branches, each with a commit.
     branches: Vec<String>,
+    /// Of all branches but `main`.
     rules: Value,
+    /// Of `main`.
+    base_rules: Value,
     bypass: &'static str,
     issues: Vec<Value>,
     pulls: Vec<Value>,
@@ -48,6 +52,7 @@ impl World {
                 "permissions": {"push": true}}),
             branches: vec!["main".into()],
             rules: json!([]),
+            base_rules: json!([]),
             bypass: "never",
             issues: Vec::new(),
             pulls: Vec::new(),
@@ -89,6 +94,7 @@ impl World {
                 let branch = self.branches.iter().find(|branch| format!("heads/{branch}") == name)?;
                 Some((200, json!({"ref": branch, "object": {"sha": SHA, "type": "commit"}})))
             }
+            ("GET", ["rules", "branches", "main"]) => Some((200, self.base_rules.clone())),
             ("GET", ["rules", "branches", _]) => Some((200, self.rules.clone())),
             ("GET", ["rulesets", _]) => Some((200, json!({"current_user_can_bypass": self.bypass}))),
             ("GET", ["issues"]) => Some((200, newest_first(&self.issues))),
@@ -254,6 +260,10 @@ fn preflight_of(branch: &str) -> StepInput {
         wants_pull_request: true,
         touches_workflows: false,
         pull_request: None,
+        signing: SigningMode::Auto,
+        has_signing_key: false,
+        api_obstacle: None,
+        requester: None,
     }
 }
 
@@ -505,6 +515,49 @@ async fn token_that_may_bypass_a_ruleset_is_not_refused_by_it() {
     let bench = Bench::new(world).await;
     bench.preflight(preflight_of("new")).await.unwrap();
     assert!(bench.logs.lock()[0].contains("from which the token is exempt"));
+}
+
+/// The signer of a commit, for the rules of the branch and of the base.
+async fn signing_of(branch: Value, base: Value, app: bool, change: impl FnOnce(&mut StepInput)) -> Result<Preflight, StepFailure> {
+    let mut world = World::new();
+    (world.rules, world.base_rules) = (branch, base);
+    let mut bench = Bench::new(world).await;
+    bench.app = app.then(|| AppInstallation { id: 7, slug: None, permissions: Default::default() });
+    let mut input = preflight_of("new");
+    change(&mut input);
+    bench.preflight(input).await
+}
+
+#[tokio::test]
+async fn demanded_signature_is_made_by_the_key_or_by_github_for_the_app() {
+    let rule = || json!([{"type": "required_signatures"}]);
+    let with_key = |input: &mut StepInput| {
+        let StepInput::Preflight { has_signing_key, .. } = input else { unreachable!() };
+        *has_signing_key = true;
+    };
+    let obstructed = |input: &mut StepInput| {
+        let StepInput::Preflight { api_obstacle, .. } = input else { unreachable!() };
+        *api_obstacle = Some("run.sh is executable".into());
+    };
+    let never = |input: &mut StepInput| {
+        let StepInput::Preflight { signing, .. } = input else { unreachable!() };
+        *signing = SigningMode::Never;
+    };
+    let key = signing_of(rule(), json!([]), true, with_key).await.unwrap();
+    assert_eq!((key.signing, key.could_sign), (Some(SigningWay::Key), Some(SigningWay::Key)));
+    let api = signing_of(rule(), json!([]), true, |_| {}).await.unwrap();
+    assert_eq!((api.signing, api.could_sign), (Some(SigningWay::Api), Some(SigningWay::Api)));
+    let none = signing_of(json!([]), json!([]), true, with_key).await.unwrap();
+    assert_eq!((none.signing, none.could_sign), (None, Some(SigningWay::Key)));
+    let refused = signing_of(rule(), json!([]), true, obstructed).await.unwrap_err();
+    assert_eq!(refused.skip, Some(SkipDetail::SigningRequired));
+    assert!(refused.message.contains("run.sh is executable"), "{}", refused.message);
+    let never = signing_of(rule(), json!([]), true, never).await.unwrap_err();
+    assert_eq!(never.skip, Some(SkipDetail::SigningRequired));
+    let of_base = signing_of(json!([]), rule(), true, |_| {}).await.unwrap();
+    assert_eq!(of_base.signing, Some(SigningWay::Api), "the pull request could not be merged otherwise");
+    let token = signing_of(json!([]), rule(), false, |_| {}).await.unwrap();
+    assert_eq!((token.signing, token.could_sign), (None, None), "the base demands it of a merge alone");
 }
 
 #[tokio::test]

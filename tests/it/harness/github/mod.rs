@@ -32,7 +32,7 @@ use sha2::Sha256;
 use self::{
     api::{Call, Caller},
     faults::{Chaos, Fault, Scripted, error},
-    git::{Rejection, Repositories},
+    git::{Rejection, Repositories, When},
     http::{Connection, Request, Response},
     state::{Comment, Holder, Installation, Issue, Logged, Repository, Rule, Token},
     world::World,
@@ -258,6 +258,22 @@ impl GitHub {
     pub(crate) fn add_rule(&self, full_name: &str, pattern: &str, kind: &str) {
         let rule = Rule { pattern: pattern.into(), kind: kind.into(), parameters: super::Value::Null };
         self.edit(full_name, |it| it.rules.push(rule));
+    }
+
+    /// Demands signed commits on branches of a pattern: by a rule, and of every push.
+    pub(crate) fn demand_signatures(&self, full_name: &str, pattern: &'static str) {
+        self.add_rule(full_name, pattern, "required_signatures");
+        self.reject(full_name, &Rejection::unsigned(pattern).on(pattern).when(When::Unsigned));
+    }
+
+    /// Accepts signatures of a key of this address, given as OpenSSH writes public keys.
+    pub(crate) fn trust(&self, full_name: &str, email: &str, public_key: &str) {
+        self.shared.git.trust(full_name, email, public_key);
+    }
+
+    /// True if GitHub made and signed the commit itself.
+    pub(crate) fn has_signed(&self, commit: &str) -> bool {
+        self.world().signed.iter().any(|it| it == commit)
     }
 
     /// Commits files on a branch, as a person who pushes; returns the commit.
