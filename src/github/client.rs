@@ -130,6 +130,19 @@ impl GithubClient {
         self.read(self.url(path, &[])).await?.json()
     }
 
+    /// As [`Self::get`], with a query, and not repeated: for what may be missed.
+    ///
+    /// # Errors
+    /// [`Refusal`]. Cancel-safe.
+    pub(crate) async fn get_with<T: DeserializeOwned>(
+        &mut self,
+        path: &[&str],
+        query: &[(&str, &str)],
+    ) -> Result<T, Refusal> {
+        let reply = self.send(Method::GET, self.url(path, query), None).await?;
+        if reply.is_success() { reply.json() } else { Err(reply.refusal()) }
+    }
+
     /// Reads a list from its start: at most `pages` pages, and never more than 10. Malformed entries are left out.
     ///
     /// # Errors

@@ -11,6 +11,7 @@ mod access;
 mod audit;
 mod automation;
 mod automation_app;
+mod automation_pulls;
 mod automation_runs;
 mod automation_signing;
 mod background;

@@ -27,7 +27,7 @@ use crate::{
     domain::{
         automation::{
             order,
-            saga::{Next, Saga, SagaStatus, Verdict},
+            saga::{Next, RUNTIME_UNAVAILABLE, Saga, SagaStatus, Verdict},
             skip::Credential,
             step::{Remedy, StepFailure, StepName, StepOutcome, StepReport},
         },
@@ -99,13 +99,15 @@ impl Automation {
     async fn advance(&self, row: SagaRow, token: Option<SecretString>) -> Result<AdvancedRun, StoreError> {
         let workspace = self.store.workspace(row.key.clone()).await?.ok_or_else(|| missing("workspace"))?;
         let planned = row.saga.clone();
-        let saga = match planned {
+        let mut saga = match planned {
             Some(saga) => saga,
             None => Saga::new(self.plan(&row, &workspace).await?, self.clock.now()),
         };
         let workspace = WorkspaceRef { folder_id: workspace.folder_id, path: workspace.path, within: None };
         if let Some(token) = &token {
             self.given_tokens.keep(row.run_id, token.clone());
+            // A later attempt that has lost the token uses no other credential either.
+            saga.plan.has_token = true;
         }
         let kept = || self.given_tokens.of(row.run_id).or_else(|| self.given_tokens.of(row.session_id.0));
         let token = token.or_else(|| kept().filter(|_| saga.plan.has_token));
@@ -128,7 +130,7 @@ impl AdvancedRun {
             Err(cause) if cause.code == ErrorCode::FolderMissing => {
                 failed("workspace-missing", "the folder of the workspace does not exist", Remedy::Never)
             }
-            Err(cause) => failed("runtime-unavailable", &cause.detail, Remedy::Later),
+            Err(cause) => failed(RUNTIME_UNAVAILABLE, &cause.detail, Remedy::Later),
         }
     }
 

@@ -168,7 +168,8 @@ impl Refusal {
         let texts: Vec<_> = errors.iter().filter_map(|error| error["message"].as_str()).collect();
         let message = texts.join("; ");
         let body = Body { lower: message.to_ascii_lowercase(), message, errors: Vec::new() };
-        let is = |kinds: &[&str]| errors.iter().any(|error| kinds.contains(&error["type"].as_str().unwrap_or_default()));
+        let is =
+            |kinds: &[&str]| errors.iter().any(|error| kinds.contains(&error["type"].as_str().unwrap_or_default()));
         let cause = match () {
             () if is(&["RATE_LIMITED"]) && !body.has_any(&SECONDARY) => primary(answer, now),
             () if body.has_any(&SECONDARY) => secondary(answer, now),
@@ -180,7 +181,8 @@ impl Refusal {
             () if body.has_any(&["something went wrong", "timedout", "timed out"]) => Cause::Unavailable,
             () => Cause::Invalid,
         };
-        let message = if body.message.is_empty() { "without a message".to_owned() } else { line(&body.message, MAX_MESSAGE) };
+        let message =
+            if body.message.is_empty() { "without a message".to_owned() } else { line(&body.message, MAX_MESSAGE) };
         Some(Self { status: Some(answer.status), cause, message, errors: Vec::new() })
     }
 

@@ -187,10 +187,13 @@ mod tests {
 
     #[test]
     fn commit_of_executables_links_submodules_or_much_content_is_not_made_by_github() {
-        let file = |path: &'static str, old_mode, mode, bytes| ChangedFile { path: path.as_bytes(), old_mode, mode, bytes };
+        let file =
+            |path: &'static str, old_mode, mode, bytes| ChangedFile { path: path.as_bytes(), old_mode, mode, bytes };
         let of = |file| api_obstacle(std::iter::once(file));
         let regular = Some(REGULAR);
-        for fine in [file("a", None, regular, 1), file("a", regular, regular, 1), file("a", Some(EXECUTABLE), None, 0)] {
+        for fine in
+            [file("a", None, regular, 1), file("a", regular, regular, 1), file("a", Some(EXECUTABLE), None, 0)]
+        {
             assert_eq!(of(fine), None, "{fine:?}");
         }
         for mode in [EXECUTABLE, 0o120_000, 0o160_000] {

@@ -83,6 +83,12 @@ pub(crate) enum StepInput {
         /// As [`Changes::api_obstacle`].
         #[serde(default, skip_serializing_if = "Option::is_none")]
         api_obstacle: Option<String>,
+        /// The pull request on which the session works: the branch is its head, and the base its base.
+        #[serde(default, skip_serializing_if = "Option::is_none")]
+        target: Option<u64>,
+        /// The tree of the change, for which an open pull request of another run is searched; absent: none is.
+        #[serde(default, skip_serializing_if = "Option::is_none")]
+        tree: Option<String>,
         /// Login of the person whom the commit credits.
         #[serde(default, skip_serializing_if = "Option::is_none")]
         requester: Option<String>,
@@ -124,6 +130,16 @@ pub(crate) enum StepInput {
         /// [`SigningWay::Key`] a commit that is moved is signed again with the key of the order.
         #[serde(default, skip_serializing_if = "Option::is_none")]
         signing: Option<SigningWay>,
+        /// The branch onto whose head the commit is moved before it gets a new branch, because an earlier pull request was
+        /// merged.
+        #[serde(default, skip_serializing_if = "Option::is_none")]
+        onto: Option<String>,
+        /// True to push nothing: the branch must have a commit with the same tree.
+        #[serde(default)]
+        is_twin: bool,
+        /// The repository of the branch, `owner/name`, if that is a fork.
+        #[serde(default, skip_serializing_if = "Option::is_none")]
+        fork: Option<String>,
     },
     PullRequest {
         /// Number of the pull request of an earlier turn of the session; it is updated.
@@ -131,6 +147,9 @@ pub(crate) enum StepInput {
         number: Option<u64>,
         marker: String,
         head: String,
+        /// The commit of the branch.
+        #[serde(default)]
+        commit: String,
         base: String,
         title: String,
         /// Markdown; contains the marker.
@@ -262,9 +281,32 @@ pub(crate) struct Preflight {
     /// The signer, if a push shows that a signature is demanded.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub could_sign: Option<SigningWay>,
+    /// [`StepInput::Preflight::target`], while it is open.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub target: Option<PullTarget>,
+    /// The base of [`StepInput::Preflight::target`].
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub target_base: Option<String>,
+    /// An open pull request of another run with the same content.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub twin: Option<PullTarget>,
     /// The person whom the commit credits; absent if GitHub does not report that they may write to the repository.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub requester: Option<Identity>,
+}
+
+/// An open pull request whose branch is used.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub(crate) struct PullTarget {
+    pub number: u64,
+    /// The head branch.
+    pub branch: String,
+    /// The commit of that branch.
+    pub head: String,
+    /// The repository of that branch, `owner/name`, if it is a fork.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub fork: Option<String>,
 }
 
 words! {
@@ -323,6 +365,9 @@ pub(crate) struct PullRequestFact {
     /// True if it existed before this step.
     #[serde(default)]
     pub is_adopted: bool,
+    /// True if checks of the commit wait for the approval of a person.
+    #[serde(default)]
+    pub waits_for_approval: bool,
 }
 
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]

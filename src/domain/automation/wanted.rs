@@ -73,7 +73,9 @@ impl Wanted {
             }
         }
         if options.requester.as_deref().is_some_and(|login| !is_login(login)) {
-            return bad(format!("requester` must be a login of at most {MAX_LOGIN_CHARS} letters, digits and dashes"));
+            return bad(format!(
+                "requester` must be a login of at most {MAX_LOGIN_CHARS} letters, digits and dashes"
+            ));
         }
         if options.issue == Some(0) {
             return bad("issue` must be at least 1".into());

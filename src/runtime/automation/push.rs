@@ -36,6 +36,8 @@ const DEEPEN_BY: u32 = 100;
 const MAX_DEEPENED: u32 = 10;
 /// Reference of the branch as it was fetched.
 const REMOTE_REF: &str = "refs/lumilink/remote";
+/// Reference of the base as it was fetched.
+const BASE_REF: &str = "refs/lumilink/new-base";
 /// The most pushes of one step to a branch that others push to.
 const MAX_PUSHES: u32 = 5;
 /// Largest list of the changes of a commit that GitHub makes, in bytes.
@@ -49,6 +51,8 @@ struct Push<'a> {
     commit: &'a str,
     timeout: Duration,
     signature: Signature<'a>,
+    /// The branch onto whose head the commit is moved, for a new branch.
+    onto: Option<&'a str>,
 }
 
 /// The signature of the commit that the branch gets.
@@ -73,13 +77,21 @@ fn arguments(args: &[&str]) -> Vec<OsString> {
 }
 
 pub(super) async fn push(step: &mut Step<'_>) -> Made {
-    let StepInput::Push { branch, commit, expected, signing } = &step.order.input else { return Err(other_step()) };
+    let StepInput::Push { branch, commit, expected, signing, onto, is_twin, fork } = &step.order.input else {
+        return Err(other_step());
+    };
     if !is_object_name(commit) || expected.as_deref().is_some_and(|expected| !is_object_name(expected)) {
         return Err(failure("invalid-order", "the commits must be given by their names", Remedy::Never));
     }
-    check_branch(branch).map_err(broken)?;
+    for name in [Some(branch), onto.as_ref()].into_iter().flatten() {
+        check_branch(name).map_err(broken)?;
+    }
     let remote = step.remote()?;
-    let address = step.workspaces.address(&remote.repository).map_err(broken)?;
+    let repository = match fork {
+        Some(fork) => address_of_fork(&remote.repository, fork),
+        None => remote.repository.clone(),
+    };
+    let address = step.workspaces.address(&repository).map_err(broken)?;
     let proxy = Proxy::start(&address, &remote.token, Services::FetchAndPush).map_err(broken)?;
     let kept = step.workspaces.kept(step.order.workspace.folder_id);
     let busy = step.workspaces.busy_with(kept.folder());
@@ -103,9 +115,32 @@ pub(super) async fn push(step: &mut Step<'_>) -> Made {
         Some(SigningWay::Key) => Signature::Key(key(step)?),
         Some(SigningWay::Api) => Signature::Github(SignedBranch::new(step, branch).await?),
     };
-    let mut push = Push { repository, proxy: &proxy, branch, commit, timeout, signature };
-    let fact = push.deliver(expected.clone(), |line| step.log(line)).await?;
-    Ok(StepFact::Push(fact))
+    let onto = onto.as_deref();
+    let mut push = Push { repository, proxy: &proxy, branch, commit, timeout, signature, onto };
+    let pushed = match is_twin {
+        true => push.adopt_twin().await,
+        false => push.deliver(expected.clone(), |line| step.log(line)).await,
+    };
+    pushed.map(StepFact::Push).map_err(|failure| match (failure.skip, fork) {
+        (Some(SkipDetail::TokenRefused), Some(fork)) => {
+            let message =
+                format!("GitHub does not let the token push to {fork}. The commit is kept: fetch it as a patch");
+            skipped(SkipDetail::ForkReadOnly, &message)
+        }
+        _ => failure,
+    })
+}
+
+/// The address of a fork on the host of a repository, in the same form.
+fn address_of_fork(repository: &str, fork: &str) -> String {
+    if let Ok(mut url) = url::Url::parse(repository) {
+        url.set_path(&format!("/{fork}.git"));
+        return url.into();
+    }
+    match repository.split_once(':') {
+        Some((host, _)) => format!("{host}:{fork}.git"),
+        None => fork.to_owned(),
+    }
 }
 
 impl Push<'_> {
@@ -118,7 +153,11 @@ impl Push<'_> {
     }
 
     /// Pushes until the branch has the commit, or the commit with others before it.
-    async fn deliver(&mut self, expected: Option<String>, mut log: impl FnMut(&str)) -> Result<PushFact, StepFailure> {
+    async fn deliver(
+        &mut self,
+        expected: Option<String>,
+        mut log: impl FnMut(&str),
+    ) -> Result<PushFact, StepFailure> {
         let (mut sha, mut lease, mut is_rebased) = (self.commit.to_owned(), expected, false);
         for _ in 0..MAX_PUSHES {
             let head = self.head().await?;
@@ -127,6 +166,14 @@ impl Push<'_> {
             {
                 log("the branch has the commit already");
                 return Ok(fact);
+            }
+            if head.is_none()
+                && lease.is_none()
+                && let Some(base) = self.onto.filter(|_| !is_rebased)
+            {
+                sha = self.begin_anew(base).await?;
+                (is_rebased, _) =
+                    (true, log("an earlier pull request was merged; the commit is moved onto the base"));
             }
             if lease.is_none() && head.is_some() && head == self.repository.begun(self.commit).await {
                 lease.clone_from(&head);
@@ -170,10 +217,41 @@ impl Push<'_> {
         Err(behind("Others push to the branch at the same time", Remedy::Later))
     }
 
+    /// Adopts the branch of another run, which must have a commit of the same tree. Nothing is pushed.
+    async fn adopt_twin(&self) -> Result<PushFact, StepFailure> {
+        let changed = || {
+            let message = "The pull request with the same content has changed meanwhile. The run is tried again";
+            failure("twin-changed", message, Remedy::Later)
+        };
+        let head = self.head().await?.ok_or_else(changed)?;
+        self.fetch(Some(1)).await?;
+        if !self.has_same_tree(&head, self.commit).await? {
+            return Err(changed());
+        }
+        self.record_moved(&head).await?;
+        Ok(self.fact(head, false))
+    }
+
+    /// Makes the commit anew on the head of the base, which has what was merged.
+    async fn begin_anew(&self, base: &str) -> Result<String, StepFailure> {
+        let reference = format!("refs/heads/{base}");
+        let missing = || failure("base-missing", &format!("The branch {base} does not exist"), Remedy::Never);
+        let head = self.head_of(&reference).await?.ok_or_else(missing)?;
+        let refspec = format!("+{reference}:{BASE_REF}");
+        let args = ["fetch", "--quiet", "--no-tags", "--no-write-fetch-head", "--depth=1", "--"];
+        let args = args.into_iter().chain([self.proxy.url(), &refspec]).map(OsString::from).collect();
+        over(&self.repository, self.proxy, args, self.timeout).await?;
+        let moved = self.rebase(&head).await?;
+        moved.ok_or_else(|| skipped(SkipDetail::NoChanges, "The base already has the changes of the turn"))
+    }
+
     /// The commit of the branch on the host.
     async fn head(&self) -> Result<Option<String>, StepFailure> {
-        let reference = self.reference();
-        let args = arguments(&["ls-remote", "--quiet", "--refs", "--", self.proxy.url(), &reference]);
+        self.head_of(&self.reference()).await
+    }
+
+    async fn head_of(&self, reference: &str) -> Result<Option<String>, StepFailure> {
+        let args = arguments(&["ls-remote", "--quiet", "--refs", "--", self.proxy.url(), reference]);
         let output = over(&self.repository, self.proxy, args, self.timeout).await?;
         // The server matches the end of names; others may come before.
         let mut found = output.lines().filter_map(|line| line.split_once('\t'));
@@ -275,7 +353,7 @@ impl Push<'_> {
         let (base, ours) = (of(parent.to_owned()).await?, of(head.to_owned()).await?);
         let merged = self.repository.merge(&base, &ours, tree).await.map_err(broken)?;
         let merged = merged.ok_or_else(|| {
-            let message = "The change conflicts with commits that others pushed to the branch";
+            let message = "The change conflicts with newer commits of the branch, or of the base after a merge";
             failure("conflict", message, Remedy::Never)
         })?;
         if merged == ours {

@@ -10,6 +10,7 @@ use std::{
 };
 
 use serde::{Deserialize, Serialize};
+use uuid::Uuid;
 
 use super::{
     git::{Call, Finished, Git, Input, Output},
@@ -31,6 +32,8 @@ const CLONE: &str = "clone.json";
 const FOLDERS: &str = "folders";
 /// Folder in the repository, with a file for each commit that was moved onto another one: the new commit.
 const REBASED: &str = "rebased";
+/// Description of the agent's summary that the newest run found, in the repository.
+const SEEN_SUMMARY: &str = "summary.json";
 /// Folder in the repository, with a file for each commit for which a branch was begun at its parent: the parent.
 const BEGUN: &str = "begun";
 /// Reference of the commit that was cloned.
@@ -44,6 +47,16 @@ pub(crate) struct Cloned {
     /// The branch; absent for the clone of a tag.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub branch: Option<String>,
+}
+
+/// The agent's summary that the newest run found.
+#[derive(Debug, Serialize, Deserialize)]
+struct SeenSummary {
+    run: Uuid,
+    mark: String,
+    /// The mark that the run before it found.
+    #[serde(default)]
+    before: Option<String>,
 }
 
 /// A bare repository of the runtime.
@@ -208,6 +221,34 @@ impl BareRepository {
 
     pub(crate) async fn rebased(&self, commit: &str) -> Option<String> {
         self.read_name(REBASED, commit).await
+    }
+
+    /// True if no earlier run found a summary with this mark. A repeat of the run has the same answer.
+    ///
+    /// # Errors
+    /// `workspace_unavailable` if the file system fails.
+    pub(crate) async fn is_new_summary(&self, run: Uuid, mark: &str) -> Result<bool, Failure> {
+        let seen = tokio::fs::read(self.folder.join(SEEN_SUMMARY)).await.ok();
+        let seen = seen.and_then(|text| serde_json::from_slice::<SeenSummary>(&text).ok());
+        let before = match seen {
+            Some(seen) if seen.run == run => seen.before,
+            seen => seen.map(|seen| seen.mark),
+        };
+        let is_new = before.as_deref() != Some(mark);
+        let text = serde_json::to_vec(&SeenSummary { run, mark: mark.to_owned(), before });
+        self.write(SEEN_SUMMARY, text.map_err(|cause| failed(&cause))?).await?;
+        Ok(is_new)
+    }
+
+    /// The start of a file of a tree, of at most `max_bytes` bytes; `None` if the tree has no such file.
+    ///
+    /// # Errors
+    /// As [`Git::execute`].
+    pub(crate) async fn file_of(&self, tree: &str, path: &str, max_bytes: usize) -> Result<Option<Vec<u8>>, Failure> {
+        let args = strings(["cat-file", "blob", &format!("{tree}:{path}")]);
+        let found = self.execute(args, Input::Nothing, max_bytes).await?;
+        let is_whole = found.exit_code() == Some(0);
+        Ok((is_whole || found.output.cut).then_some(found.output.bytes))
     }
 
     /// Records that a branch for a commit is begun at its parent.
@@ -540,7 +581,13 @@ fn file_of_tree(line: &[u8]) -> Option<TreeEntry> {
     let mut fields = std::str::from_utf8(&line[..at]).ok()?.split(' ');
     let (mode, _, object) = (fields.next()?, fields.next()?, fields.next()?);
     let mode = u32::from_str_radix(mode, 8).ok()?;
-    Some(TreeEntry { path: line[at + 1..].to_vec(), mode: Some(mode), object: object.to_owned(), old: None, old_mode: None })
+    Some(TreeEntry {
+        path: line[at + 1..].to_vec(),
+        mode: Some(mode),
+        object: object.to_owned(),
+        old: None,
+        old_mode: None,
+    })
 }
 
 /// Reads `:100644 100644 <name> <name> M`, NUL, path, NUL.

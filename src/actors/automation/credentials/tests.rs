@@ -130,7 +130,7 @@ async fn token_has_only_the_permissions_that_the_run_needs() {
             base_branch: None,
             findings: Vec::new(),
             api_obstacle: None,
-        unsafe_paths: Vec::new(),
+            unsafe_paths: Vec::new(),
         });
         credentials.mint(&tenant("acme"), &saga, &github.url, NOW).await.unwrap();
         let body = minted(&github).pop().unwrap();

@@ -8,6 +8,7 @@ mod issue;
 mod preflight;
 mod pull_request;
 mod signed;
+mod target;
 #[cfg(test)]
 mod tests;
 

@@ -4,13 +4,17 @@ use std::collections::BTreeMap;
 
 use serde_json::Value;
 
-use super::{Api, shown, skip, wrong_step};
+use super::{
+    Api, shown, skip,
+    target::{self, Found},
+    wrong_step,
+};
 use crate::{
     domain::automation::{
         branch_rules::{BranchRule, Obstacle, REQUIRED_SIGNATURES, obstacles},
         github_answer::{Cause, Refusal},
         github_host,
-        signing::{Asked, Demand, Signer, SigningMode},
+        signing::{Asked, Demand, Signer, SigningMode, SigningWay},
         skip::SkipDetail,
         step::{Identity, Preflight, PullRequestState, Remedy, StepFact, StepFailure, StepInput},
     },
@@ -29,8 +33,8 @@ struct Wanted<'a> {
     workflows: bool,
 }
 
-/// Reads the repository, the branches, the rules for the branch, the session's pull request and the identity of commits,
-/// in about seven requests.
+/// Reads the repository, the branches, the rules for the branch, pull requests and the identity of commits, in about eight
+/// requests.
 pub(super) async fn preflight(api: &mut Api<'_>, input: &StepInput) -> Made {
     let StepInput::Preflight {
         branch,
@@ -39,39 +43,49 @@ pub(super) async fn preflight(api: &mut Api<'_>, input: &StepInput) -> Made {
         wants_pull_request,
         touches_workflows,
         pull_request,
-        signing,
-        has_signing_key,
-        api_obstacle,
+        target,
+        tree,
         requester,
+        ..
     } = input
     else {
         return Err(wrong_step());
     };
-    let signer = Signer { mode: *signing, has_key: *has_signing_key };
-    let asked = Asked { signer, is_app: api.remote.app.is_some(), api_obstacle: api_obstacle.as_deref() };
     let facts = api.repository.resolve(&mut api.client).await.map_err(|refusal| api.failure(&refusal))?;
     let has_issues = facts.has_issues.unwrap_or(true);
+    let default_branch = check_repository(&facts)?;
+    let found = match target {
+        Some(number) => target::open(api, *number).await?,
+        None => Found::default(),
+    };
     let wanted = Wanted {
-        base: base.as_deref(),
+        base: base.as_deref().or(found.base.as_deref()),
         issue: *wants_issue && has_issues,
         pull_request: *wants_pull_request,
         workflows: *touches_workflows,
     };
-    let default_branch = check_repository(&facts)?;
     check_permissions(api, &facts, &wanted)?;
-    let branch_head = head_of(api, branch).await?;
     check_base(api, &wanted, &default_branch).await?;
-    let base = wanted.base.unwrap_or(&default_branch);
-    let demand = match check_rules(api, branch, branch_head.is_some()).await? {
-        Demand::Nothing if wanted.pull_request && signer.mode == SigningMode::Auto => demand_of_base(api, base).await?,
-        demand => demand,
+    let branch = found.target.as_ref().map_or(branch.as_str(), |target| target.branch.as_str());
+    let is_of_fork = found.target.as_ref().is_some_and(|target| target.fork.is_some());
+    let branch_head = if is_of_fork { None } else { head_of(api, branch).await? };
+    let of_branch = match is_of_fork {
+        // The rules of the fork are not read; its push shows them.
+        true => Demand::Nothing,
+        false => check_rules(api, branch, branch_head.is_some()).await?,
     };
-    let signing = asked.decide(demand).map_err(|advice| skip(SkipDetail::SigningRequired, &advice))?;
-    if demand == Demand::OfBase && signing.is_none() {
-        api.log("the base demands signed commits, and this one has no signature: merge the pull request by a squash");
-    }
-    let pull_request = match pull_request {
-        Some(number) => state_of(api, *number).await?,
+    let base = wanted.base.unwrap_or(&default_branch);
+    let (signing, could_sign) = signing(api, input, of_branch, base).await?;
+    let twin = match tree {
+        Some(tree) => target::twin(api, base, tree).await?,
+        None => None,
+    };
+    let state = match pull_request {
+        Some(number) if Some(number) != target.as_ref() => state_of(api, *number).await?,
+        _ => found.state,
+    };
+    let requester = match requester {
+        Some(login) => requester_of(api, login).await?,
         None => None,
     };
     Ok(StepFact::Preflight(Preflight {
@@ -81,14 +95,39 @@ pub(super) async fn preflight(api: &mut Api<'_>, input: &StepInput) -> Made {
         is_fork: facts.fork.unwrap_or(false),
         branch_head,
         identity: identity(api).await?,
-        pull_request,
+        pull_request: state,
         signing,
-        could_sign: asked.possible(),
-        requester: match requester {
-            Some(login) => requester_of(api, login).await?,
-            None => None,
-        },
+        could_sign,
+        target: found.target,
+        target_base: found.base,
+        twin,
+        requester,
     }))
+}
+
+/// The signer of the commit, and the one that could sign it.
+async fn signing(
+    api: &mut Api<'_>,
+    input: &StepInput,
+    of_branch: Demand,
+    base: &str,
+) -> Result<(Option<SigningWay>, Option<SigningWay>), StepFailure> {
+    let StepInput::Preflight { wants_pull_request, signing, has_signing_key, api_obstacle, .. } = input else {
+        return Err(wrong_step());
+    };
+    let signer = Signer { mode: *signing, has_key: *has_signing_key };
+    let asked = Asked { signer, is_app: api.remote.app.is_some(), api_obstacle: api_obstacle.as_deref() };
+    let demand = match of_branch {
+        Demand::Nothing if *wants_pull_request && signer.mode == SigningMode::Auto => {
+            demand_of_base(api, base).await?
+        }
+        demand => demand,
+    };
+    let way = asked.decide(demand).map_err(|advice| skip(SkipDetail::SigningRequired, &advice))?;
+    if demand == Demand::OfBase && way.is_none() {
+        api.log("the base demands signed commits, and this one has no signature: merge the pull request by a squash");
+    }
+    Ok((way, asked.possible()))
 }
 
 /// Returns the default branch.
@@ -218,7 +257,7 @@ async fn check_rules(api: &mut Api<'_>, branch: &str, exists: bool) -> Result<De
 }
 
 /// True for a refusal that concerns one operation only.
-fn is_unknown(refusal: &Refusal) -> bool {
+pub(super) fn is_unknown(refusal: &Refusal) -> bool {
     matches!(refusal.cause, Cause::NotFound | Cause::Permission { .. } | Cause::Gone | Cause::Other | Cause::Invalid)
 }
 
@@ -237,9 +276,7 @@ async fn state_of(api: &mut Api<'_>, number: u64) -> Result<Option<PullRequestSt
     let number = number.to_string();
     let path = api.repository.path(&["pulls", &number]);
     match api.client.get::<PullRequest>(&path).await {
-        Ok(pull) if pull.is_merged() => Ok(Some(PullRequestState::Merged)),
-        Ok(pull) if pull.is_open() => Ok(Some(PullRequestState::Open)),
-        Ok(_) => Ok(Some(PullRequestState::Closed)),
+        Ok(pull) => Ok(Some(pull.state())),
         Err(refusal) if matches!(refusal.cause, Cause::NotFound | Cause::Gone) => {
             api.log(&format!("pull request {number} does not exist any more"));
             Ok(None)
@@ -282,7 +319,9 @@ async fn requester_of(api: &mut Api<'_>, login: &str) -> Result<Option<Identity>
     };
     let credited = domain.and_then(|domain| credited(&found, login, &domain));
     if credited.is_none() {
-        api.log("the commit does not credit the requester: GitHub does not report that they may write to the repository");
+        api.log(
+            "the commit does not credit the requester: GitHub does not report that they may write to the repository",
+        );
     }
     Ok(credited)
 }

@@ -15,7 +15,8 @@ use crate::{
     runtime::automation::{Step, failure},
 };
 
-const MUTATION: &str = "mutation ($input: CreateCommitOnBranchInput!) { createCommitOnBranch(input: $input) { commit { oid } } }";
+const MUTATION: &str =
+    "mutation ($input: CreateCommitOnBranchInput!) { createCommitOnBranch(input: $input) { commit { oid } } }";
 
 /// Makes commits on one branch.
 pub(in crate::runtime::automation) struct SignedBranch<'a> {
@@ -95,7 +96,8 @@ impl<'a> SignedBranch<'a> {
         commit: &SignedCommit<'_>,
     ) -> Result<Option<String>, StepFailure> {
         let (headline, body) = commit.message.split_once('\n').unwrap_or((commit.message, ""));
-        let of = |(path, content): &(String, Vec<u8>)| json!({"path": path, "contents": BASE64_STANDARD.encode(content)});
+        let of =
+            |(path, content): &(String, Vec<u8>)| json!({"path": path, "contents": BASE64_STANDARD.encode(content)});
         let written: Vec<_> = commit.written.iter().map(of).collect();
         let deleted: Vec<_> = commit.deleted.iter().map(|path| json!({"path": path})).collect();
         let input = json!({
