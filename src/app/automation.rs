@@ -16,10 +16,11 @@ use crate::{
 /// The key is not usable, or the agents of an embedded runtime could read its file.
 pub(super) fn github_app(config: &Config) -> Result<Option<Arc<App>>, AppError> {
     let github = &config.github;
-    let Some((app_id, private_key)) = github.app() else { return Ok(None) };
-    if config.runtime.url.is_none() && !github.allow_embedded_key {
+    let has_key = github.app().is_some() || github.signing_key.is_some();
+    if has_key && config.runtime.url.is_none() && !github.allow_embedded_key {
         check_jail(config, kernel::detect().unwrap_or_default())?;
     }
+    let Some((app_id, private_key)) = github.app() else { return Ok(None) };
     let options = AppOptions { api_url: &github.api_url, app_id, private_key };
     let app = App::new(Github::new(GithubLimits::default()), options);
     app.map(|app| Some(Arc::new(app))).map_err(|cause| AppError::Github(cause.to_string()))
@@ -30,7 +31,7 @@ fn check_jail(config: &Config, kernel: KernelRights) -> Result<(), AppError> {
     let agents = std::iter::once(&config.agent).chain(config.agents.values());
     match jail::state(agents.map(|agent| agent.jail), kernel) {
         JailState::Off => Err(AppError::Github(
-            "`github.private_key` is set, and agents run in this process's runtime without the file rules of the jail: they \
+            "`github.private_key` or `github.signing_key` is set, and agents run in this process's runtime without the file rules of the jail: they \
              could read the file of the key. Confine them, use a separate runtime (`runtime.url`) of another user, or set \
              `github.allow_embedded_key = true`"
                 .to_owned(),

@@ -132,11 +132,11 @@ pub(crate) async fn runtime(loaded: Loaded, options: ServeOptions) -> Result<(),
     known::hide(loaded.secrets());
     let terminal = Terminal::at_start();
     let metrics = Metrics::of_runtime(env!("CARGO_PKG_VERSION"), option_env!("LUMILINK_COMMIT"))?;
-    if loaded.config.github.private_key.is_some() {
-        tracing::warn!(
-            marker = "[GITHUB-AUTO]",
-            "github.private_key is set, and a runtime does not use it: remove it here"
-        );
+    let github = &loaded.config.github;
+    for (name, key) in [("github.private_key", &github.private_key), ("github.signing_key", &github.signing_key)] {
+        if key.is_some() {
+            tracing::warn!(marker = "[GITHUB-AUTO]", "{name} is set, and a runtime does not use it: remove it here");
+        }
     }
     let settings = &loaded.config.runtime;
     let place = runtime::Place {

@@ -61,7 +61,7 @@ impl Loaded {
         let named = self.config.secrets.values().filter_map(|secret| secret.value.as_ref());
         let named = named.map(|value| value.expose_secret().to_owned());
         // A key is hidden as a whole and by its lines, since a part of it is a secret too.
-        let keys = github.private_key.iter().map(|key| key.expose_secret());
+        let keys = [&github.private_key, &github.signing_key].into_iter().flatten().map(|key| key.expose_secret());
         let lines = keys.clone().flat_map(str::lines).map(str::trim).filter(|line| !line.starts_with("-----"));
         let keys = keys.chain(lines).map(str::to_owned);
         settings.chain(of_urls).chain(of_agents).chain(named).chain(keys)

@@ -16,7 +16,7 @@ pub(crate) use crate::domain::automation::skip::{SkipDetail, SkipReason};
 use crate::domain::clock::Timestamp;
 
 /// Version of this part of the contract (semver), in `meta.githubAutomationVersion`.
-pub(crate) const GITHUB_AUTOMATION_VERSION: &str = "1.1.0";
+pub(crate) const GITHUB_AUTOMATION_VERSION: &str = "1.2.0";
 /// The longest notification, in characters.
 pub(crate) const MAX_NOTIFICATION_CHARS: usize = 140;
 /// The longest transcript note, in characters.
@@ -63,6 +63,10 @@ pub(crate) struct AutomationMembers {
     #[serde(default, skip_serializing_if = "Option::is_none")]
     #[schema(nullable = false)]
     pub pull_request: Option<AutomationPullRequest>,
+    /// State of the checks of the pull request, if the changes must wait for a person. The service does not wait for checks.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[schema(nullable = false)]
+    pub checks: Option<AutomationChecks>,
     /// Why automation was skipped; present if and only if `status` is `skipped`.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     #[schema(nullable = false)]
@@ -126,6 +130,14 @@ pub(crate) enum AutomationStatus {
     /// Skipped on purpose; `skipReason` says why.
     Skipped,
     Error,
+}
+
+/// State of the checks of a pull request.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
+#[serde(rename_all = "camelCase")]
+pub(crate) enum AutomationChecks {
+    /// GitHub runs no workflow until a person with write permission approves it.
+    WaitingForApproval,
 }
 
 /// The requested mode.

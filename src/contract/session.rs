@@ -43,6 +43,10 @@ pub(crate) struct NewSessionBody {
     /// Branch of `repository`; absent: its default branch. Only with `repository`.
     #[schema(min_length = 1)]
     pub branch: Option<String>,
+    /// Number of a pull request of `repository` on which the session works: its head is checked out, and its branch gets the
+    /// changes. Not with `branch`; only with `repository`.
+    #[schema(minimum = 1)]
+    pub pull_request: Option<u64>,
     /// GitHub token with which a private `repository` is cloned and the changes of the session's turns are automated. It stays
     /// in memory, at most until the service restarts.
     #[schema(value_type = Option<String>, format = "password", write_only, pattern = "^[!-~]{1,4096}$")]
@@ -213,6 +217,10 @@ pub(crate) struct AutomationBody {
     #[serde(default)]
     #[schema(max_items = 20)]
     pub labels: Vec<String>,
+    /// Login at GitHub of the person who asks for the change. The commit credits them (`Co-authored-by`) if GitHub reports that
+    /// they may write to the repository.
+    #[schema(pattern = "^[A-Za-z0-9][A-Za-z0-9_-]{0,38}$")]
+    pub requester: Option<String>,
 }
 
 impl AutomationBody {
@@ -221,8 +229,10 @@ impl AutomationBody {
     /// # Errors
     /// `invalid_request` that names the member.
     pub(crate) fn wanted(self, has_token: bool) -> Result<Wanted, Failure> {
-        let Self { mode, dry_run: is_dry_run, branch_name, base_branch, issue, issue_title, labels } = self;
-        let options = WantedOptions { is_dry_run, branch_name, base_branch, issue, issue_title, labels, has_token };
+        let Self { mode, dry_run: is_dry_run, branch_name, base_branch, issue, issue_title, labels, requester } =
+            self;
+        let options =
+            WantedOptions { is_dry_run, branch_name, base_branch, issue, issue_title, labels, requester, has_token };
         let wanted = Wanted { mode, options };
         wanted.check()?;
         Ok(wanted)

@@ -10,6 +10,7 @@ use secrecy::SecretString;
 use serde::{Deserialize, Serialize};
 
 pub(crate) use super::exposed::expose;
+use super::exposed::expose_optional;
 use super::runtime::WorkspaceRef;
 use crate::domain::{automation::step::StepInput, ids::SessionId};
 
@@ -25,6 +26,9 @@ pub(crate) struct StepOrder {
     /// Absent for a step that is local.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub remote: Option<Remote>,
+    /// SSH key for signatures, for the steps that sign with it.
+    #[serde(default, skip_serializing_if = "Option::is_none", serialize_with = "expose_optional")]
+    pub signing_key: Option<SecretString>,
     pub input: StepInput,
 }
 

@@ -44,6 +44,9 @@ const CONTENTS: &str = "contents";
 /// The wait before the first repetition of a request; it doubles.
 const FIRST_WAIT: Duration = Duration::from_millis(250);
 
+/// The permission without which a run misses nothing but a remark.
+const OPTIONAL: &str = "actions";
+
 /// A GitHub App as it is configured.
 #[derive(Debug, Clone, Copy)]
 pub(crate) struct AppOptions<'a> {
@@ -55,7 +58,8 @@ pub(crate) struct AppOptions<'a> {
     pub private_key: &'a SecretString,
 }
 
-/// The permissions that a token needs beside `contents: write` and `metadata: read`.
+/// The permissions that a token needs beside `contents: write` and `metadata: read`. With pull requests it gets `actions: read`,
+/// if the installation grants that: to see whether checks wait for approval.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 pub(crate) struct Scope {
     pub issues: bool,
@@ -72,6 +76,7 @@ impl Scope {
             ("issues", "write", self.issues),
             ("pull_requests", "write", self.pull_requests),
             ("workflows", "write", self.workflows),
+            (OPTIONAL, "read", self.pull_requests),
         ];
         let wanted = wanted.into_iter().filter(|permission| permission.2);
         wanted.map(|(name, level, _)| (name.to_owned(), level.to_owned())).collect()
@@ -183,8 +188,8 @@ impl App {
             return if is_bound(token.installation.id) { Ok(token) } else { Err(unbound(repository)) };
         }
         let token = self.mint(repository, wanted.clone(), &is_bound, now).await?;
-        // A token that lacks a permission is minted again, so that it is there as soon as it is granted.
-        if wanted.keys().all(|name| token.installation.permissions.contains_key(name)) {
+        // A token that lacks a needed permission is minted again, so that it is there as soon as it is granted.
+        if wanted.keys().filter(|name| *name != OPTIONAL).all(|name| token.installation.permissions.contains_key(name)) {
             self.keep(key, token.clone(), now);
         }
         Ok(token)
@@ -307,12 +312,12 @@ impl App {
 }
 
 /// The wanted permissions that an installation grants. Nothing is left out of an installation that does not list them,
-/// except for the one that few grant.
+/// except for those that few grant.
 fn granted_of(wanted: BTreeMap<String, String>, granted: &BTreeMap<String, String>) -> BTreeMap<String, String> {
     let grants = |name: &str, level: &str| match granted.get(name).map(String::as_str) {
         Some("write" | "admin") => true,
         Some(given) => given == level,
-        None => granted.is_empty() && name != "workflows",
+        None => granted.is_empty() && !["workflows", OPTIONAL].contains(&name),
     };
     wanted.into_iter().filter(|(name, level)| grants(name, level)).collect()
 }

@@ -5,7 +5,7 @@ use std::time::Duration;
 use reqwest::Method;
 use secrecy::{ExposeSecret, SecretString};
 use serde::de::DeserializeOwned;
-use serde_json::Value;
+use serde_json::{Value, json};
 use sha2::{Digest, Sha256};
 use url::Url;
 
@@ -128,6 +128,19 @@ impl GithubClient {
     /// [`Refusal`]; a later retry is safe. Cancel-safe.
     pub(crate) async fn get<T: DeserializeOwned>(&mut self, path: &[&str]) -> Result<T, Refusal> {
         self.read(self.url(path, &[])).await?.json()
+    }
+
+    /// As [`Self::get`], with a query, and not repeated: for what may be missed.
+    ///
+    /// # Errors
+    /// [`Refusal`]. Cancel-safe.
+    pub(crate) async fn get_with<T: DeserializeOwned>(
+        &mut self,
+        path: &[&str],
+        query: &[(&str, &str)],
+    ) -> Result<T, Refusal> {
+        let reply = self.send(Method::GET, self.url(path, query), None).await?;
+        if reply.is_success() { reply.json() } else { Err(reply.refusal()) }
     }
 
     /// Reads a list from its start: at most `pages` pages, and never more than 10. Malformed entries are left out.
@@ -263,7 +276,21 @@ impl GithubClient {
     /// A dropped future leaves the request under way, with the locks of key and run, so that nothing is looked up
     /// meanwhile.
     pub(crate) async fn create<T: DeserializeOwned>(&mut self, path: &[&str], body: &Value) -> Result<T, Refusal> {
-        self.write(Method::POST, path, body, CREATION_GAP).await?.json()
+        self.write(Method::POST, self.url(path, &[]), body, CREATION_GAP).await?.json()
+    }
+
+    /// Sends one mutation to the GraphQL API, as [`Self::create`] sends a creation. Its errors arrive with status 200.
+    ///
+    /// # Errors
+    /// As [`Self::create`].
+    pub(crate) async fn mutate<T: DeserializeOwned>(&mut self, query: &str, variables: &Value) -> Result<T, Refusal> {
+        #[derive(serde::Deserialize)]
+        struct Answer<T> {
+            data: T,
+        }
+        let url = github_host::graphql_url(&self.base);
+        let body = json!({"query": query, "variables": variables});
+        self.write(Method::POST, url, &body, CREATION_GAP).await?.json::<Answer<T>>().map(|answer| answer.data)
     }
 
     /// Changes something in a way that can be repeated. Waits for creations under way, not for their pace.
@@ -271,10 +298,10 @@ impl GithubClient {
     /// # Errors
     /// As [`Self::create`].
     pub(crate) async fn change(&mut self, method: Method, path: &[&str], body: &Value) -> Result<(), Refusal> {
-        self.write(method, path, body, Duration::ZERO).await.map(drop)
+        self.write(method, self.url(path, &[]), body, Duration::ZERO).await.map(drop)
     }
 
-    async fn write(&mut self, method: Method, path: &[&str], body: &Value, gap: Duration) -> Result<Reply, Refusal> {
+    async fn write(&mut self, method: Method, url: Url, body: &Value, gap: Duration) -> Result<Reply, Refusal> {
         let mut pace = self.github.locks().lock(&self.key).await;
         if let Some(until) = pace.paused_until.take().filter(|until| *until > SystemClock.now()) {
             // Another creation of this key has just been refused until then.
@@ -286,14 +313,17 @@ impl GithubClient {
             }
         }
         tokio::time::sleep(pace.wait(gap)).await;
-        let request = self.github.request(method, self.url(path, &[]), &self.token)?.json(body);
+        let request = self.github.request(method, url, &self.token)?.json(body);
         let run = self.run.clone();
         let sent = tokio::spawn(async move {
             let reply = request.send().await;
             if !gap.is_zero() {
                 pace.created();
             }
-            let reply = reply.and_then(|reply| if reply.is_success() { Ok(reply) } else { Err(reply.refusal()) });
+            let reply = reply.and_then(|reply| match reply.is_success() {
+                true => reply.graphql_refusal().map_or(Ok(reply), Err),
+                false => Err(reply.refusal()),
+            });
             if let Err(refusal) = &reply {
                 pace.paused_until = refusal.limited_until();
             }

@@ -210,21 +210,37 @@ impl Reply {
 
     /// Classifies an answer without success. A token that the answer repeats is removed.
     pub(super) fn refusal(&self) -> Refusal {
+        let body = self.text();
+        Refusal::of(&self.answer(&body), SystemClock.now())
+    }
+
+    /// Classifies the errors of a successful answer of the GraphQL API; `None` for every other answer.
+    pub(super) fn graphql_refusal(&self) -> Option<Refusal> {
+        if !self.url.path().ends_with("/graphql") {
+            return None;
+        }
+        let body = self.text();
+        Refusal::of_graphql(&self.answer(&body), SystemClock.now())
+    }
+
+    fn text(&self) -> String {
         let body = String::from_utf8_lossy(&self.body);
-        let body = match self.token.expose_secret() {
+        match self.token.expose_secret() {
             "" => body.into_owned(),
             token => body.replace(token, REDACTED),
-        };
-        let answer = Answer {
+        }
+    }
+
+    fn answer<'a>(&'a self, body: &'a str) -> Answer<'a> {
+        Answer {
             status: self.status,
             retry_after: self.header("retry-after"),
             rate_remaining: self.header("x-ratelimit-remaining"),
             rate_reset: self.header("x-ratelimit-reset"),
             sso: self.header("x-github-sso"),
             accepted_permissions: self.header("x-accepted-github-permissions"),
-            body: &body,
-        };
-        Refusal::of(&answer, SystemClock.now())
+            body,
+        }
     }
 
     /// Reads the JSON of a successful answer.

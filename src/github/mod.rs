@@ -26,6 +26,9 @@ pub(crate) use self::{
     create::{Creation, create_once},
     exchange::{Github, GithubLimits},
     fit::{fit_body, fit_title},
-    model::{Comment, Issue, Name, PullRequest, Reference, RepositoryFacts, Ruleset, User},
+    model::{
+        Collaborator, Comment, CommitObject, Issue, Name, PullRequest, Reference, RepositoryFacts, Ruleset, User,
+        WorkflowRuns,
+    },
     repository::Repository,
 };

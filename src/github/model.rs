@@ -6,6 +6,8 @@ use std::collections::BTreeMap;
 use serde::Deserialize;
 use serde_json::Value;
 
+use crate::domain::automation::step::PullRequestState;
+
 /// A repository.
 #[derive(Debug, Clone, Default, Deserialize)]
 #[serde(default)]
@@ -32,6 +34,19 @@ pub(crate) struct Target {
     pub sha: String,
 }
 
+/// A commit.
+#[derive(Debug, Clone, Deserialize)]
+pub(crate) struct CommitObject {
+    pub tree: Target,
+}
+
+/// Runs of workflows.
+#[derive(Debug, Clone, Default, Deserialize)]
+#[serde(default)]
+pub(crate) struct WorkflowRuns {
+    pub total_count: u64,
+}
+
 /// The target of a token, or a bot.
 #[derive(Debug, Clone, Deserialize)]
 pub(crate) struct User {
@@ -39,6 +54,15 @@ pub(crate) struct User {
     pub login: String,
     #[serde(default)]
     pub name: Option<String>,
+}
+
+/// The permission of a person on a repository.
+#[derive(Debug, Clone, Default, Deserialize)]
+#[serde(default)]
+pub(crate) struct Collaborator {
+    /// `admin`, `write`, `read` or `none`.
+    pub permission: Option<String>,
+    pub user: Option<User>,
 }
 
 /// An issue, or the issue side of a pull request.
@@ -100,11 +124,22 @@ pub(crate) struct PullRequest {
     pub assignees: Option<Vec<Name>>,
     #[serde(default)]
     pub requested_reviewers: Option<Vec<Name>>,
+    /// True if maintainers of the base may push to the head, which is in a fork.
+    #[serde(default)]
+    pub maintainer_can_modify: Option<bool>,
 }
 
 impl PullRequest {
     pub(crate) fn is_open(&self) -> bool {
         self.state.as_deref() == Some("open")
+    }
+
+    pub(crate) fn state(&self) -> PullRequestState {
+        match (self.is_merged(), self.is_open()) {
+            (true, _) => PullRequestState::Merged,
+            (false, true) => PullRequestState::Open,
+            (false, false) => PullRequestState::Closed,
+        }
     }
 
     pub(crate) fn is_merged(&self) -> bool {
@@ -119,6 +154,8 @@ pub(crate) struct Side {
     /// The branch.
     #[serde(rename = "ref")]
     pub branch: Option<String>,
+    /// The commit of the branch.
+    pub sha: Option<String>,
     /// `None` after the deletion of a fork.
     pub repo: Option<RepositoryFacts>,
 }

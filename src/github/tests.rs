@@ -278,3 +278,23 @@ async fn creation_that_was_abandoned_holds_the_run_until_its_answer() {
     release.send(()).unwrap();
     next.await;
 }
+
+#[tokio::test]
+async fn mutation_is_sent_once_to_the_address_of_graphql_and_its_errors_are_refusals() {
+    let stale = json!({"data": {"x": null}, "errors": [{"type": "STALE_DATA", "message": "Pull and try again."}]});
+    let limited = json!({"errors": [{"type": "RATE_LIMITED", "message": "API rate limit exceeded"}]});
+    let stub = stub_of(vec![ok(&json!({"data": {"x": 7}})), ok(&stale), ok(&limited), Answering::Lost]).await;
+    let api = format!("{}/api/v3", stub.url);
+    let mut client = client_with(&Github::new(LIMITS), &api, "token-of-an-app", Duration::ZERO);
+    let variables = json!({"input": {"a": 1}});
+    assert_eq!(client.mutate::<Value>("mutation", &variables).await.unwrap(), json!({"x": 7}));
+    let sent = &stub.received()[0];
+    assert_eq!((sent.method.as_str(), sent.target.as_str()), ("POST", "/api/graphql"));
+    assert_eq!(sent.json(), json!({"query": "mutation", "variables": variables}));
+    assert_eq!(client.mutate::<Value>("m", &variables).await.unwrap_err().cause, Cause::Stale);
+    let refusal = client.mutate::<Value>("m", &variables).await.unwrap_err();
+    assert!(matches!(refusal.cause, Cause::PrimaryLimit { .. }), "{refusal:?}");
+    let paused = client.mutate::<Value>("m", &variables).await.unwrap_err();
+    assert!(paused.limited_until().is_some(), "nothing is sent during the pause: {paused:?}");
+    assert_eq!(stub.received().len(), 3);
+}

@@ -32,6 +32,7 @@ pages![
     "configuration.md",
     "errors.md",
     "fallback.md",
+    "github.md",
     "metrics.md",
     "notifications.md",
     "operations.md",

@@ -54,14 +54,15 @@ fn changes_of_a_turn_become_an_issue_a_branch_and_a_pull_request_on_both_routes(
         let path = format!("/acp/workspaces/ws/protocol?installationId={TENANT}");
         program.api.call("PUT", &path).json(&pin).send().expect(200);
         let (issues, pulls) = (github.issues(REPOSITORY).len(), github.pulls(REPOSITORY).len());
-        let result = prompt(&session, "write a.txt hello", json!({}));
+        // Equal changes would be one pull request.
+        let result = prompt(&session, &format!("write a.txt {route}"), json!({}));
         assert_eq!(result["meta"]["protocol"], route, "{result}");
         let automation = &result["githubAutomation"];
         assert_eq!(automation["status"], "success", "{result:#}");
         let branch = automation["branch"].as_str().unwrap();
         assert!(branch.starts_with("claude-code/issue-"), "{branch}");
         assert_eq!(automation["commit"]["sha"], github.branch(REPOSITORY, branch).unwrap(), "{automation}");
-        assert_eq!(github.git(REPOSITORY, &["show", &format!("{branch}:a.txt")]).trim(), "hello");
+        assert_eq!(github.git(REPOSITORY, &["show", &format!("{branch}:a.txt")]).trim(), route);
         assert_eq!((github.issues(REPOSITORY).len(), github.pulls(REPOSITORY).len()), (issues + 1, pulls + 1));
         let pull = github.pulls(REPOSITORY).pop().unwrap();
         let issue = automation["issue"]["number"].as_u64().unwrap();

@@ -3,8 +3,8 @@
 use std::{fs, path::Path, process::Command};
 
 use crate::harness::{
-    Api, DEADLINE, Program, Session, Value,
-    github::{GitHub, faults::Fault},
+    Api, DEADLINE, Program, Session, Value, eventually,
+    github::{GitHub, faults::Fault, git::Rejection},
     json, lumilink,
     program::{Builder, Folder},
     tokens, wait_for,
@@ -275,6 +275,31 @@ fn tenant_command_sets_automation_and_the_audit_keeps_the_difference() {
     assert_eq!(newest["before"]["automation"]["protection"], "refuse", "{newest}");
     assert_eq!(newest["after"]["automation"]["draft"], true, "{newest}");
     assert_eq!(newest["after"]["automation"].get("installations"), None, "{newest}");
+}
+
+#[test]
+fn run_that_was_retried_with_a_token_never_uses_the_app_in_a_later_attempt() {
+    let github = GitHub::start();
+    let program = with(&github).set("github.max_wait_s", 1).start();
+    set(&program.api, "acme", json!({"installations": [OCTO]}));
+    let session = open(&program, &github, "acme");
+    github.reject("octo/hello", &Rejection::creation_restricted("x").once());
+    let result = session.completes("write a.txt hello");
+    assert_eq!(reasons(&result).1, "ruleset");
+    let minted = github.requests_of(MINTED.0, MINTED.1).len();
+    assert!(minted > 0);
+    // The attempt with the token is limited, and the service begins the next one by itself.
+    github.fault("GET", "/api/v3/repos/*/*", Fault::PrimaryLimit(2));
+    let run = result["githubAutomation"]["rescue"]["id"].as_str().unwrap();
+    let retry = json!({"githubToken": github.user_token("octocat")});
+    program.api.post(&format!("/acp/automation/{run}/retry"), retry).expect(202);
+    eventually("the later attempt delivers the commit", || {
+        program.api.get(&format!("/acp/automation/{run}")).expect(200)["status"] == "success"
+    });
+    let shown = program.api.get(&format!("/acp/automation/{run}")).expect(200);
+    assert_eq!(shown["attempt"], 3, "{shown}");
+    assert_eq!(github.requests_of(MINTED.0, MINTED.1).len(), minted, "no token of the App");
+    assert_eq!(github.pulls("octo/hello")[0].author, "octocat");
 }
 
 #[test]

@@ -52,7 +52,7 @@ fn fr_013_missing_credential_yields_one_notification_note_run_and_result() {
     let mut subscriber = Subscriber::of(&program.api, TENANT);
     let result = prompt(&session, None);
     assert_eq!(reasons(&result), ("missingCredential", ""));
-    assert_eq!(result["meta"]["githubAutomationVersion"], "1.1.0", "{result}");
+    assert_eq!(result["meta"]["githubAutomationVersion"], "1.2.0", "{result}");
     let notification = subscriber.notification();
     assert_eq!(
         (&notification["severity"], &notification["trigger"]),

@@ -28,7 +28,7 @@ use crate::{
     domain::{
         automation::{
             order,
-            saga::{Next, Saga, SagaStatus, Verdict},
+            saga::{Next, RUNTIME_UNAVAILABLE, Saga, SagaStatus, Verdict},
             skip::Credential,
             step::{Remedy, StepFailure, StepName, StepOutcome, StepReport},
         },
@@ -113,7 +113,7 @@ impl Automation {
     async fn advance(&self, row: SagaRow, token: Option<SecretString>) -> Result<AdvancedRun, StoreError> {
         let workspace = self.store.workspace(row.key.clone()).await?.ok_or_else(|| missing("workspace"))?;
         let planned = row.saga.clone();
-        let saga = match planned {
+        let mut saga = match planned {
             Some(saga) => saga,
             None => Saga::new(self.plan(&row, &workspace).await?, self.clock.now()),
         };
@@ -125,6 +125,8 @@ impl Automation {
         };
         if let Some(token) = &token {
             self.given_tokens.keep(row.run_id, token.clone());
+            // A later attempt that has lost the token uses no other credential either.
+            saga.plan.has_token = true;
         }
         let kept = || self.given_tokens.of(row.run_id).or_else(|| self.given_tokens.of(row.session_id.0));
         let token = token.or_else(|| kept().filter(|_| saga.plan.has_token));
@@ -147,7 +149,7 @@ impl AdvancedRun {
             Err(cause) if cause.code == ErrorCode::FolderMissing => {
                 failed("workspace-missing", "the folder of the workspace does not exist", Remedy::Never)
             }
-            Err(cause) => failed("runtime-unavailable", &cause.detail, Remedy::Later),
+            Err(cause) => failed(RUNTIME_UNAVAILABLE, &cause.detail, Remedy::Later),
         }
     }
 
@@ -161,9 +163,12 @@ impl AdvancedRun {
     }
 
     async fn order(&self, step: StepName) -> Result<StepOrder, StepFailure> {
-        let input = order::input(&self.saga, self.row.run_id, step)?;
+        let settings = &self.automation.settings;
+        let input = order::input(&self.saga, self.row.run_id, step, settings.signer())?;
+        let signing_key = settings.signing_key.clone().filter(|_| order::needs_key(&self.saga, step));
         let remote = if step.is_remote() { Some(self.remote().await?) } else { None };
-        Ok(StepOrder { workspace: self.workspace.clone(), session_id: self.row.session_id, remote, input })
+        let (workspace, session_id) = (self.workspace.clone(), self.row.session_id);
+        Ok(StepOrder { workspace, session_id, remote, signing_key, input })
     }
 
     /// The repository with a token. A turn that was given a token uses no other credential.

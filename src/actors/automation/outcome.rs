@@ -9,8 +9,9 @@ use crate::{
     contract::{
         audit::AutomationRunItem,
         automation::{
-            AutomationCommit, AutomationDiagnostics, AutomationError, AutomationIssue, AutomationMembers,
-            AutomationMode, AutomationPullRequest, AutomationRescue, AutomationStatus, GithubAutomation,
+            AutomationChecks, AutomationCommit, AutomationDiagnostics, AutomationError, AutomationIssue,
+            AutomationMembers, AutomationMode, AutomationPullRequest, AutomationRescue, AutomationStatus,
+            GithubAutomation,
         },
         notifications::notification::{NoteDetails, NoteKind, NoteStatus},
     },
@@ -122,6 +123,11 @@ fn members(
             url: request.url.clone(),
             branch: request.branch.clone(),
         }),
+        checks: facts
+            .pull_request
+            .as_ref()
+            .filter(|request| request.waits_for_approval)
+            .map(|_| AutomationChecks::WaitingForApproval),
         skip_reason: ended.skip.map(|(reason, _)| reason),
         skip_detail: ended.skip.and_then(|(_, detail)| detail),
         toast_message: None,

@@ -5,6 +5,7 @@ use crate::{
     contract::result::ACPSessionResult,
     domain::{
         automation::{
+            branch,
             plan::{Figures, MAX_PROMPT_CHARS, Plan, Previous},
             step::IssueFact,
         },
@@ -52,6 +53,8 @@ impl Automation {
             base_branch: wanted.base_branch,
             issue: wanted.issue,
             issue_title: wanted.issue_title,
+            requester: wanted.requester,
+            pull_request: workspace.branch.as_deref().and_then(branch::pull_request_of),
             branch_template: policy.branch_template,
             author: settings.author(),
             is_draft: policy.is_draft,

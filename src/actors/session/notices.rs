@@ -118,6 +118,7 @@ pub(crate) fn of(
         branch: None,
         commit: None,
         pull_request: None,
+        checks: None,
         skip_reason: Some(reason),
         skip_detail: detail,
         toast_message: Some(notice.body.as_str().to_owned()),

@@ -201,6 +201,22 @@ fn github_app_without_id_or_usable_key_is_refused_by_name() {
 }
 
 #[test]
+fn key_for_signatures_is_checked_at_start_and_hidden() {
+    use crate::domain::automation::ssh_key::tests::new_key;
+    let folder = tempfile::tempdir().unwrap();
+    let (key, _) = new_key(folder.path(), &["-t", "ed25519", "-N", ""]);
+    let file = folder.path().join("key").display().to_string();
+    let loaded = load(&sources(&[("LUMILINK_GITHUB__SIGNING_KEY_FILE", &file)], &["github.signing=always"])).unwrap();
+    assert!(loaded.config.github.signer().has_key);
+    let line = key.lines().nth(2).unwrap();
+    assert!(loaded.secrets().any(|secret| secret == line));
+    assert!(!crate::config::render::render(&loaded).contains(line));
+    let message = refused(&[("LUMILINK_GITHUB__SIGNING_KEY", "ssh-ed25519 AAAA")], &[]);
+    assert!(message.contains("github.signing_key: is not a private key") && !message.contains("AAAA"), "{message}");
+    assert!(refused(&[], &["github.signing=sometimes"]).contains("auto, always, never"));
+}
+
+#[test]
 fn unreadable_file_of_a_secret_is_reported_with_variable_and_path() {
     let folder = tempfile::tempdir().unwrap();
     let path = |name: &str| folder.path().join(name).to_str().unwrap().to_owned();

@@ -10,6 +10,8 @@ use crate::domain::automation::{
     plan::{PROTECTED_PATHS, Protection},
     policy::{Policy, default_labels, problem_of_protected, problem_of_template},
     repository_pattern::{MAX_PATTERNS, is_pattern},
+    signing::{Signer, SigningMode},
+    ssh_key::SshKey,
     step::Identity,
 };
 
@@ -38,6 +40,14 @@ pub(crate) struct Github {
     /// True to start with a key although the runtime is in this process and agents run without the file rules of the jail:
     /// they could read the file of the key if they have the same user.
     pub allow_embedded_key: bool,
+    /// When commits are signed: `auto` if a rule of the repository demands it, `always`, or `never`. They are signed with
+    /// `signing_key`, else by GitHub, which makes the commit itself if the credential is the GitHub App.
+    pub signing: SigningMode,
+    /// SSH key that signs commits: ed25519, in the format of OpenSSH, without a passphrase; best given by `signing_key_file`.
+    /// At GitHub it must be a signing key of the account whose address `author_email` is. It reaches the runtime with the steps
+    /// that sign, and is in no file there.
+    #[serde(serialize_with = "hidden")]
+    pub signing_key: Option<SecretString>,
     /// The longest time that one step of automation waits for a rate limit, in seconds. A run that would have to wait longer
     /// is tried again by itself at the time that GitHub states.
     pub max_wait_s: u64,
@@ -67,6 +77,8 @@ impl Default for Github {
             app_id: None,
             private_key: None,
             allow_embedded_key: false,
+            signing: SigningMode::Auto,
+            signing_key: None,
             max_wait_s: 60,
             branch_template: DEFAULT_TEMPLATE.into(),
             draft: false,
@@ -88,6 +100,11 @@ impl Github {
     /// Id and private key of the App, if one is configured.
     pub(crate) fn app(&self) -> Option<(&str, &SecretString)> {
         self.app_id.as_deref().zip(self.private_key.as_ref())
+    }
+
+    /// The means to sign commits.
+    pub(crate) fn signer(&self) -> Signer {
+        Signer { mode: self.signing, has_key: self.signing_key.is_some() }
     }
 
     /// The policy of tenants without settings of their own.
@@ -119,6 +136,9 @@ impl Github {
             check.require(false, "github.protected_paths", why);
         }
         self.validate_app(check);
+        if let Some(Err(why)) = self.signing_key.as_ref().map(|key| SshKey::parse(key.expose_secret())) {
+            check.require(false, "github.signing_key", why.to_string());
+        }
         let is_plain = |text: &str| {
             text.chars().count() <= 100 && !text.contains(['<', '>']) && !text.contains(char::is_control)
         };

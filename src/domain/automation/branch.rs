@@ -117,6 +117,16 @@ pub(crate) fn check_template(template: &str) -> Result<(), BadTemplate> {
     if is_unique { Ok(()) } else { Err(BadTemplate::Shared) }
 }
 
+/// The ref of the head of a pull request, which a session on that pull request checks out.
+pub(crate) fn ref_of_pull_request(number: u64) -> String {
+    format!("refs/pull/{number}/head")
+}
+
+/// The number of the pull request of such a ref.
+pub(crate) fn pull_request_of(name: &str) -> Option<u64> {
+    name.strip_prefix("refs/pull/")?.strip_suffix("/head")?.parse().ok()
+}
+
 const PLACEHOLDERS: [&str; 4] = ["{name}", "{issue}", "{session}", "{timestamp}"];
 
 fn has_placeholder(template: &str) -> bool {

@@ -10,6 +10,9 @@ use crate::domain::text::plain;
 /// The longest part of a rule that a message shows, in characters.
 const MAX_SHOWN: usize = 80;
 
+/// Kind of the rule that demands signed commits.
+pub(crate) const REQUIRED_SIGNATURES: &str = "required_signatures";
+
 /// One rule of `GET /repos/{owner}/{repo}/rules/branches/{branch}`.
 #[derive(Debug, Clone, Default, Deserialize)]
 #[serde(default)]
@@ -43,7 +46,7 @@ fn obstacle(rule: &BranchRule, branch: &str, exists: bool) -> Option<Obstacle> {
     let (detail, text) = match rule.kind.as_str() {
         "creation" if !exists => (SkipDetail::Ruleset, "a rule forbids the creation of this branch".to_owned()),
         "update" if exists => (SkipDetail::Ruleset, "a rule forbids updates of this branch".to_owned()),
-        "required_signatures" => (SkipDetail::SigningRequired, "a rule demands signed commits".to_owned()),
+        REQUIRED_SIGNATURES => (SkipDetail::SigningRequired, "a rule demands signed commits".to_owned()),
         "branch_name_pattern" if !exists && !is_permitted_name(&rule.parameters, branch) => {
             let word = |name: &str| plain(rule.parameters[name].as_str().unwrap_or_default(), MAX_SHOWN);
             let negation = if is_negated(&rule.parameters) { "not " } else { "" };

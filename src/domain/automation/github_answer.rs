@@ -77,6 +77,8 @@ pub(crate) enum Cause {
     Moved,
     /// The repository has no commit.
     EmptyRepository,
+    /// The branch has another commit than the request expects.
+    Stale,
     /// The state has changed meanwhile.
     Conflict,
     /// The repository has no issues.
@@ -158,6 +160,32 @@ impl Refusal {
         Self { status: Some(answer.status), cause, message, errors: body.errors }
     }
 
+    /// Classifies the errors of an answer of the GraphQL API, which has status 200 with them. `None` without errors.
+    pub(crate) fn of_graphql(answer: &Answer<'_>, now: Timestamp) -> Option<Self> {
+        let json: Value = serde_json::from_str(answer.body).ok()?;
+        let errors = json["errors"].as_array().filter(|errors| !errors.is_empty())?;
+        let errors = &errors[..errors.len().min(MAX_ERRORS)];
+        let texts: Vec<_> = errors.iter().filter_map(|error| error["message"].as_str()).collect();
+        let message = texts.join("; ");
+        let body = Body { lower: message.to_ascii_lowercase(), message, errors: Vec::new() };
+        let is =
+            |kinds: &[&str]| errors.iter().any(|error| kinds.contains(&error["type"].as_str().unwrap_or_default()));
+        let cause = match () {
+            () if is(&["RATE_LIMITED"]) && !body.has_any(&SECONDARY) => primary(answer, now),
+            () if body.has_any(&SECONDARY) => secondary(answer, now),
+            () if is(&["STALE_DATA"]) || body.has_any(&["expected branch to point to"]) => Cause::Stale,
+            () if is(&["NOT_FOUND"]) => Cause::NotFound,
+            () if is(&["FORBIDDEN", "INSUFFICIENT_SCOPES"]) => forbidden(answer, &body, now),
+            () if is(&["SERVICE_UNAVAILABLE", "INTERNAL", "INTERNAL_SERVER_ERROR"]) => Cause::Unavailable,
+            // Without a type; the mutation may have been carried out.
+            () if body.has_any(&["something went wrong", "timedout", "timed out"]) => Cause::Unavailable,
+            () => Cause::Invalid,
+        };
+        let message =
+            if body.message.is_empty() { "without a message".to_owned() } else { line(&body.message, MAX_MESSAGE) };
+        Some(Self { status: Some(answer.status), cause, message, errors: Vec::new() })
+    }
+
     /// True if the request may have been carried out.
     pub(crate) fn is_uncertain(&self) -> bool {
         matches!(self.cause, Cause::Unavailable | Cause::TooLarge)
@@ -227,7 +255,7 @@ impl Refusal {
             Cause::IssuesDisabled => fail("issues-disabled", never, "Enable issues in the repository's settings"),
             Cause::Gone => fail("github-gone", never, "It was deleted"),
             Cause::Moved => fail("repository-moved", later, "The repository may have been renamed"),
-            Cause::Conflict => fail("github-conflict", later, "Try again"),
+            Cause::Stale | Cause::Conflict => fail("github-conflict", later, "Try again"),
             Cause::Unavailable | Cause::TooLarge => fail("github-unavailable", later, "Try again later"),
             Cause::Unusable => fail("github-unusable", never, "Check the address of the API and the token"),
             Cause::Invalid | Cause::Other => fail("github-refused", never, "The request is not repeated"),
@@ -326,16 +354,18 @@ fn cause_of(answer: &Answer<'_>, body: &Body, now: Timestamp) -> Cause {
     }
 }
 
+/// Texts of a secondary limit, in lower case.
+const SECONDARY: [&str; 5] = [
+    "secondary rate limit",
+    "secondary-rate-limits",
+    "abuse detection",
+    "abuse-rate-limits",
+    "maximum number of login attempts",
+];
+
 /// Distinguishes the meanings of 403 and 429. A message that names its cause decides before the headers: the quota may be
 /// used up by the very request that lacked a permission.
 fn forbidden(answer: &Answer<'_>, body: &Body, now: Timestamp) -> Cause {
-    const SECONDARY: [&str; 5] = [
-        "secondary rate limit",
-        "secondary-rate-limits",
-        "abuse detection",
-        "abuse-rate-limits",
-        "maximum number of login attempts",
-    ];
     const POLICY: [&str; 4] = [
         "forbids access via",
         "oauth app access restrictions",

@@ -18,6 +18,15 @@ fn is_root(url: &Url) -> bool {
     url.path().trim_end_matches('/').is_empty()
 }
 
+/// The address of the GraphQL API beside the REST API at `base`: `https://host/api/graphql` on GitHub Enterprise Server.
+pub(crate) fn graphql_url(base: &Url) -> Url {
+    let mut url = base.clone();
+    let path = base.path().trim_end_matches('/');
+    let root = path.strip_suffix(ENTERPRISE_PATH).map(|root| format!("{root}/api"));
+    url.set_path(&format!("{}/graphql", root.as_deref().unwrap_or(path)));
+    url
+}
+
 /// The domain of the noreply addresses of users and bots: that of github.com, or that of a GitHub Enterprise Server.
 /// `None` for every other address, since a commit must not name a domain that belongs to a stranger.
 pub(crate) fn noreply_domain(api_url: &str) -> Option<String> {
@@ -117,5 +126,18 @@ mod tests {
         let is_safe = |url: &str| is_safe(&Url::parse(url).unwrap());
         assert!(is_safe("https://api.github.com") && is_safe("http://127.0.0.1:1") && is_safe("http://[::1]:1"));
         assert!(!is_safe("http://git.example.org/api/v3") && !is_safe("ftp://127.0.0.1"));
+    }
+
+    #[test]
+    fn graphql_is_beside_the_rest_api() {
+        for (api, graphql) in [
+            ("https://api.github.com", "https://api.github.com/graphql"),
+            ("https://api.octo.ghe.com/", "https://api.octo.ghe.com/graphql"),
+            ("https://git.example.com/api/v3", "https://git.example.com/api/graphql"),
+            ("https://git.example.com/x/api/v3/", "https://git.example.com/x/api/graphql"),
+            ("http://127.0.0.1:3000", "http://127.0.0.1:3000/graphql"),
+        ] {
+            assert_eq!(graphql_url(&Url::parse(api).unwrap()).as_str(), graphql, "{api}");
+        }
     }
 }

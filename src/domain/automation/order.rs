@@ -7,6 +7,7 @@ use uuid::Uuid;
 use super::{
     branch::{BranchName, NewBranch},
     saga::Saga,
+    signing::{Signer, SigningWay},
     step::{Changes, Identity, StepFailure, StepInput, StepName},
     texts::{CommentText, CommitText, IssueText, MarkerKind, Origin, PullRequestText, TurnFigures, marker},
 };
@@ -51,7 +52,7 @@ impl Texts {
 ///
 /// # Errors
 /// A fact that the step needs is missing, or no identity of commits is known.
-pub(crate) fn input(saga: &Saga, run: Uuid, step: StepName) -> Result<StepInput, StepFailure> {
+pub(crate) fn input(saga: &Saga, run: Uuid, step: StepName, signer: Signer) -> Result<StepInput, StepFailure> {
     let missing = || failure("incomplete-run", "a fact of an earlier step is missing");
     let (plan, facts) = (&saga.plan, &saga.facts);
     let texts = Texts::of(saga, run);
@@ -61,11 +62,17 @@ pub(crate) fn input(saga: &Saga, run: Uuid, step: StepName) -> Result<StepInput,
         StepName::Changes => StepInput::Changes { parent: plan.previous.as_ref().map(|it| it.head.clone()) },
         StepName::Preflight => StepInput::Preflight {
             branch: branch(saga, run),
-            base: plan.base_branch.clone().or_else(|| changes().ok()?.base_branch.clone()),
+            base: plan.base_branch.clone().or_else(|| cloned_branch(saga)),
             wants_issue: plan.wants_pull_request(),
             wants_pull_request: plan.wants_pull_request(),
             touches_workflows: touches_workflows(changes()?),
             pull_request: plan.previous.as_ref().and_then(|it| it.pull_request),
+            target: plan.pull_request,
+            tree: is_searched_for_twins(saga).then(|| changes().ok().map(|changes| changes.tree.clone())).flatten(),
+            signing: signer.mode,
+            has_signing_key: signer.has_key,
+            api_obstacle: changes()?.api_obstacle.clone(),
+            requester: plan.requester.clone(),
         },
         StepName::Issue => {
             let (title, summary) = (texts.title.as_ref(), texts.summary.as_ref());
@@ -81,14 +88,27 @@ pub(crate) fn input(saga: &Saga, run: Uuid, step: StepName) -> Result<StepInput,
         }
         StepName::Commit => commit_input(saga, &texts, changes()?)?,
         StepName::Push => {
-            let expected = saga.open_previous().map(|previous| previous.head.clone());
-            StepInput::Push { branch: branch(saga, run), commit: commit()?, expected }
+            let expected = expected_head(saga, changes()?);
+            let onto = saga.begins_anew().then(|| base(saga)).flatten();
+            StepInput::Push {
+                branch: branch(saga, run),
+                commit: commit()?,
+                expected,
+                signing: saga.signing(),
+                onto,
+                is_twin: saga.twin().is_some(),
+                fork: saga.target().and_then(|target| target.fork.clone()),
+            }
         }
-        StepName::PullRequest => pull_request(saga, &texts, facts.preflight.as_ref().ok_or_else(missing)?),
+        StepName::PullRequest => {
+            facts.preflight.as_ref().ok_or_else(missing)?;
+            pull_request(saga, &texts)
+        }
         StepName::Comment => {
             let (Some(issue), Some(request)) = (&facts.issue, &facts.pull_request) else { return Err(missing()) };
             let (number, url) = (request.number, request.url.as_str());
-            let text = CommentText { origin: texts.origin(), number, url, is_update: request.is_adopted };
+            let (is_update, waits) = (request.is_adopted, request.waits_for_approval);
+            let text = CommentText { origin: texts.origin(), number, url, is_update, waits_for_approval: waits };
             let marker = marker(&texts.run, MarkerKind::Comment);
             StepInput::Comment { issue: issue.number, marker, body: text.body() }
         }
@@ -109,13 +129,47 @@ pub(crate) fn touches_workflows(changes: &Changes) -> bool {
     changes.files.iter().any(|file| file.path.to_ascii_lowercase().starts_with(".github/workflows/"))
 }
 
+/// The branch that was cloned; `None` in a session on a pull request, which cloned no branch of the repository.
+fn cloned_branch(saga: &Saga) -> Option<String> {
+    let changes = saga.facts.changes.as_ref().filter(|_| saga.plan.pull_request.is_none());
+    changes.and_then(|changes| changes.base_branch.clone())
+}
+
+/// The branch that the pull request of a run proposes to change.
+fn base(saga: &Saga) -> Option<String> {
+    let preflight = saga.facts.preflight.as_ref();
+    let of_target = || preflight.and_then(|preflight| preflight.target_base.clone());
+    let given = saga.plan.base_branch.clone().or_else(of_target).or_else(|| cloned_branch(saga));
+    given.or_else(|| preflight.map(|preflight| preflight.default_branch.clone()))
+}
+
+/// True if an open pull request of another run may have the same content: the session has none of its own.
+fn is_searched_for_twins(saga: &Saga) -> bool {
+    let plan = &saga.plan;
+    let has_own = plan.previous.as_ref().is_some_and(|previous| previous.pull_request.is_some());
+    plan.wants_pull_request() && plan.pull_request.is_none() && !has_own && saga.facts.push.is_none()
+}
+
+/// The commit that the branch has before the push; `None` for a new branch.
+fn expected_head(saga: &Saga, changes: &Changes) -> Option<String> {
+    let previous = saga.open_previous().map(|previous| previous.head.clone());
+    let of_target = || saga.target().map(|_| changes.parent.clone());
+    previous.or_else(of_target).or_else(|| saga.twin().map(|twin| twin.head.clone()))
+}
+
 /// The branch of a run: that of the session's open pull request, else the caller's, else a new one.
 pub(crate) fn branch(saga: &Saga, run: Uuid) -> String {
     if let Some(pushed) = &saga.facts.push {
         return pushed.branch.clone();
     }
+    if let Some(target) = saga.target() {
+        return target.branch.clone();
+    }
     if let Some(previous) = saga.open_previous() {
         return previous.branch.clone();
+    }
+    if let Some(twin) = saga.twin() {
+        return twin.branch.clone();
     }
     let given = saga.plan.branch_name.as_deref().and_then(|name| BranchName::parse(name).ok());
     let name = given.unwrap_or_else(|| {
@@ -135,15 +189,16 @@ pub(crate) fn branch(saga: &Saga, run: Uuid) -> String {
 }
 
 fn commit_input(saga: &Saga, texts: &Texts, changes: &Changes) -> Result<StepInput, StepFailure> {
+    let identity = identity(saga)?;
+    let requester = saga.facts.preflight.as_ref().and_then(|preflight| preflight.requester.as_ref());
     let text = CommitText {
         explicit: None,
         issue: saga.facts.issue.as_ref().map(|issue| issue.number),
         title: texts.title.as_ref(),
         summary: texts.summary.as_ref(),
         prompt: &texts.prompt,
-        requester: None,
+        requester: requester.filter(|requester| requester.email != identity.email),
     };
-    let identity = identity(saga)?;
     Ok(StepInput::Commit {
         parent: changes.parent.clone(),
         tree: changes.tree.clone(),
@@ -151,7 +206,13 @@ fn commit_input(saga: &Saga, texts: &Texts, changes: &Changes) -> Result<StepInp
         author: identity.clone(),
         committer: identity,
         at: saga.plan.at,
+        is_signed: saga.signing() == Some(SigningWay::Key),
     })
+}
+
+/// True if the order of a step needs the key for signatures.
+pub(crate) fn needs_key(saga: &Saga, step: StepName) -> bool {
+    matches!(step, StepName::Commit | StepName::Push) && saga.signing() == Some(SigningWay::Key)
 }
 
 /// The identity of commits. A commit that is only kept, because no step before it could ask GitHub, has one that names no
@@ -168,7 +229,7 @@ fn identity(saga: &Saga) -> Result<Identity, StepFailure> {
     }
 }
 
-fn pull_request(saga: &Saga, texts: &Texts, preflight: &super::step::Preflight) -> StepInput {
+fn pull_request(saga: &Saga, texts: &Texts) -> StepInput {
     let (plan, facts) = (&saga.plan, &saga.facts);
     let figures = TurnFigures {
         route: plan.figures.carrier.unwrap_or(Route::Acp),
@@ -187,12 +248,13 @@ fn pull_request(saga: &Saga, texts: &Texts, preflight: &super::step::Preflight) 
         notes: &texts.notes,
         issue: facts.issue.as_ref().map(|issue| issue.number),
     };
-    let cloned = facts.changes.as_ref().and_then(|changes| changes.base_branch.clone());
+    let adopted = saga.target().or(saga.twin()).map(|pull| pull.number);
     StepInput::PullRequest {
-        number: saga.open_previous().and_then(|previous| previous.pull_request),
+        number: adopted.or_else(|| saga.open_previous().and_then(|previous| previous.pull_request)),
         marker: marker(&texts.run, MarkerKind::PullRequest),
         head: facts.push.as_ref().map(|push| push.branch.clone()).unwrap_or_default(),
-        base: plan.base_branch.clone().or(cloned).unwrap_or_else(|| preflight.default_branch.clone()),
+        commit: facts.push.as_ref().map(|push| push.sha.clone()).unwrap_or_default(),
+        base: base(saga).unwrap_or_default(),
         title: text.title(),
         body: text.body(),
         is_draft: plan.is_draft || saga.touches_protected(),
@@ -227,9 +289,19 @@ mod tests {
         saga.plan.author = Some(Identity { name: "bot".into(), email: "bot@users.noreply.github.com".into() });
         let name = branch(&saga, RUN);
         assert_eq!(name, "claude-code/issue-4-2023-11-14-221320");
-        let Ok(StepInput::Commit { message, .. }) = input(&saga, RUN, StepName::Commit) else { panic!("a commit") };
-        assert!(message.starts_with("Fix issue #4"), "{message}");
-        let Ok(StepInput::PullRequest { body, base, .. }) = input(&saga, RUN, StepName::PullRequest) else {
+        let Ok(StepInput::Commit { message, .. }) = input(&saga, RUN, StepName::Commit, Signer::default()) else {
+            panic!("a commit")
+        };
+        assert!(message.starts_with("Fix issue #4") && !message.contains("Co-authored-by"), "{message}");
+        let person = Identity { name: "Octo Cat".into(), email: "7+octocat@users.noreply.github.com".into() };
+        saga.facts.preflight.as_mut().unwrap().requester = Some(person);
+        let Ok(StepInput::Commit { message, .. }) = input(&saga, RUN, StepName::Commit, Signer::default()) else {
+            panic!("a commit")
+        };
+        assert!(message.ends_with("\n\nCo-authored-by: Octo Cat <7+octocat@users.noreply.github.com>"), "{message}");
+        let Ok(StepInput::PullRequest { body, base, .. }) =
+            input(&saga, RUN, StepName::PullRequest, Signer::default())
+        else {
             panic!("a pull request")
         };
         assert!(body.contains("Fixes #4") && base == "main", "{body}");
@@ -240,7 +312,7 @@ mod tests {
     #[test]
     fn unknown_identity_fails_the_commit_before_the_push() {
         let saga = saga_after(&[StepName::Changes, StepName::Preflight]);
-        assert_eq!(input(&saga, RUN, StepName::Commit).unwrap_err().code, "no-identity");
-        assert_eq!(input(&saga, RUN, StepName::Push).unwrap_err().code, "incomplete-run");
+        assert_eq!(input(&saga, RUN, StepName::Commit, Signer::default()).unwrap_err().code, "no-identity");
+        assert_eq!(input(&saga, RUN, StepName::Push, Signer::default()).unwrap_err().code, "incomplete-run");
     }
 }

@@ -54,6 +54,12 @@ pub(crate) struct Plan {
     pub issue: Option<u64>,
     #[serde(default)]
     pub issue_title: Option<String>,
+    /// Number of the pull request on which the session works.
+    #[serde(default)]
+    pub pull_request: Option<u64>,
+    /// Login of the person who asks for the change.
+    #[serde(default)]
+    pub requester: Option<String>,
     /// As [`NewBranch::template`](super::branch::NewBranch::template).
     #[serde(default)]
     pub branch_template: String,

@@ -10,22 +10,28 @@ use serde::{Deserialize, Serialize};
 
 use super::{
     plan::{Plan, Previous, Protection},
+    signing::SigningWay,
     skip::{SkipDetail, SkipReason},
     step::{
-        Changes, CommitFact, IssueFact, Preflight, PullRequestFact, PullRequestState, PushFact, Remedy, RescueFact,
-        StepFact, StepFailure, StepName, StepOutcome, StepReport,
+        Changes, CommitFact, IssueFact, Preflight, PullRequestFact, PullRequestState, PullTarget, PushFact, Remedy,
+        RescueFact, StepFact, StepFailure, StepName, StepOutcome, StepReport,
     },
 };
 use crate::domain::{clock::Timestamp, text, words::words};
 
 /// The most log lines of a run, as in the contract of the result.
 pub(crate) const MAX_LOG_LINES: usize = 50;
+/// Largest log of a run, in bytes of JSON: a result is a line of the log of the program, which has at most 32 KB.
+const MAX_LOG_BYTES: usize = 16 * 1024;
 /// Executions of one step in one attempt, while its failures may pass.
 const MAX_TRIES: u32 = 3;
 /// Pause before the second execution of a step; three times as long before the third.
 const FIRST_PAUSE: Duration = Duration::from_secs(2);
 /// Pause before the next attempt of a run that failed for a reason that may pass, unless GitHub stated a time.
 const NEXT_ATTEMPT: Duration = Duration::from_secs(300);
+/// Pauses before the next attempts of a run that did not reach the runtime, which is away for about a minute when it is
+/// replaced; then [`NEXT_ATTEMPT`]. These attempts do not count among [`MAX_ATTEMPTS`].
+const OUTAGE_PAUSES: [Duration; 3] = [Duration::from_secs(10), Duration::from_secs(30), Duration::from_secs(60)];
 /// Attempts that the service begins by itself. With [`NEXT_ATTEMPT`] between them they outlast most outages.
 pub(crate) const MAX_ATTEMPTS: u32 = 6;
 
@@ -69,6 +75,9 @@ pub(crate) struct Saga {
     /// True once the name of the branch got a suffix, because another branch blocked it.
     #[serde(default)]
     pub has_other_name: bool,
+    /// Attempts that ended because the runtime was not reached, and were repeated after a short pause.
+    #[serde(default)]
+    pub outages: u32,
     #[serde(default)]
     pub logs: Vec<String>,
 }
@@ -83,6 +92,8 @@ pub(crate) struct Facts {
     pub commit: Option<CommitFact>,
     /// True if the commit was made only to be kept, before GitHub named an identity: another attempt makes it again.
     pub is_provisional: bool,
+    /// True once GitHub refused a push because its commit had no signature.
+    pub demands_signature: bool,
     pub push: Option<PushFact>,
     pub pull_request: Option<PullRequestFact>,
     pub comment_url: Option<String>,
@@ -138,6 +149,7 @@ impl Saga {
             tries: 0,
             not_before: None,
             has_other_name: false,
+            outages: 0,
             logs: Vec::new(),
         }
     }
@@ -204,12 +216,33 @@ impl Saga {
     /// The next step that keeps a commit which cannot be delivered; `None` if there is nothing to keep, or it is kept.
     fn step_of_rescue(&self) -> Option<StepName> {
         let facts = &self.facts;
-        let is_lost = self.has_changes() && facts.push.is_none() && facts.rescue.is_none() && !self.plan.is_dry_run;
+        let is_lost = self.has_changes() && facts.push.is_none() && !self.is_rescued() && !self.plan.is_dry_run;
         let is_possible = !self.has_failed(StepName::Commit) && !self.has_failed(StepName::Rescue);
         (is_lost && is_possible).then_some(match facts.commit {
             None => StepName::Commit,
             Some(_) => StepName::Rescue,
         })
+    }
+
+    /// True if the commit of the run is kept. Another one with the same changes may have been kept before it was signed.
+    fn is_rescued(&self) -> bool {
+        let Facts { rescue: Some(rescue), commit, .. } = &self.facts else { return false };
+        let is_same = |kept: &String| commit.as_ref().is_none_or(|commit| commit.sha == *kept);
+        rescue.commit.as_ref().is_none_or(is_same)
+    }
+
+    /// The signer of the commit; `None` if it is not signed.
+    pub(crate) fn signing(&self) -> Option<SigningWay> {
+        let preflight = self.facts.preflight.as_ref()?;
+        preflight.signing.or(preflight.could_sign.filter(|_| self.facts.demands_signature))
+    }
+
+    /// Drops a commit that was made without the signature that it needs, so that it is made again.
+    fn drop_unsigned(&mut self) {
+        let is_unsigned = self.facts.commit.as_ref().is_some_and(|commit| !commit.is_signed);
+        if is_unsigned && self.facts.push.is_none() && self.signing() == Some(SigningWay::Key) {
+            self.facts.commit = None;
+        }
     }
 
     fn obstacle(&self) -> Option<Obstacle<'_>> {
@@ -272,13 +305,35 @@ impl Saga {
     /// True if an issue belongs to the run.
     pub(crate) fn wants_issue(&self) -> bool {
         let has_issues = self.facts.preflight.as_ref().is_none_or(|preflight| preflight.has_issues);
-        self.plan.wants_pull_request() && has_issues
+        // The pull request on which a session works, and that of another run, have their own purpose.
+        let is_of_another = self.plan.pull_request.is_some() || self.twin().is_some();
+        self.plan.wants_pull_request() && has_issues && (!is_of_another || self.plan.issue.is_some())
+    }
+
+    /// The open pull request on which the session works.
+    pub(crate) fn target(&self) -> Option<&PullTarget> {
+        self.facts.preflight.as_ref()?.target.as_ref()
+    }
+
+    /// The open pull request of another run with the same content, which this run adopts.
+    pub(crate) fn twin(&self) -> Option<&PullTarget> {
+        self.facts
+            .preflight
+            .as_ref()?
+            .twin
+            .as_ref()
+            .filter(|_| self.target().is_none() && self.open_previous().is_none())
+    }
+
+    /// True if the session's pull request was merged, so that its changes begin anew from the base.
+    pub(crate) fn begins_anew(&self) -> bool {
+        let state = self.facts.preflight.as_ref().and_then(|preflight| preflight.pull_request);
+        state == Some(PullRequestState::Merged)
     }
 
     /// The branch and pull request of an earlier turn of the session, unless that was merged meanwhile: then a new one begins.
     pub(crate) fn open_previous(&self) -> Option<&Previous> {
-        let state = self.facts.preflight.as_ref().and_then(|preflight| preflight.pull_request);
-        self.plan.previous.as_ref().filter(|_| state != Some(PullRequestState::Merged))
+        self.plan.previous.as_ref().filter(|_| !self.begins_anew())
     }
 
     /// True if what was requested exists, whatever failed beside it: a missing comment is no failure of the run, and a
@@ -301,14 +356,17 @@ impl Saga {
             }
             StepOutcome::Failed(failure) => self.fail(step, failure, now),
         }
-        self.logs.truncate(MAX_LOG_LINES);
+        bound(&mut self.logs);
     }
 
     fn add(&mut self, fact: StepFact) {
         let facts = &mut self.facts;
         match fact {
             StepFact::Changes(made) => facts.changes = Some(made),
-            StepFact::Preflight(made) => facts.preflight = Some(made),
+            StepFact::Preflight(made) => {
+                facts.preflight = Some(made);
+                self.drop_unsigned();
+            }
             StepFact::Issue(made) => facts.issue = Some(made),
             StepFact::Commit(made) => {
                 facts.is_provisional = facts.preflight.is_none();
@@ -328,6 +386,14 @@ impl Saga {
             (self.has_other_name, self.tries) = (true, 0);
             return;
         }
+        if step == StepName::Push && failure.skip == Some(SkipDetail::SigningRequired) && self.signing().is_none() {
+            self.facts.demands_signature = true;
+            if self.signing().is_some() {
+                self.tries = 0;
+                self.drop_unsigned();
+                return;
+            }
+        }
         let may_pass = failure.remedy == Remedy::Later && failure.retry_at.is_none() && failure.skip.is_none();
         if may_pass && self.tries < MAX_TRIES {
             self.not_before = Some(now.plus(FIRST_PAUSE * 3_u32.pow(self.tries - 1)));
@@ -340,11 +406,22 @@ impl Saga {
     /// The time of the next attempt that the service begins by itself; `None` if only a person can help, or enough were
     /// made. Call it with the verdict of [`Self::next`].
     pub(crate) fn next_attempt(&self, verdict: &Verdict, now: Timestamp) -> Option<Timestamp> {
-        if self.attempt >= MAX_ATTEMPTS || *verdict == Verdict::Success {
+        if *verdict == Verdict::Success {
             return None;
         }
         let later = self.failures.iter().map(|failed| &failed.failure).find(|it| it.remedy == Remedy::Later)?;
-        Some(later.retry_at.map_or(now.plus(NEXT_ATTEMPT), |at| at.max(now)))
+        if let Some(pause) = self.pause_of_outage() {
+            return Some(now.plus(pause));
+        }
+        let is_last = self.attempt >= MAX_ATTEMPTS + self.outages;
+        (!is_last).then(|| later.retry_at.map_or(now.plus(NEXT_ATTEMPT), |at| at.max(now)))
+    }
+
+    /// The short pause before the next attempt, if this one did not reach the runtime.
+    fn pause_of_outage(&self) -> Option<Duration> {
+        let is_outage = self.failures.iter().any(|failed| failed.failure.code == RUNTIME_UNAVAILABLE);
+        let pause = OUTAGE_PAUSES.get(usize::try_from(self.outages).ok()?).copied();
+        pause.filter(|_| is_outage)
     }
 
     /// Records that the kept commit was removed because of its age. A later attempt that fails keeps it again, if it is
@@ -357,6 +434,7 @@ impl Saga {
 
     /// Begins another attempt. Facts are kept, except the preflight, whose answers may have changed.
     pub(crate) fn retry(&mut self, now: Timestamp) {
+        self.outages += u32::from(self.pause_of_outage().is_some());
         self.attempt += 1;
         self.attempt_began = now;
         self.failures.clear();
@@ -368,10 +446,26 @@ impl Saga {
     }
 }
 
+/// Drops the oldest lines of a log that is too long; the newest ones name the failure.
+fn bound(logs: &mut Vec<String>) {
+    let (mut bytes, mut kept) = (0, 0);
+    for line in logs.iter().rev().take(MAX_LOG_LINES) {
+        // As in JSON: two quotes, a comma, and an escape for some characters.
+        bytes += serde_json::to_string(line).map_or(MAX_LOG_BYTES, |json| json.len() + 1);
+        if bytes > MAX_LOG_BYTES {
+            break;
+        }
+        kept += 1;
+    }
+    logs.drain(..logs.len() - kept);
+}
+
 /// Code of the failure of the step `issue` in a repository without issues.
 pub(crate) const ISSUES_DISABLED: &str = "issues-disabled";
 /// Code of the failure of a run whose changes have paths that must not be in a commit.
 pub(crate) const UNSAFE_PATH: &str = "unsafe-path";
+/// Code of the failure of a step if the runtime does not answer.
+pub(crate) const RUNTIME_UNAVAILABLE: &str = "runtime-unavailable";
 /// Code of the failure of the step `push` if another branch blocks the name.
 pub(crate) const BRANCH_NAME_TAKEN: &str = "branch-name-taken";
 

@@ -80,6 +80,8 @@ words! {
         Lfs = "lfs",
         /// A person closed the pull request of the session.
         ClosedByPerson = "closed-by-person",
+        /// The session works on a pull request of a fork to which the credential may not push.
+        ForkReadOnly = "fork-read-only",
     }
 }
 
@@ -101,7 +103,8 @@ impl SkipDetail {
             | Self::ProtectedPath
             | Self::SigningRequired
             | Self::Lfs
-            | Self::ClosedByPerson => SkipReason::Other,
+            | Self::ClosedByPerson
+            | Self::ForkReadOnly => SkipReason::Other,
             Self::BlockedByPattern => SkipReason::RepoBlocked,
             Self::NoInstallation | Self::TokenRefused | Self::WorkflowPermission | Self::Sso | Self::IpAllowList => {
                 SkipReason::MissingCredential

@@ -5,7 +5,10 @@
 
 use serde::{Deserialize, Serialize};
 
-use super::skip::SkipDetail;
+use super::{
+    signing::{SigningMode, SigningWay},
+    skip::SkipDetail,
+};
 use crate::domain::{clock::Timestamp, words::words};
 
 words! {
@@ -71,6 +74,24 @@ pub(crate) enum StepInput {
         /// The pull request of an earlier turn of the session.
         #[serde(default, skip_serializing_if = "Option::is_none")]
         pull_request: Option<u64>,
+        /// When commits are signed.
+        #[serde(default)]
+        signing: SigningMode,
+        /// True if the service has an SSH key for signatures.
+        #[serde(default)]
+        has_signing_key: bool,
+        /// As [`Changes::api_obstacle`].
+        #[serde(default, skip_serializing_if = "Option::is_none")]
+        api_obstacle: Option<String>,
+        /// The pull request on which the session works: the branch is its head, and the base its base.
+        #[serde(default, skip_serializing_if = "Option::is_none")]
+        target: Option<u64>,
+        /// The tree of the change, for which an open pull request of another run is searched; absent: none is.
+        #[serde(default, skip_serializing_if = "Option::is_none")]
+        tree: Option<String>,
+        /// Login of the person whom the commit credits.
+        #[serde(default, skip_serializing_if = "Option::is_none")]
+        requester: Option<String>,
     },
     Issue {
         /// Number of an existing issue that the caller or an earlier turn named; it is read and not changed.
@@ -94,6 +115,9 @@ pub(crate) enum StepInput {
         committer: Identity,
         /// Author and committer date, so that a repeat makes the same commit.
         at: Timestamp,
+        /// True to sign it with the key of the order.
+        #[serde(default)]
+        is_signed: bool,
     },
     Push {
         branch: String,
@@ -102,6 +126,20 @@ pub(crate) enum StepInput {
         /// The commit that the branch has on GitHub before the push; absent: the branch must not exist.
         #[serde(default, skip_serializing_if = "Option::is_none")]
         expected: Option<String>,
+        /// The signer. With [`SigningWay::Api`] GitHub makes a commit with the same changes on the branch; with
+        /// [`SigningWay::Key`] a commit that is moved is signed again with the key of the order.
+        #[serde(default, skip_serializing_if = "Option::is_none")]
+        signing: Option<SigningWay>,
+        /// The branch onto whose head the commit is moved before it gets a new branch, because an earlier pull request was
+        /// merged.
+        #[serde(default, skip_serializing_if = "Option::is_none")]
+        onto: Option<String>,
+        /// True to push nothing: the branch must have a commit with the same tree.
+        #[serde(default)]
+        is_twin: bool,
+        /// The repository of the branch, `owner/name`, if that is a fork.
+        #[serde(default, skip_serializing_if = "Option::is_none")]
+        fork: Option<String>,
     },
     PullRequest {
         /// Number of the pull request of an earlier turn of the session; it is updated.
@@ -109,6 +147,9 @@ pub(crate) enum StepInput {
         number: Option<u64>,
         marker: String,
         head: String,
+        /// The commit of the branch.
+        #[serde(default)]
+        commit: String,
         base: String,
         title: String,
         /// Markdown; contains the marker.
@@ -174,6 +215,9 @@ pub(crate) struct Changes {
     /// `unsafe-path`.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub unsafe_paths: Vec<UnsafePath>,
+    /// Why GitHub cannot make this commit itself; see [`api_obstacle`](super::signing::api_obstacle).
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub api_obstacle: Option<String>,
 }
 
 /// The most files of [`Changes::files`].
@@ -231,6 +275,38 @@ pub(crate) struct Preflight {
     /// State of [`StepInput::Preflight::pull_request`].
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub pull_request: Option<PullRequestState>,
+    /// The signer of the commit; absent if it is not signed.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub signing: Option<SigningWay>,
+    /// The signer, if a push shows that a signature is demanded.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub could_sign: Option<SigningWay>,
+    /// [`StepInput::Preflight::target`], while it is open.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub target: Option<PullTarget>,
+    /// The base of [`StepInput::Preflight::target`].
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub target_base: Option<String>,
+    /// An open pull request of another run with the same content.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub twin: Option<PullTarget>,
+    /// The person whom the commit credits; absent if GitHub does not report that they may write to the repository.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub requester: Option<Identity>,
+}
+
+/// An open pull request whose branch is used.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub(crate) struct PullTarget {
+    pub number: u64,
+    /// The head branch.
+    pub branch: String,
+    /// The commit of that branch.
+    pub head: String,
+    /// The repository of that branch, `owner/name`, if it is a fork.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub fork: Option<String>,
 }
 
 words! {
@@ -261,6 +337,9 @@ pub(crate) struct CommitFact {
     /// 40 hexadecimal digits in lower case.
     pub sha: String,
     pub message: String,
+    /// True if the service signed it.
+    #[serde(default)]
+    pub is_signed: bool,
 }
 
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
@@ -286,6 +365,9 @@ pub(crate) struct PullRequestFact {
     /// True if it existed before this step.
     #[serde(default)]
     pub is_adopted: bool,
+    /// True if checks of the commit wait for the approval of a person.
+    #[serde(default)]
+    pub waits_for_approval: bool,
 }
 
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
@@ -297,6 +379,9 @@ pub(crate) struct RescueFact {
     /// True if the patch is cut at its limit; the bundle is whole.
     #[serde(default)]
     pub is_patch_cut: bool,
+    /// The commit that is kept; absent in records of older versions.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub commit: Option<String>,
 }
 
 /// The fact of a step.

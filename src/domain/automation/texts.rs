@@ -66,6 +66,13 @@ pub(crate) fn marker(run: &str, kind: MarkerKind) -> String {
     format!("<!-- lumilink:run={run} kind={} -->", kind.as_str())
 }
 
+/// True if a text has the marker of any run.
+pub(crate) fn is_marked(text: &str, kind: MarkerKind) -> bool {
+    let end = format!(" kind={} -->", kind.as_str());
+    let mut markers = text.split("<!-- lumilink:run=").skip(1);
+    markers.any(|rest| rest.split('\n').next().is_some_and(|line| line.contains(&end)))
+}
+
 /// The run of which a text is.
 #[derive(Debug, Clone, Copy)]
 pub(crate) struct Origin<'a> {
@@ -166,6 +173,8 @@ pub(crate) struct CommentText<'a> {
     pub url: &'a str,
     /// True if the pull request existed before the run.
     pub is_update: bool,
+    /// True if its checks wait for the approval of a person.
+    pub waits_for_approval: bool,
 }
 
 impl CommentText<'_> {
@@ -175,7 +184,11 @@ impl CommentText<'_> {
         let what = if self.is_update { "New changes are in" } else { "The changes are in" };
         let suffix = plain_id(self.origin.session_suffix);
         let marker = marker(self.origin.run, MarkerKind::Comment);
-        format!("{what} the pull request of session …{suffix}: {place}\n\n{marker}\n")
+        let checks = match self.waits_for_approval {
+            true => " Its checks wait for the approval of a person with write permission.",
+            false => "",
+        };
+        format!("{what} the pull request of session …{suffix}: {place}{checks}\n\n{marker}\n")
     }
 }
 

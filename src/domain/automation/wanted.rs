@@ -13,6 +13,15 @@ pub(crate) const MAX_LABELS: usize = 20;
 /// The longest label at GitHub, in characters.
 pub(crate) const MAX_LABEL_CHARS: usize = 50;
 
+/// The longest login of a person at GitHub, in characters.
+const MAX_LOGIN_CHARS: usize = 39;
+
+/// True for the login of a person. Names on GitHub Enterprise may have an underscore.
+fn is_login(text: &str) -> bool {
+    let is_plain = text.bytes().all(|byte| byte.is_ascii_alphanumeric() || byte == b'-' || byte == b'_');
+    is_plain && text.len() <= MAX_LOGIN_CHARS && text.starts_with(|first: char| first.is_ascii_alphanumeric())
+}
+
 /// A request for automation.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub(crate) struct Wanted {
@@ -37,6 +46,9 @@ pub(crate) struct WantedOptions {
     pub issue_title: Option<String>,
     #[serde(skip_serializing_if = "Vec::is_empty")]
     pub labels: Vec<String>,
+    /// Login of the person who asks for the change.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub requester: Option<String>,
     /// True if the turn was given a token, which is in memory alone: without it the turn never uses another credential.
     pub has_token: bool,
 }
@@ -59,6 +71,11 @@ impl Wanted {
             if let Some(Err(why)) = branch.as_deref().map(BranchName::parse) {
                 return bad(format!("{name}` is {why}"));
             }
+        }
+        if options.requester.as_deref().is_some_and(|login| !is_login(login)) {
+            return bad(format!(
+                "requester` must be a login of at most {MAX_LOGIN_CHARS} letters, digits and dashes"
+            ));
         }
         if options.issue == Some(0) {
             return bad("issue` must be at least 1".into());
@@ -102,5 +119,19 @@ mod tests {
         let stored = wanted.options_to_stored();
         assert_eq!(Wanted::from_stored("commit-only", stored.as_deref()), wanted);
         assert!(Wanted::from_stored("github", Some("{")).options.is_dry_run);
+    }
+
+    #[test]
+    fn requester_is_a_login_and_nothing_else() {
+        let of = |login: &str| {
+            let options = WantedOptions { requester: Some(login.into()), ..WantedOptions::default() };
+            Wanted { options, ..Wanted::default() }.check()
+        };
+        for good in ["octocat", "a-b_c", "0", &"x".repeat(39)] {
+            assert!(of(good).is_ok(), "{good}");
+        }
+        for bad in ["", "-x", "a b", "a/../b", "lumi[bot]", "a@b.c", &"x".repeat(40)] {
+            assert!(of(bad).unwrap_err().detail.contains("automation.requester"), "{bad}");
+        }
     }
 }

@@ -288,6 +288,10 @@ fn texts_of_refusal(detail: SkipDetail) -> (&'static str, &'static str) {
             "a person closed the pull request of the session",
             "Reopen it, or open a new session for a new pull request.",
         ),
+        SkipDetail::ForkReadOnly => (
+            "the pull request is of a fork that takes no push",
+            "Its author can allow edits by maintainers; a token of a maintainer is needed, too.",
+        ),
         _ => ("it was not possible", "See the diagnostics of the turn."),
     }
 }

@@ -41,6 +41,7 @@ use crate::{
     },
     domain::{
         access::Caller,
+        automation::branch::ref_of_pull_request,
         ids::{PromptId, SessionId},
         redaction::RedactedJson,
         session::{
@@ -125,6 +126,14 @@ fn open_request(caller: &Caller, body: NewSessionBody) -> Result<OpenSession, Ap
     if body.branch.is_some() && body.repository.is_none() {
         return Err(ApiError::new(ErrorCode::InvalidRequest, "`branch` needs a `repository`"));
     }
+    if body.pull_request.is_some() && (body.branch.is_some() || body.repository.is_none()) {
+        let detail = "`pullRequest` needs a `repository`, and excludes `branch`";
+        return Err(ApiError::new(ErrorCode::InvalidRequest, detail));
+    }
+    if body.pull_request == Some(0) {
+        return Err(ApiError::new(ErrorCode::InvalidRequest, "`pullRequest` must be at least 1"));
+    }
+    let branch = body.pull_request.map(ref_of_pull_request).or(body.branch);
     let mcp_servers = body.mcp_servers.unwrap_or_else(mcp::none);
     mcp::check(&mcp_servers)?;
     if caller.scope().user.is_some() && body.permission_policy.is_some() {
@@ -148,7 +157,7 @@ fn open_request(caller: &Caller, body: NewSessionBody) -> Result<OpenSession, Ap
             Mode::Conversation => SessionMode::Conversation,
         },
         enable_git_ops: enable_git_ops && body.mode == Mode::Development,
-        checkout: body.repository.map(|repository| Checkout { repository, branch: body.branch }),
+        checkout: body.repository.map(|repository| Checkout { repository, branch }),
         path: body.path,
         is_ephemeral: body.ephemeral,
         isolate: body.isolate,

@@ -5,12 +5,15 @@
 
 use std::collections::{HashMap, HashSet};
 
+use uuid::Uuid;
+
 use super::{
     Made, Step, failure,
     local::{broken, missing_parent, repository, skipped},
 };
 use crate::{
     domain::automation::{
+        signing::{self, ChangedFile},
         skip::SkipDetail,
         step::{Changes, Finding, Remedy, StepFact, StepFailure, StepInput, UnsafePath},
         tree::{
@@ -19,7 +22,7 @@ use crate::{
         },
     },
     runtime::workspaces::{
-        Delta, Incoming,
+        Delta, Incoming, SUMMARY, Summary,
         repositories::{BareRepository, Cloned, TreeEntry, is_object_name},
     },
 };
@@ -34,6 +37,8 @@ const MAX_SEARCHED_IN_ALL: u64 = 64 * 1024 * 1024;
 const SEARCHED_AT_ONCE: u64 = 8 * 1024 * 1024;
 /// Longest target of a symbolic link, in bytes, as Linux limits it.
 const MAX_TARGET_BYTES: u64 = 4096;
+/// Largest part of a summary that is read, in bytes; as much as of the agent's.
+const MAX_SUMMARY_BYTES: usize = 8 * 1024;
 /// The most unsafe paths of one answer.
 const MAX_UNSAFE: usize = 20;
 
@@ -85,17 +90,40 @@ pub(super) async fn changes(step: &mut Step<'_>) -> Made {
         findings = lfs_findings(&repository, &origin, &usable, &listed, &changed, &temporary).await?;
         findings.extend(secret_findings(&repository, &usable.known, &listed, &changed).await?);
     }
+    let summary = summary(&repository, step.run, &origin.base_tree, delta.summary).await?;
     Ok(StepFact::Changes(Changes {
         parent: origin.parent,
         tree,
         files: tree::listed(&listed),
         total: listed.len() as u64,
         ignored: delta.ignored,
-        summary: delta.summary,
+        summary,
         base_branch: cloned.branch,
         findings,
         unsafe_paths: usable.unsafe_paths,
+        api_obstacle: signing::api_obstacle(
+            changed.iter().zip(&listed).map(|(entry, listed)| file_of(entry, listed.bytes)),
+        ),
     }))
+}
+
+/// The agent's summary, if it wrote one since the last run: neither one of an earlier turn nor one of the repository.
+async fn summary(
+    repository: &BareRepository,
+    run: Uuid,
+    base_tree: &str,
+    found: Option<Summary>,
+) -> Result<Option<String>, StepFailure> {
+    let Some(Summary { text, mark }) = found else { return Ok(None) };
+    let is_new = repository.is_new_summary(run, &mark).await.map_err(broken)?;
+    let cloned = repository.file_of(base_tree, SUMMARY, MAX_SUMMARY_BYTES).await.map_err(broken)?;
+    let is_cloned = cloned.is_some_and(|cloned| String::from_utf8_lossy(&cloned).trim() == text);
+    Ok(Some(text).filter(|_| is_new && !is_cloned))
+}
+
+/// A changed file for the limits of commits that GitHub makes.
+pub(super) fn file_of(entry: &TreeEntry, bytes: u64) -> ChangedFile<'_> {
+    ChangedFile { path: &entry.path, old_mode: entry.old_mode, mode: entry.mode, bytes }
 }
 
 async fn origin(repository: &BareRepository, cloned: &Cloned, parent: Option<&str>) -> Result<Origin, StepFailure> {

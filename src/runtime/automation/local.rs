@@ -1,16 +1,22 @@
 //! The commit, and the parts that the local steps share.
 
+use secrecy::ExposeSecret;
+
 use super::{Made, Step, failure};
 use crate::{
     domain::{
         automation::{
             skip::SkipDetail,
+            ssh_key::SshKey,
             step::{CommitFact, Remedy, StepFact, StepFailure, StepInput},
         },
         turn::outcome::{ErrorCode, Failure},
     },
     runtime::workspaces::repositories::{BareRepository, NewCommit, is_object_name},
 };
+
+/// Largest commit object that is read, in bytes: messages are far smaller.
+pub(super) const COMMIT_BYTES: usize = 256 * 1024;
 
 /// The failure of a step for a failed call of git or of the file system.
 pub(super) fn broken(cause: Failure) -> StepFailure {
@@ -51,8 +57,25 @@ pub(super) fn repository(step: &Step<'_>) -> Result<BareRepository, StepFailure>
     Err(failure("repository-missing", message, Remedy::Never))
 }
 
+/// The key for signatures, of the order.
+///
+/// # Errors
+/// The order has none, or it is not usable.
+pub(super) fn key(step: &Step<'_>) -> Result<SshKey, StepFailure> {
+    let refused = |why: &str| failure("signing-key", &format!("The key for signatures {why}"), Remedy::Never);
+    let text = step.order.signing_key.as_ref().ok_or_else(|| refused("is not configured any more"))?;
+    SshKey::parse(text.expose_secret()).map_err(|cause| refused(&cause.to_string()))
+}
+
+/// Writes a commit, given as git stores it, with a signature.
+pub(super) async fn signed(repository: &BareRepository, key: &SshKey, text: &[u8]) -> Result<String, StepFailure> {
+    let malformed = || failure("git-failed", "git: the commit is malformed", Remedy::Never);
+    let signed = key.sign_commit(text).ok_or_else(malformed)?;
+    repository.write_commit(signed).await.map_err(broken)
+}
+
 pub(super) async fn commit(step: &mut Step<'_>) -> Made {
-    let StepInput::Commit { parent, tree, message, author, committer, at } = &step.order.input else {
+    let StepInput::Commit { parent, tree, message, author, committer, at, is_signed } = &step.order.input else {
         return Err(other_step());
     };
     let repository = repository(step)?;
@@ -66,8 +89,12 @@ pub(super) async fn commit(step: &mut Step<'_>) -> Made {
         return Err(skipped(SkipDetail::NoChanges, "The turn changed nothing"));
     }
     let new = NewCommit { tree, parent, message, author, committer, at: *at };
-    let sha = repository.commit(&new).await.map_err(broken)?;
+    let mut sha = repository.commit(&new).await.map_err(broken)?;
+    if *is_signed {
+        let text = repository.text_of_commit(&sha, COMMIT_BYTES).await.map_err(broken)?;
+        sha = signed(&repository, &key(step)?, &text).await?;
+    }
     let folder = repository.recorded_folder(tree).await;
     repository.record_folder(&sha, folder.as_deref().unwrap_or(tree)).await.map_err(broken)?;
-    Ok(StepFact::Commit(CommitFact { sha, message: message.clone() }))
+    Ok(StepFact::Commit(CommitFact { sha, message: message.clone(), is_signed: *is_signed }))
 }

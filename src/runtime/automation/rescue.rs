@@ -145,7 +145,7 @@ async fn write(
     let is_patch_cut = repository.run_into(strings(&args), patch.clone(), MAX_PATCH_BYTES).await.map_err(broken)?;
     let (bundle_bytes, patch_bytes) =
         blocking(move || Ok((fs::metadata(bundle)?.len(), fs::metadata(patch)?.len()))).await?;
-    Ok(RescueFact { bundle_bytes, patch_bytes, is_patch_cut })
+    Ok(RescueFact { bundle_bytes, patch_bytes, is_patch_cut, commit: Some(commit.to_owned()) })
 }
 
 /// Bytes of all files in the folders of a folder. Blocks.

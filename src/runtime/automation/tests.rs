@@ -26,7 +26,11 @@ use crate::{
         steps::{Remote, StepOrder},
     },
     domain::{
-        automation::step::{Changes, Identity, PushFact, Remedy, StepFact, StepFailure, StepInput, StepOutcome},
+        automation::{
+            signing::SigningWay,
+            ssh_key::tests::new_key,
+            step::{Changes, Identity, PushFact, Remedy, StepFact, StepFailure, StepInput, StepOutcome},
+        },
         clock::Timestamp,
         ids::{FolderId, SessionId},
     },
@@ -142,6 +146,12 @@ struct Place {
     automation: Automation,
     id: Uuid,
     run: Uuid,
+    signing: Option<SigningWay>,
+    signing_key: Option<String>,
+    onto: Option<String>,
+    is_twin: bool,
+    fork: Option<String>,
+    branch: Option<String>,
 }
 
 impl Place {
@@ -183,7 +193,21 @@ impl Place {
         let git = Git::new(BTreeMap::from([("PATH".to_owned(), PATH.into())])).confined_by(sandbox);
         let workspaces = Arc::new(Workspaces::new(allowed, git, settings).unwrap());
         let automation = Automation::new(workspaces.clone(), Github::new(GithubLimits::default()));
-        Self { base, host, address, workspaces, automation, id: Uuid::now_v7(), run: Uuid::now_v7() }
+        Self {
+            base,
+            host,
+            address,
+            workspaces,
+            automation,
+            id: Uuid::now_v7(),
+            run: Uuid::now_v7(),
+            signing: None,
+            signing_key: None,
+            onto: None,
+            is_twin: false,
+            fork: None,
+            branch: None,
+        }
     }
 
     fn url(&self) -> String {
@@ -195,7 +219,7 @@ impl Place {
             workspace: self.reference(),
             agent: None,
             installation_id: None,
-            checkout: Some(Checkout { repository: self.url(), branch: None }),
+            checkout: Some(Checkout { repository: self.url(), branch: self.branch.clone() }),
             github_token: Some(token().into()),
         };
         self.workspaces.prepare(request, None, None).await.unwrap();
@@ -251,6 +275,7 @@ impl Place {
             workspace: self.reference(),
             session_id: SessionId(Uuid::nil()),
             remote: Some(remote),
+            signing_key: self.signing_key.clone().map(Into::into),
             input,
         };
         let report = self.automation.perform(self.run, &order).await;
@@ -277,6 +302,7 @@ impl Place {
             author: person.clone(),
             committer: person,
             at: Timestamp(1_700_000_000_000_000),
+            is_signed: self.signing == Some(SigningWay::Key),
         };
         match self.perform(input).await {
             Ok(StepFact::Commit(commit)) => commit.sha,
@@ -286,7 +312,18 @@ impl Place {
 
     async fn push(&self, branch: &str, commit: &str, expected: Option<&str>) -> Result<PushFact, StepFailure> {
         let (branch, commit, expected) = (branch.to_owned(), commit.to_owned(), expected.map(str::to_owned));
-        match self.perform(StepInput::Push { branch, commit, expected }).await? {
+        match self
+            .perform(StepInput::Push {
+                branch,
+                commit,
+                expected,
+                signing: self.signing,
+                onto: self.onto.clone(),
+                is_twin: self.is_twin,
+                fork: self.fork.clone(),
+            })
+            .await?
+        {
             StepFact::Push(fact) => Ok(fact),
             other => panic!("{other:?}"),
         }
@@ -461,6 +498,7 @@ async fn commit_without_a_change_is_refused() {
         author: person.clone(),
         committer: person,
         at: Timestamp(0),
+        is_signed: false,
     };
     assert_eq!(place.perform(input).await.unwrap_err().code, "no-changes");
 }
@@ -502,6 +540,169 @@ async fn commit_is_moved_onto_commits_of_others_and_keeps_them() {
     place.push("auto/x", &commit, Some(&fact.sha)).await.unwrap();
     let shared = String::from_utf8(place.show("auto/x:shared")).unwrap();
     assert!(shared.contains("person\n") && shared.contains("agent again\n"), "{shared}");
+}
+
+#[actix_web::test]
+async fn commit_is_signed_with_the_key_and_signed_again_when_it_is_moved() {
+    let mut place = Place::new(&[("a", "1\n"), ("b", "1\n")]).await;
+    let (private, public) = new_key(place.base.path(), &["-t", "ed25519", "-N", ""]);
+    (place.signing, place.signing_key) = (Some(SigningWay::Key), Some(private.clone()));
+    let signers = place.base.path().join("signers");
+    fs::write(&signers, format!("1+bot@users.noreply.example.org {public}")).unwrap();
+    let verify = |sha: &str| {
+        let file = format!("gpg.ssh.allowedSignersFile={}", signers.display());
+        git(&place.remote(), &["-c", &file, "-c", "gpg.format=ssh", "verify-commit", sha]);
+    };
+    place.put("a", "agent\n");
+    let first = place.deliver("auto/x", None, None).await;
+    verify(&first.sha);
+    let changes = place.changes(None).await;
+    assert_eq!(place.commit(&changes).await, first.sha, "a repeat makes the same commit");
+    git(&place.person(), &["fetch", "-q"]);
+    git(&place.person(), &["checkout", "-q", "-b", "auto/x", "origin/auto/x"]);
+    place.person_writes("b", "person\n");
+    git(&place.person(), &["add", "-A"]);
+    place.person_pushes("auto/x");
+    place.put("a", "agent again\n");
+    let moved = place.deliver("auto/x", Some(&first.sha), Some(&first.sha)).await;
+    assert!(moved.is_rebased);
+    verify(&moved.sha);
+    assert_eq!(git(&place.remote(), &["log", "-1", "--format=%B", "auto/x"]), "-F /etc/passwd\n\nSecond line");
+    let mut found = Vec::new();
+    let line = private.lines().nth(1).unwrap();
+    files_with(&place.root(), &[line], &mut found);
+    assert_eq!(found, Vec::<PathBuf>::new(), "the key is in no file of the runtime");
+    place.signing_key = None;
+    let changes = place.changes(Some(&moved.sha)).await;
+    place.put("a", "unsigned\n");
+    assert_ne!(place.changes(Some(&moved.sha)).await, changes);
+    let failure = place.push("auto/x", &moved.sha, None).await.unwrap_err();
+    assert_eq!((failure.code.as_str(), failure.remedy), ("signing-key", Remedy::Never));
+}
+
+#[actix_web::test]
+async fn turn_after_a_squash_merge_has_only_its_own_change_on_the_new_base() {
+    let mut place = Place::new(&[("a", "1\n"), ("b", "1\n")]).await;
+    place.put("a", "2\n");
+    let first = place.deliver("auto/one", None, None).await;
+    // A person merges it by a squash, and changes another file.
+    git(&place.person(), &["fetch", "-q"]);
+    git(&place.person(), &["merge", "-q", "--squash", "origin/auto/one"]);
+    place.person_pushes("main");
+    place.person_writes("other", "1\n");
+    git(&place.person(), &["add", "-A"]);
+    place.person_pushes("main");
+    place.put("b", "2\n");
+    let changes = place.changes(Some(&first.sha)).await;
+    assert_eq!(paths(&changes), ["b"]);
+    let commit = place.commit(&changes).await;
+    place.onto = Some("main".into());
+    place.host.loses_answer.store(true, Ordering::Relaxed);
+    let second = place.push("auto/two", &commit, None).await.unwrap();
+    assert!(second.is_rebased && second.sha == place.head("auto/two"));
+    assert_eq!(place.push("auto/two", &commit, None).await.unwrap(), second, "a repeat");
+    assert_eq!(git(&place.remote(), &["rev-list", "main..auto/two"]), second.sha, "one commit on the base");
+    assert_eq!(git(&place.remote(), &["diff", "--name-only", "main", "auto/two"]), "b");
+    // The next turn continues there.
+    place.onto = None;
+    place.put("a", "3\n");
+    let third = place.deliver("auto/two", Some(&second.sha), Some(&second.sha)).await;
+    assert!(!third.is_rebased);
+    assert_eq!(git(&place.remote(), &["diff", "--name-only", "main", "auto/two"]), "a\nb");
+    assert_eq!(place.show("auto/two:other"), b"1\n");
+}
+
+#[actix_web::test]
+async fn turn_after_a_merge_that_the_base_contradicts_is_a_conflict_and_pushes_nothing() {
+    let mut place = Place::new(&[("a", "1\n")]).await;
+    place.put("a", "2\n");
+    let first = place.deliver("auto/one", None, None).await;
+    place.person_writes("a", "person\n");
+    git(&place.person(), &["add", "-A"]);
+    place.person_pushes("main");
+    place.put("a", "3\n");
+    let changes = place.changes(Some(&first.sha)).await;
+    let commit = place.commit(&changes).await;
+    place.onto = Some("main".into());
+    assert_eq!(place.push("auto/two", &commit, None).await.unwrap_err().code, "conflict");
+    assert_eq!(git(&place.remote(), &["for-each-ref", "--format=%(refname:short)"]), "auto/one\nmain");
+    place.onto = Some("gone".into());
+    assert_eq!(place.push("auto/two", &commit, None).await.unwrap_err().code, "base-missing");
+}
+
+#[actix_web::test]
+async fn branch_of_another_run_with_the_same_tree_is_adopted_and_gets_no_push() {
+    let mut place = Place::new(&[("a", "1\n")]).await;
+    place.put("a", "2\n");
+    let first = place.deliver("auto/one", None, None).await;
+    place.is_twin = true;
+    place.run = Uuid::now_v7();
+    let changes = place.changes(None).await;
+    let commit = place.commit(&changes).await;
+    let pushes = place.host.pushes.load(Ordering::Relaxed);
+    let adopted = place.push("auto/one", &commit, Some(&first.sha)).await.unwrap();
+    assert_eq!((adopted.sha.as_str(), adopted.branch.as_str()), (first.sha.as_str(), "auto/one"));
+    place.put("a", "3\n");
+    let changes = place.changes(None).await;
+    let other = place.commit(&changes).await;
+    let failure = place.push("auto/one", &other, Some(&first.sha)).await.unwrap_err();
+    assert_eq!((failure.code.as_str(), failure.remedy), ("twin-changed", Remedy::Later));
+    assert_eq!(place.host.pushes.load(Ordering::Relaxed), pushes);
+    assert_eq!(place.head("auto/one"), first.sha);
+}
+
+#[actix_web::test]
+async fn summary_of_an_earlier_turn_or_of_the_repository_is_not_read_again() {
+    let mut place = Place::new(&[("a", "1\n"), (".claude-pr-summary.md", "Of the repository\n")]).await;
+    place.put("a", "2\n");
+    assert_eq!(place.changes(None).await.summary, None, "the agent did not write it");
+    place.put(".claude-pr-summary.md", "First turn\n");
+    place.run = Uuid::now_v7();
+    for _ in 0..2 {
+        assert_eq!(place.changes(None).await.summary.as_deref(), Some("First turn"), "also in a repeat of the step");
+    }
+    place.run = Uuid::now_v7();
+    place.put("a", "3\n");
+    for _ in 0..2 {
+        assert_eq!(place.changes(None).await.summary, None, "it is of the first turn");
+    }
+    place.run = Uuid::now_v7();
+    place.put(".claude-pr-summary.md", "Third turn\n");
+    assert_eq!(place.changes(None).await.summary.as_deref(), Some("Third turn"));
+}
+
+#[actix_web::test]
+async fn head_of_a_pull_request_is_checked_out_and_its_branch_gets_the_change() {
+    let mut place = Place::empty();
+    place.person_writes("a", "1\n");
+    git(&place.person(), &["add", "-A"]);
+    place.person_pushes("main");
+    // A fork, as the server sees it: a repository of its own, whose branch is a ref of this one.
+    let fork = place.base.path().join("source/stranger/hello.git");
+    fs::create_dir_all(fork.parent().unwrap()).unwrap();
+    git(place.base.path(), &["clone", "-q", "--bare", place.remote().to_str().unwrap(), fork.to_str().unwrap()]);
+    git(&fork, &["config", "http.receivepack", "true"]);
+    git(&place.person(), &["checkout", "-q", "-b", "idea"]);
+    place.person_writes("b", "stranger\n");
+    git(&place.person(), &["add", "-A"]);
+    git(&place.person(), &["commit", "-qm", "an idea"]);
+    git(&place.person(), &["push", "-q", fork.to_str().unwrap(), "HEAD:refs/heads/idea"]);
+    git(&place.person(), &["push", "-q", "origin", "HEAD:refs/pull/7/head"]);
+    let head = git(&place.person(), &["rev-parse", "HEAD"]);
+    place.branch = Some("refs/pull/7/head".into());
+    place.prepare().await;
+    assert_eq!(fs::read_to_string(place.workspace().join("b")).unwrap(), "stranger\n");
+    place.put("b", "agent\n");
+    let changes = place.changes(None).await;
+    assert_eq!((changes.parent.as_str(), paths(&changes)), (head.as_str(), vec!["b"]));
+    let commit = place.commit(&changes).await;
+    place.fork = Some("stranger/hello".into());
+    let pushed = place.push("idea", &commit, Some(&head)).await.unwrap();
+    assert_eq!(git(&fork, &["rev-parse", "refs/heads/idea"]), pushed.sha);
+    assert_eq!(git(&place.remote(), &["for-each-ref", "--format=%(refname)", "refs/heads"]), "refs/heads/main");
+    *place.host.refusal.lock() = Some((403, "Permission to stranger/hello.git denied to octocat.".to_owned()));
+    let refused = place.push("idea", &commit, Some(&head)).await.unwrap_err();
+    assert_eq!(refused.code, "fork-read-only", "{refused:?}");
 }
 
 #[actix_web::test]
@@ -689,13 +890,17 @@ fn processes_with_token() -> Vec<String> {
 }
 
 fn files_with_token(folder: &Path, found: &mut Vec<PathBuf>) {
+    let encoded = BASE64_STANDARD.encode(format!("x-access-token:{}", token()));
+    files_with(folder, &[TOKEN[1], &encoded], found);
+}
+
+fn files_with(folder: &Path, texts: &[&str], found: &mut Vec<PathBuf>) {
     for entry in fs::read_dir(folder).unwrap().flatten() {
         let path = entry.path();
-        let encoded = BASE64_STANDARD.encode(format!("x-access-token:{}", token()));
         if entry.file_type().unwrap().is_dir() {
-            files_with_token(&path, found);
+            files_with(&path, texts, found);
         } else if let Ok(text) = fs::read(&path)
-            && [TOKEN[1], &encoded].iter().any(|it| memchr::memmem::find(&text, it.as_bytes()).is_some())
+            && texts.iter().any(|it| memchr::memmem::find(&text, it.as_bytes()).is_some())
         {
             found.push(path);
         }

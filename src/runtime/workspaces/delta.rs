@@ -14,6 +14,8 @@ use std::{
     path::{Path, PathBuf},
 };
 
+use sha2::{Digest, Sha256};
+
 use super::{
     diff::{Baseline, PATHS_BYTES, Scratch, add_all, as_user, blocking, whole_parts},
     git::{Call, Git, Input},
@@ -54,7 +56,15 @@ pub(crate) struct Delta {
     pub refused: Vec<TreeChange>,
     /// The files that git ignores.
     pub ignored: u64,
-    pub summary: Option<String>,
+    pub summary: Option<Summary>,
+}
+
+/// The agent's summary.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(crate) struct Summary {
+    pub text: String,
+    /// Changes whenever the file is written.
+    pub mark: String,
 }
 
 impl Baseline {
@@ -101,8 +111,13 @@ impl Baseline {
         let changed = run(args, CHANGES_BYTES).await?;
         delta.is_incomplete = changed.cut;
         delta.entries = raw_entries(&changed.bytes);
-        let gone =
-            found.gone.into_iter().map(|path| TreeEntry { path, mode: None, object: String::new(), old: None });
+        let gone = found.gone.into_iter().map(|path| TreeEntry {
+            path,
+            mode: None,
+            object: String::new(),
+            old: None,
+            old_mode: None,
+        });
         delta.entries.extend(gone);
         delta.entries.retain(|entry| entry.path != SUMMARY.as_bytes());
         scratch.write_pack(git, workspace, &objects, &kept, &delta.entries, pack).await?;
@@ -169,7 +184,7 @@ struct Found {
     /// Files that were large when the baseline was taken, and are deleted.
     gone: Vec<Vec<u8>>,
     unsafe_paths: Vec<Vec<u8>>,
-    summary: Option<String>,
+    summary: Option<Summary>,
 }
 
 impl Found {
@@ -202,14 +217,13 @@ impl Found {
 }
 
 /// Reads the start of the summary; a link, a pipe and a missing file have none.
-fn read_summary(workspace: &Path) -> Option<String> {
+fn read_summary(workspace: &Path) -> Option<Summary> {
     let flags = libc::O_NOFOLLOW | libc::O_NONBLOCK;
     let file = fs::File::options().read(true).custom_flags(flags).open(workspace.join(SUMMARY)).ok()?;
-    if !file.metadata().ok()?.is_file() {
-        return None;
-    }
+    let metadata = file.metadata().ok().filter(fs::Metadata::is_file)?;
     let mut bytes = Vec::new();
     file.take(SUMMARY_BYTES).read_to_end(&mut bytes).ok()?;
     let text = String::from_utf8_lossy(&bytes).trim().to_owned();
-    (!text.is_empty()).then_some(text)
+    let mark = format!("{:x} {}.{}", Sha256::digest(&text), metadata.mtime(), metadata.mtime_nsec());
+    (!text.is_empty()).then_some(Summary { text, mark })
 }

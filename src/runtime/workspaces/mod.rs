@@ -30,14 +30,14 @@ use parking_lot::Mutex;
 use secrecy::SecretString;
 use tokio::sync::Mutex as AsyncMutex;
 
-pub(crate) use self::delta::Delta;
+pub(crate) use self::delta::{Delta, SUMMARY, Summary};
 use self::{
     diff::{Baseline, DiffLimits},
     folders::AllowedFolders,
     git::{Call, Git, ProgressSender},
     proxy::{Proxy, ProxyFailure, Services},
     repositories::BareRepository,
-    repository::{Repository, check_branch},
+    repository::{Repository, Scheme, check_branch},
 };
 use crate::{
     contract::runtime::{
@@ -45,7 +45,10 @@ use crate::{
         WorkspaceRef,
     },
     domain::{
-        automation::rejection,
+        automation::{
+            branch::{pull_request_of, ref_of_pull_request},
+            rejection,
+        },
         ids::FolderId,
         turn::outcome::{ErrorCode, Failure},
     },
@@ -378,7 +381,7 @@ impl Workspaces {
 
     fn check(&self, checkout: &Checkout) -> Result<(Repository, Option<String>), Failure> {
         let repository = Repository::parse(&checkout.repository, &self.git_hosts)?;
-        if let Some(branch) = &checkout.branch {
+        if let Some(branch) = checkout.branch.as_ref().filter(|name| pull_request_of(name).is_none()) {
             check_branch(branch)?;
         }
         Ok((repository, checkout.branch.clone()))
@@ -424,7 +427,11 @@ impl Workspaces {
         let mut from_template = OsString::from("--template=");
         from_template.push(&template);
         args.push(from_template);
-        args.extend(branch.map(|branch| OsString::from(format!("--branch={branch}"))));
+        let pull_request = branch.as_deref().and_then(pull_request_of);
+        match pull_request {
+            Some(_) => args.push("--no-checkout".into()),
+            None => args.extend(branch.map(|branch| OsString::from(format!("--branch={branch}")))),
+        }
         let url = proxy.as_ref().map_or(repository.url(), Proxy::url);
         args.extend(["--".into(), url.into(), work_tree.into()]);
         // With this program's rights: ssh needs the keys of its user, and no agent has written anything yet.
@@ -434,8 +441,13 @@ impl Workspaces {
             progress,
             ..Call::local(around, args, self.clone_timeout)
         };
+        let scheme = call.scheme;
         if let Err(failure) = self.git.run(call).await {
             return Err(proxy.and_then(|proxy| refused_clone(&proxy)).unwrap_or(failure));
+        }
+        if let Some(number) = pull_request {
+            let env = proxy.as_ref().map(Proxy::environment).unwrap_or_default();
+            self.check_out_pull_request(work_tree, url, number, (env, scheme)).await?;
         }
         if proxy.is_some() {
             let args = ["config", "--file"].map(OsString::from).into_iter();
@@ -446,6 +458,26 @@ impl Workspaces {
         // The agent's own git uses the attributes of the repository.
         let attributes = work_tree.join(".git/info/attributes");
         in_thread(move || fs::remove_file(attributes)).await
+    }
+
+    /// Checks out the head of a pull request on a branch of its own; no agent has worked in the clone yet.
+    async fn check_out_pull_request(
+        &self,
+        work_tree: &Path,
+        url: &str,
+        number: u64,
+        (env, scheme): (Vec<(&'static str, OsString)>, Option<Scheme>),
+    ) -> Result<(), Failure> {
+        let of = ref_of_pull_request(number);
+        let args = ["fetch", "--quiet", "--depth=1", "--no-tags", "--", url, &of].map(OsString::from).to_vec();
+        let call = Call { env, scheme, ..Call::local(work_tree, args, self.clone_timeout) };
+        self.git.run(call).await.map_err(|cause| {
+            let detail = format!("pull request {number} cannot be fetched: {}", cause.detail);
+            Failure::new(ErrorCode::WorkspaceUnavailable, detail)
+        })?;
+        let branch = format!("pull/{number}");
+        let args = ["checkout", "--quiet", "-B", &branch, "FETCH_HEAD", "--"].map(OsString::from).to_vec();
+        self.git.run(Call::local(work_tree, args, self.clone_timeout)).await.map(drop)
     }
 
     /// Computes the changes of a clone since it was made, and writes their contents as a pack to `pack`.

@@ -10,6 +10,7 @@ use std::{
 };
 
 use serde::{Deserialize, Serialize};
+use uuid::Uuid;
 
 use super::{
     git::{Call, Finished, Git, Input, Output},
@@ -31,6 +32,10 @@ const CLONE: &str = "clone.json";
 const FOLDERS: &str = "folders";
 /// Folder in the repository, with a file for each commit that was moved onto another one: the new commit.
 const REBASED: &str = "rebased";
+/// Description of the agent's summary that the newest run found, in the repository.
+const SEEN_SUMMARY: &str = "summary.json";
+/// Folder in the repository, with a file for each commit for which a branch was begun at its parent: the parent.
+const BEGUN: &str = "begun";
 /// Reference of the commit that was cloned.
 const BASE_REF: &str = "refs/lumilink/base";
 
@@ -42,6 +47,16 @@ pub(crate) struct Cloned {
     /// The branch; absent for the clone of a tag.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub branch: Option<String>,
+}
+
+/// The agent's summary that the newest run found.
+#[derive(Debug, Serialize, Deserialize)]
+struct SeenSummary {
+    run: Uuid,
+    mark: String,
+    /// The mark that the run before it found.
+    #[serde(default)]
+    before: Option<String>,
 }
 
 /// A bare repository of the runtime.
@@ -61,6 +76,8 @@ pub(crate) struct TreeEntry {
     pub object: String,
     /// The object of the older tree; absent if that has no such path, and for an entry of one tree.
     pub old: Option<String>,
+    /// The mode in the older tree; absent as `old`.
+    pub old_mode: Option<u32>,
 }
 
 /// A commit to make.
@@ -103,7 +120,7 @@ impl BareRepository {
 
     /// Makes an empty repository, mode 0700. Blocks.
     fn make(folder: &Path) -> io::Result<()> {
-        for name in ["", "objects/pack", "objects/info", "refs/heads", "info", FOLDERS, REBASED] {
+        for name in ["", "objects/pack", "objects/info", "refs/heads", "info", FOLDERS, REBASED, BEGUN] {
             fs::DirBuilder::new().recursive(true).mode(0o700).create(folder.join(name))?;
         }
         fs::write(folder.join("HEAD"), "ref: refs/heads/none\n")?;
@@ -204,6 +221,49 @@ impl BareRepository {
 
     pub(crate) async fn rebased(&self, commit: &str) -> Option<String> {
         self.read_name(REBASED, commit).await
+    }
+
+    /// True if no earlier run found a summary with this mark. A repeat of the run has the same answer.
+    ///
+    /// # Errors
+    /// `workspace_unavailable` if the file system fails.
+    pub(crate) async fn is_new_summary(&self, run: Uuid, mark: &str) -> Result<bool, Failure> {
+        let seen = tokio::fs::read(self.folder.join(SEEN_SUMMARY)).await.ok();
+        let seen = seen.and_then(|text| serde_json::from_slice::<SeenSummary>(&text).ok());
+        let before = match seen {
+            Some(seen) if seen.run == run => seen.before,
+            seen => seen.map(|seen| seen.mark),
+        };
+        let is_new = before.as_deref() != Some(mark);
+        let text = serde_json::to_vec(&SeenSummary { run, mark: mark.to_owned(), before });
+        self.write(SEEN_SUMMARY, text.map_err(|cause| failed(&cause))?).await?;
+        Ok(is_new)
+    }
+
+    /// The start of a file of a tree, of at most `max_bytes` bytes; `None` if the tree has no such file.
+    ///
+    /// # Errors
+    /// As [`Git::execute`].
+    pub(crate) async fn file_of(&self, tree: &str, path: &str, max_bytes: usize) -> Result<Option<Vec<u8>>, Failure> {
+        let args = strings(["cat-file", "blob", &format!("{tree}:{path}")]);
+        let found = self.execute(args, Input::Nothing, max_bytes).await?;
+        let is_whole = found.exit_code() == Some(0);
+        Ok((is_whole || found.output.cut).then_some(found.output.bytes))
+    }
+
+    /// Records that a branch for a commit is begun at its parent.
+    ///
+    /// # Errors
+    /// `workspace_unavailable` if the file system fails.
+    pub(crate) async fn record_begun(&self, commit: &str, parent: &str) -> Result<(), Failure> {
+        let folder = self.folder.join(BEGUN);
+        // Repositories of older versions have none.
+        blocking(move || fs::DirBuilder::new().recursive(true).mode(0o700).create(folder)).await?;
+        self.write(&format!("{BEGUN}/{commit}"), parent.into()).await
+    }
+
+    pub(crate) async fn begun(&self, commit: &str) -> Option<String> {
+        self.read_name(BEGUN, commit).await
     }
 
     fn call(&self, args: Vec<OsString>, max_output: usize) -> Call<'_> {
@@ -470,6 +530,28 @@ impl BareRepository {
         one_line(&self.git.run(Call { input: Input::Bytes(message.into_bytes()), ..call }).await?.bytes)
     }
 
+    /// The text of a commit, as git stores it, of at most `max_bytes` bytes.
+    ///
+    /// # Errors
+    /// As [`Git::run`].
+    pub(crate) async fn text_of_commit(&self, commit: &str, max_bytes: usize) -> Result<Vec<u8>, Failure> {
+        Ok(self.run(strings(["cat-file", "commit", commit]), Input::Nothing, max_bytes).await?.bytes)
+    }
+
+    /// The first parent of a commit; `None` without one.
+    ///
+    /// # Errors
+    /// As [`Git::execute`].
+    pub(crate) async fn parent_of(&self, commit: &str) -> Result<Option<String>, Failure> {
+        let revision = format!("{commit}^");
+        let args = strings(["rev-parse", "--verify", "--quiet", "--end-of-options", &revision]);
+        let found = self.execute(args, Input::Nothing, LINE_BYTES).await?;
+        match found.exit_code() {
+            Some(0) => one_line(&found.output.bytes).map(Some),
+            _ => Ok(None),
+        }
+    }
+
     /// Writes a commit object, given as git stores it.
     ///
     /// # Errors
@@ -499,7 +581,13 @@ fn file_of_tree(line: &[u8]) -> Option<TreeEntry> {
     let mut fields = std::str::from_utf8(&line[..at]).ok()?.split(' ');
     let (mode, _, object) = (fields.next()?, fields.next()?, fields.next()?);
     let mode = u32::from_str_radix(mode, 8).ok()?;
-    Some(TreeEntry { path: line[at + 1..].to_vec(), mode: Some(mode), object: object.to_owned(), old: None })
+    Some(TreeEntry {
+        path: line[at + 1..].to_vec(),
+        mode: Some(mode),
+        object: object.to_owned(),
+        old: None,
+        old_mode: None,
+    })
 }
 
 /// Reads `:100644 100644 <name> <name> M`, NUL, path, NUL.
@@ -509,11 +597,12 @@ pub(super) fn raw_entries(bytes: &[u8]) -> Vec<TreeEntry> {
     while let (Some(head), Some(path)) = (fields.next(), fields.next()) {
         let Ok(head) = std::str::from_utf8(head) else { continue };
         let head: Vec<_> = head.trim_start_matches(':').split(' ').collect();
-        let [_, new, old, object, _] = head.as_slice() else { continue };
-        let mode = u32::from_str_radix(new, 8).ok().filter(|mode| *mode != 0);
+        let [old_mode, new, old, object, _] = head.as_slice() else { continue };
+        let mode = |text: &str| u32::from_str_radix(text, 8).ok().filter(|mode| *mode != 0);
+        let (mode, old_mode) = (mode(new), mode(old_mode));
         let object = (*object).to_owned();
         let old = Some((*old).to_owned()).filter(|old| old.bytes().any(|byte| byte != b'0'));
-        entries.push(TreeEntry { path: path.to_vec(), mode, object, old });
+        entries.push(TreeEntry { path: path.to_vec(), mode, object, old, old_mode });
     }
     entries
 }

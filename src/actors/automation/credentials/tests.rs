@@ -129,6 +129,7 @@ async fn token_has_only_the_permissions_that_the_run_needs() {
             summary: None,
             base_branch: None,
             findings: Vec::new(),
+            api_obstacle: None,
             unsafe_paths: Vec::new(),
         });
         credentials.mint(&tenant("acme"), &saga, &github.url, NOW).await.unwrap();

@@ -96,6 +96,7 @@ fn made(detail: SkipDetail) -> GithubAutomation {
         branch: None,
         commit: None,
         pull_request: None,
+        checks: None,
         skip_reason: Some(detail.reason()),
         skip_detail: Some(detail),
         toast_message: Some("left out".into()),

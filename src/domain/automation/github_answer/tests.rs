@@ -238,3 +238,34 @@ fn text_of_github_is_shown_without_markup_and_secrets_within_its_bound() {
     assert!(refusal.message.starts_with("‹html›bad gateway") && refusal.message.chars().count() <= 200);
     assert_eq!(Refusal::unavailable(None, "no\nanswer").to_string(), "no answer");
 }
+
+#[test]
+fn errors_of_graphql_with_status_200_are_classified_by_type_and_text() {
+    let limit = "API rate limit exceeded for installation ID 7.";
+    let secondary = "You have exceeded a secondary rate limit. Please wait a few minutes before you try again.";
+    let stale = "Expected branch to point to \"0\" but it did not. Pull and try again.";
+    let wrong = "Something went wrong while executing your query. Please include `A1` when reporting this issue.";
+    let lacks = Cause::Permission { needed: None };
+    for (kind, message, expected) in [
+        ("RATE_LIMITED", limit, Cause::PrimaryLimit { until: after(120) }),
+        ("RATE_LIMITED", secondary, Cause::SecondaryLimit { until: after(120) }),
+        ("STALE_DATA", stale, Cause::Stale),
+        ("", stale, Cause::Stale),
+        ("NOT_FOUND", "Could not resolve to a Repository with the name 'octo/hello'.", Cause::NotFound),
+        ("FORBIDDEN", "Resource not accessible by integration", lacks.clone()),
+        ("INSUFFICIENT_SCOPES", "Your token has not been granted the required scopes.", lacks),
+        ("FORBIDDEN", "Resource protected by organization SAML enforcement.", Cause::Sso { link: None }),
+        ("", wrong, Cause::Unavailable),
+        ("UNPROCESSABLE", "A path was requested for deletion which does not exist", Cause::Invalid),
+    ] {
+        let body = serde_json::json!({"data": null, "errors": [{"type": kind, "message": message}]}).to_string();
+        let retry_after = kind.starts_with("RATE").then_some("120");
+        let answer = Answer { status: 200, body: &body, retry_after, ..Answer::default() };
+        let refusal = Refusal::of_graphql(&answer, NOW).unwrap();
+        assert_eq!(refusal.cause, expected, "{kind} {message}");
+        assert!(!refusal.message.is_empty() && refusal.failure(true).message.chars().count() <= 300);
+    }
+    for body in [r#"{"data": {"a": 1}}"#, r#"{"data": {}, "errors": []}"#, "no JSON", "[]"] {
+        assert_eq!(Refusal::of_graphql(&Answer { status: 200, body, ..Answer::default() }, NOW), None, "{body}");
+    }
+}

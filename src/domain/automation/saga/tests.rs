@@ -3,7 +3,13 @@ use uuid::Uuid;
 
 use super::*;
 use crate::domain::{
-    automation::{plan::Figures, skip::WantedMode, step::ChangedPath},
+    automation::{
+        order,
+        plan::Figures,
+        signing::Signer,
+        skip::WantedMode,
+        step::{ChangedPath, StepInput},
+    },
     ids::SessionId,
 };
 
@@ -24,6 +30,8 @@ pub(crate) fn plan() -> Plan {
         base_branch: None,
         issue: None,
         issue_title: None,
+        pull_request: None,
+        requester: None,
         branch_template: "claude-code/".into(),
         author: None,
         is_draft: false,
@@ -49,6 +57,7 @@ fn changes(total: u64) -> Changes {
         base_branch: Some("main".into()),
         findings: Vec::new(),
         unsafe_paths: Default::default(),
+        api_obstacle: None,
     }
 }
 
@@ -61,6 +70,12 @@ fn preflight() -> Preflight {
         branch_head: None,
         identity: None,
         pull_request: None,
+        signing: None,
+        could_sign: None,
+        target: None,
+        target_base: None,
+        twin: None,
+        requester: None,
     }
 }
 
@@ -72,7 +87,9 @@ pub(crate) fn fact_of(step: StepName) -> StepFact {
         StepName::Issue => {
             StepFact::Issue(IssueFact { id: 1, number: 4, url: url(), title: "t".into(), is_adopted: false })
         }
-        StepName::Commit => StepFact::Commit(CommitFact { sha: "3".repeat(40), message: "m".into() }),
+        StepName::Commit => {
+            StepFact::Commit(CommitFact { sha: "3".repeat(40), message: "m".into(), is_signed: false })
+        }
         StepName::Push => StepFact::Push(PushFact { branch: "b".into(), sha: "3".repeat(40), is_rebased: false }),
         StepName::PullRequest => StepFact::PullRequest(PullRequestFact {
             number: 5,
@@ -80,9 +97,12 @@ pub(crate) fn fact_of(step: StepName) -> StepFact {
             branch: "b".into(),
             is_draft: false,
             is_adopted: false,
+            waits_for_approval: false,
         }),
         StepName::Comment => StepFact::Comment { url: url() },
-        StepName::Rescue => StepFact::Rescue(RescueFact { bundle_bytes: 1, patch_bytes: 1, is_patch_cut: false }),
+        StepName::Rescue => {
+            StepFact::Rescue(RescueFact { bundle_bytes: 1, patch_bytes: 1, is_patch_cut: false, commit: None })
+        }
     }
 }
 
@@ -253,6 +273,151 @@ fn blocked_branch_name_is_replaced_once() {
     let (steps, verdict) = run(&mut saga, NOW, taken);
     assert_eq!(steps, [Look, Check, Issue, Commit, Push, Push, Rescue]);
     assert!(matches!(verdict, Verdict::Failed(_)) && saga.has_other_name);
+}
+
+#[test]
+fn push_refused_without_a_signature_is_repeated_with_one_if_that_is_possible() {
+    let refused = |code: &'static str| failed(code, Some(SkipDetail::SigningRequired), Remedy::Never, None);
+    for (way, expected) in [
+        (Some(SigningWay::Key), &[Look, Check, Issue, Commit, Push, Commit, Push, Rescue][..]),
+        (Some(SigningWay::Api), &[Look, Check, Issue, Commit, Push, Push, Rescue]),
+        (None, &[Look, Check, Issue, Commit, Push, Rescue]),
+    ] {
+        let mut saga = Saga::new(plan(), NOW);
+        let (steps, verdict) = run(&mut saga, NOW, |step| match step {
+            Check => Some(done(StepFact::Preflight(Preflight { could_sign: way, ..preflight() }))),
+            Push => Some(refused("signing-required")),
+            _ => None,
+        });
+        assert_eq!(
+            (steps.as_slice(), &verdict),
+            (expected, &Verdict::Skipped(SkipDetail::SigningRequired)),
+            "{way:?}"
+        );
+        assert_eq!(saga.signing(), way);
+    }
+}
+
+#[test]
+fn commit_that_was_kept_without_its_signature_is_made_and_kept_again() {
+    let mut saga = Saga::new(plan(), NOW);
+    let sha = |text: &str| text.repeat(40);
+    let fact = |step, is_signed: bool| {
+        let of = |sha: String| Some(done(StepFact::Commit(CommitFact { sha, message: "m".into(), is_signed })));
+        match step {
+            Commit => of(sha(if is_signed { "5" } else { "3" })),
+            Rescue => Some(done(StepFact::Rescue(RescueFact {
+                bundle_bytes: 1,
+                patch_bytes: 1,
+                is_patch_cut: false,
+                commit: Some(sha(if is_signed { "5" } else { "3" })),
+            }))),
+            Push => Some(failed("github-unavailable", None, Remedy::Later, Some(NOW))),
+            Check if is_signed => {
+                Some(done(StepFact::Preflight(Preflight { signing: Some(SigningWay::Key), ..preflight() })))
+            }
+            _ => None,
+        }
+    };
+    assert!(run(&mut saga, NOW, |step| fact(step, false)).0.ends_with(&[Push, Rescue]));
+    saga.retry(NOW);
+    assert_eq!(run(&mut saga, NOW, |step| fact(step, true)).0, [Check, Commit, Push, Rescue]);
+    saga.retry(NOW);
+    assert_eq!(run(&mut saga, NOW, |step| fact(step, true)).0, [Check, Push], "what is kept is kept");
+}
+
+fn target(number: u64, fork: Option<&str>) -> PullTarget {
+    PullTarget { number, branch: format!("topic-{number}"), head: "6".repeat(40), fork: fork.map(str::to_owned) }
+}
+
+const RUN: Uuid = Uuid::from_u128(9);
+
+fn push_of(saga: &Saga) -> StepInput {
+    order::input(saga, RUN, Push, Signer::default()).unwrap()
+}
+
+#[test]
+fn session_on_a_pull_request_pushes_to_its_branch_and_opens_nothing() {
+    for fork in [None, Some("stranger/hello")] {
+        let mut saga = Saga::new(Plan { pull_request: Some(8), ..plan() }, NOW);
+        let base = Some("release".to_owned());
+        let checked = Preflight { target: Some(target(8, fork)), target_base: base, ..preflight() };
+        let (steps, verdict) =
+            run(&mut saga, NOW, |step| (step == Check).then(|| done(StepFact::Preflight(checked.clone()))));
+        assert_eq!((steps, verdict), (vec![Look, Check, Commit, Push, PullRequest], Verdict::Success));
+        saga.facts.push = None;
+        let StepInput::Push { branch, expected, fork: pushed_to, onto, .. } = push_of(&saga) else {
+            panic!("a push")
+        };
+        assert_eq!((branch.as_str(), expected, pushed_to.as_deref()), ("topic-8", Some("1".repeat(40)), fork));
+        assert_eq!(onto, None);
+        let Ok(StepInput::PullRequest { number, base, .. }) =
+            order::input(&saga, RUN, PullRequest, Signer::default())
+        else {
+            panic!("a pull request")
+        };
+        assert_eq!((number, base.as_str()), (Some(8), "release"));
+    }
+}
+
+#[test]
+fn change_of_another_open_run_is_adopted_instead_of_opened_again() {
+    let mut saga = Saga::new(plan(), NOW);
+    let checked = Preflight { twin: Some(target(3, None)), ..preflight() };
+    let (steps, verdict) =
+        run(&mut saga, NOW, |step| (step == Check).then(|| done(StepFact::Preflight(checked.clone()))));
+    assert_eq!((steps, verdict), (vec![Look, Check, Commit, Push, PullRequest], Verdict::Success), "no second issue");
+    saga.facts.push = None;
+    let StepInput::Push { branch, expected, is_twin, .. } = push_of(&saga) else { panic!("a push") };
+    assert_eq!((branch.as_str(), expected, is_twin), ("topic-3", Some("6".repeat(40)), true));
+}
+
+#[test]
+fn turn_after_a_merge_begins_anew_from_the_base() {
+    let previous = Previous { branch: "b".into(), head: "4".repeat(40), issue: None, pull_request: Some(5) };
+    let merged = Preflight { pull_request: Some(PullRequestState::Merged), ..preflight() };
+    let mut saga = Saga::new(Plan { previous: Some(previous), ..plan() }, NOW);
+    run(&mut saga, NOW, |step| (step == Check).then(|| done(StepFact::Preflight(merged.clone()))));
+    saga.facts.push = None;
+    let StepInput::Push { branch, expected, onto, .. } = push_of(&saga) else { panic!("a push") };
+    assert_eq!((expected, onto.as_deref()), (None, Some("main")));
+    assert_ne!(branch, "b");
+}
+
+#[test]
+fn run_resumes_soon_after_the_runtime_was_replaced_and_later_waits_longer() {
+    let mut saga = Saga::new(plan(), NOW);
+    let away = |step| (step != Rescue).then(|| failed(RUNTIME_UNAVAILABLE, None, Remedy::Later, None));
+    let mut pauses = Vec::new();
+    while let (_, verdict) = run(&mut saga, NOW, away)
+        && let Some(at) = saga.next_attempt(&verdict, NOW)
+    {
+        pauses.push(at.since(NOW).as_secs());
+        saga.retry(NOW);
+    }
+    assert_eq!(pauses, [10, 30, 60, 300, 300, 300, 300, 300]);
+    let mut saga = Saga::new(plan(), NOW);
+    let other = |step| (step == Check).then(|| failed("github-unavailable", None, Remedy::Later, None));
+    let (_, verdict) = run(&mut saga, NOW, other);
+    assert_eq!(saga.next_attempt(&verdict, NOW), Some(NOW.plus(NEXT_ATTEMPT)), "only the runtime comes back so soon");
+}
+
+#[test]
+fn log_of_a_run_is_bounded_in_lines_and_in_bytes_and_keeps_the_newest() {
+    for line in ["x".repeat(300), "\u{1}".repeat(300), "日".repeat(300), "😀".repeat(300)] {
+        let mut saga = Saga::new(plan(), NOW);
+        for number in 0..10 {
+            let logs = (0..10).map(|_| line.clone()).collect();
+            let outcome = StepOutcome::Done(fact_of(Look));
+            saga.apply(Look, StepReport { outcome, logs, rate_remaining: None }, NOW);
+            saga.logs.pop();
+            saga.logs.push(format!("newest {number}"));
+        }
+        saga.apply(Look, failed("x", None, Remedy::Never, None), NOW);
+        let bytes = serde_json::to_string(&saga.logs).unwrap().len();
+        assert!(bytes <= MAX_LOG_BYTES + 2 && saga.logs.len() <= MAX_LOG_LINES, "{bytes} {}", saga.logs.len());
+        assert!(saga.logs.len() >= 8 && saga.logs.last().unwrap().starts_with("changes failed"), "{:?}", saga.logs);
+    }
 }
 
 #[test]

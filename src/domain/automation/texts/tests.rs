@@ -55,9 +55,10 @@ fn texts_are_as_listed() {
         },
         ..pull
     };
-    let comment =
-        CommentText { origin: ORIGIN, number: 13, url: "https://github.com/octo/hello/pull/13", is_update: false };
-    let odd = CommentText { url: "https://x@evil.example/)<img>", is_update: true, ..comment };
+    let url = "https://github.com/octo/hello/pull/13";
+    let comment = CommentText { origin: ORIGIN, number: 13, url, is_update: false, waits_for_approval: true };
+    let url = "https://x@evil.example/)<img>";
+    let odd = CommentText { url, is_update: true, waits_for_approval: false, ..comment };
     let texts = [
         ("issue title", issue.title()),
         ("issue", issue.body()),
@@ -145,7 +146,7 @@ Opened by LumiLink for session …abcdef.
 <!-- lumilink:run=0190f3a2-7c1b-7def-8123-456789abcdef kind=pull-request -->
 
 == comment
-The changes are in the pull request of session …abcdef: https://github.com/octo/hello/pull/13
+The changes are in the pull request of session …abcdef: https://github.com/octo/hello/pull/13 Its checks wait for the approval of a person with write permission.
 
 <!-- lumilink:run=0190f3a2-7c1b-7def-8123-456789abcdef kind=comment -->
 

@@ -172,6 +172,8 @@ skip other lfs: warning automationSkipped: GitHub automation for octo-org/hello-
   note: GitHub automation for octo-org/hello-world was skipped: the change touches a file of Git LFS. Change such files outside the session, and the others in a new turn. The changes stay in the workspace.
 skip other closed-by-person: warning automationSkipped: GitHub automation for octo-org/hello-world was skipped: a person closed the pull request of the session.
   note: GitHub automation for octo-org/hello-world was skipped: a person closed the pull request of the session. Reopen it, or open a new session for a new pull request. The changes stay in the workspace.
+skip other fork-read-only: warning automationSkipped: GitHub automation for octo-org/hello-world was skipped: the pull request is of a fork that takes no push.
+  note: GitHub automation for octo-org/hello-world was skipped: the pull request is of a fork that takes no push. Its author can allow edits by maintainers; a token of a maintainer is needed, too. The changes stay in the workspace.
 skip repoBlocked -: warning automationSkipped: GitHub automation for octo-org/hello-world was skipped: the repository is blocked.
   note: GitHub automation for octo-org/hello-world was skipped: the repository is blocked. A pattern of the tenant's settings or of the configuration matches it; ask an administrator. The changes stay in the workspace.
 skip missingCredential -: warning automationSkipped: GitHub automation for octo-org/hello-world was skipped: no GitHub credential is available.

@@ -7,6 +7,8 @@ mod comment;
 mod issue;
 mod preflight;
 mod pull_request;
+mod signed;
+mod target;
 #[cfg(test)]
 mod tests;
 
@@ -14,6 +16,7 @@ use std::time::Duration;
 
 use uuid::Uuid;
 
+pub(super) use self::signed::{SignedBranch, SignedCommit};
 use super::{Made, Step, failure};
 use crate::{
     contract::steps::Remote,

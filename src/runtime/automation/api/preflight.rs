@@ -4,16 +4,21 @@ use std::collections::BTreeMap;
 
 use serde_json::Value;
 
-use super::{Api, shown, skip, wrong_step};
+use super::{
+    Api, shown, skip,
+    target::{self, Found},
+    wrong_step,
+};
 use crate::{
     domain::automation::{
-        branch_rules::{BranchRule, Obstacle, obstacles},
+        branch_rules::{BranchRule, Obstacle, REQUIRED_SIGNATURES, obstacles},
         github_answer::{Cause, Refusal},
         github_host,
+        signing::{Asked, Demand, Signer, SigningMode, SigningWay},
         skip::SkipDetail,
         step::{Identity, Preflight, PullRequestState, Remedy, StepFact, StepFailure, StepInput},
     },
-    github::{PullRequest, Reference, RepositoryFacts, Ruleset, User},
+    github::{Collaborator, PullRequest, Reference, RepositoryFacts, Ruleset, User},
     runtime::automation::{Made, failure},
 };
 
@@ -28,29 +33,59 @@ struct Wanted<'a> {
     workflows: bool,
 }
 
-/// Reads the repository, the branches, the rules for the branch, the session's pull request and the identity of commits,
-/// in about seven requests.
+/// Reads the repository, the branches, the rules for the branch, pull requests and the identity of commits, in about eight
+/// requests.
 pub(super) async fn preflight(api: &mut Api<'_>, input: &StepInput) -> Made {
-    let StepInput::Preflight { branch, base, wants_issue, wants_pull_request, touches_workflows, pull_request } =
-        input
+    let StepInput::Preflight {
+        branch,
+        base,
+        wants_issue,
+        wants_pull_request,
+        touches_workflows,
+        pull_request,
+        target,
+        tree,
+        requester,
+        ..
+    } = input
     else {
         return Err(wrong_step());
     };
     let facts = api.repository.resolve(&mut api.client).await.map_err(|refusal| api.failure(&refusal))?;
     let has_issues = facts.has_issues.unwrap_or(true);
+    let default_branch = check_repository(&facts)?;
+    let found = match target {
+        Some(number) => target::open(api, *number).await?,
+        None => Found::default(),
+    };
     let wanted = Wanted {
-        base: base.as_deref(),
+        base: base.as_deref().or(found.base.as_deref()),
         issue: *wants_issue && has_issues,
         pull_request: *wants_pull_request,
         workflows: *touches_workflows,
     };
-    let default_branch = check_repository(&facts)?;
     check_permissions(api, &facts, &wanted)?;
-    let branch_head = head_of(api, branch).await?;
     check_base(api, &wanted, &default_branch).await?;
-    check_rules(api, branch, branch_head.is_some()).await?;
-    let pull_request = match pull_request {
-        Some(number) => state_of(api, *number).await?,
+    let branch = found.target.as_ref().map_or(branch.as_str(), |target| target.branch.as_str());
+    let is_of_fork = found.target.as_ref().is_some_and(|target| target.fork.is_some());
+    let branch_head = if is_of_fork { None } else { head_of(api, branch).await? };
+    let of_branch = match is_of_fork {
+        // The rules of the fork are not read; its push shows them.
+        true => Demand::Nothing,
+        false => check_rules(api, branch, branch_head.is_some()).await?,
+    };
+    let base = wanted.base.unwrap_or(&default_branch);
+    let (signing, could_sign) = signing(api, input, of_branch, base).await?;
+    let twin = match tree {
+        Some(tree) => target::twin(api, base, tree).await?,
+        None => None,
+    };
+    let state = match pull_request {
+        Some(number) if Some(number) != target.as_ref() => state_of(api, *number).await?,
+        _ => found.state,
+    };
+    let requester = match requester {
+        Some(login) => requester_of(api, login).await?,
         None => None,
     };
     Ok(StepFact::Preflight(Preflight {
@@ -60,8 +95,39 @@ pub(super) async fn preflight(api: &mut Api<'_>, input: &StepInput) -> Made {
         is_fork: facts.fork.unwrap_or(false),
         branch_head,
         identity: identity(api).await?,
-        pull_request,
+        pull_request: state,
+        signing,
+        could_sign,
+        target: found.target,
+        target_base: found.base,
+        twin,
+        requester,
     }))
+}
+
+/// The signer of the commit, and the one that could sign it.
+async fn signing(
+    api: &mut Api<'_>,
+    input: &StepInput,
+    of_branch: Demand,
+    base: &str,
+) -> Result<(Option<SigningWay>, Option<SigningWay>), StepFailure> {
+    let StepInput::Preflight { wants_pull_request, signing, has_signing_key, api_obstacle, .. } = input else {
+        return Err(wrong_step());
+    };
+    let signer = Signer { mode: *signing, has_key: *has_signing_key };
+    let asked = Asked { signer, is_app: api.remote.app.is_some(), api_obstacle: api_obstacle.as_deref() };
+    let demand = match of_branch {
+        Demand::Nothing if *wants_pull_request && signer.mode == SigningMode::Auto => {
+            demand_of_base(api, base).await?
+        }
+        demand => demand,
+    };
+    let way = asked.decide(demand).map_err(|advice| skip(SkipDetail::SigningRequired, &advice))?;
+    if demand == Demand::OfBase && way.is_none() {
+        api.log("the base demands signed commits, and this one has no signature: merge the pull request by a squash");
+    }
+    Ok((way, asked.possible()))
 }
 
 /// Returns the default branch.
@@ -148,36 +214,50 @@ async fn check_base(api: &mut Api<'_>, wanted: &Wanted<'_>, default_branch: &str
     Err(failure("base-missing", &message, Remedy::Never))
 }
 
-/// Refuses what a rule of the branch refuses, unless the holder of the token may bypass its ruleset.
-async fn check_rules(api: &mut Api<'_>, branch: &str, exists: bool) -> Result<(), StepFailure> {
+async fn rules_of(api: &mut Api<'_>, branch: &str) -> Result<Vec<BranchRule>, StepFailure> {
     let path = api.repository.path(&["rules", "branches", branch]);
-    let rules = match api.client.list::<BranchRule>(&path, &[], 2).await {
-        Ok(rules) => rules,
+    match api.client.list::<BranchRule>(&path, &[], 2).await {
+        Ok(rules) => Ok(rules),
         // Plans without rulesets, and servers without the operation; the push shows what applies.
         Err(refusal) if is_unknown(&refusal) => {
             api.log(&format!("the rules of the branch are not known: {refusal}"));
-            return Ok(());
+            Ok(Vec::new())
         }
-        Err(refusal) => return Err(api.failure(&refusal)),
-    };
+        Err(refusal) => Err(api.failure(&refusal)),
+    }
+}
+
+/// The signatures that the rules of the base demand of merged commits.
+async fn demand_of_base(api: &mut Api<'_>, base: &str) -> Result<Demand, StepFailure> {
+    let rules = rules_of(api, base).await?;
+    let demands = rules.iter().any(|rule| rule.kind == REQUIRED_SIGNATURES);
+    Ok(if demands { Demand::OfBase } else { Demand::Nothing })
+}
+
+/// Refuses what a rule of the branch refuses, unless the holder of the token may bypass its ruleset. Returns the demand of
+/// signatures.
+async fn check_rules(api: &mut Api<'_>, branch: &str, exists: bool) -> Result<Demand, StepFailure> {
+    let rules = rules_of(api, branch).await?;
+    let mut demand = Demand::Nothing;
     for obstacle in obstacles(&rules, branch, exists) {
         if is_exempt(api, &obstacle).await? {
             api.log(&format!("{}, from which the token is exempt", obstacle.rule));
             continue;
         }
-        let advice = match obstacle.detail {
-            SkipDetail::SigningRequired => "Exempt the holder of the token, or configure a way to sign",
-            _ => "Use a branch that the rules permit, or exempt the holder of the token",
-        };
+        if obstacle.detail == SkipDetail::SigningRequired {
+            demand = Demand::OfBranch;
+            continue;
+        }
+        let advice = "Use a branch that the rules permit, or exempt the holder of the token";
         let mut rule = obstacle.rule.chars();
         let rule: String = rule.next().map(|first| first.to_ascii_uppercase()).into_iter().chain(rule).collect();
         return Err(skip(obstacle.detail, &format!("{rule}. {advice}")));
     }
-    Ok(())
+    Ok(demand)
 }
 
 /// True for a refusal that concerns one operation only.
-fn is_unknown(refusal: &Refusal) -> bool {
+pub(super) fn is_unknown(refusal: &Refusal) -> bool {
     matches!(refusal.cause, Cause::NotFound | Cause::Permission { .. } | Cause::Gone | Cause::Other | Cause::Invalid)
 }
 
@@ -196,9 +276,7 @@ async fn state_of(api: &mut Api<'_>, number: u64) -> Result<Option<PullRequestSt
     let number = number.to_string();
     let path = api.repository.path(&["pulls", &number]);
     match api.client.get::<PullRequest>(&path).await {
-        Ok(pull) if pull.is_merged() => Ok(Some(PullRequestState::Merged)),
-        Ok(pull) if pull.is_open() => Ok(Some(PullRequestState::Open)),
-        Ok(_) => Ok(Some(PullRequestState::Closed)),
+        Ok(pull) => Ok(Some(pull.state())),
         Err(refusal) if matches!(refusal.cause, Cause::NotFound | Cause::Gone) => {
             api.log(&format!("pull request {number} does not exist any more"));
             Ok(None)
@@ -227,6 +305,31 @@ async fn identity(api: &mut Api<'_>) -> Result<Option<Identity>, StepFailure> {
         }
         Err(refusal) => Err(api.failure(&refusal)),
     }
+}
+
+/// The person who asks for the change. A commit credits only people of whom GitHub reports that they may write to the
+/// repository, with the address that belongs to their id.
+async fn requester_of(api: &mut Api<'_>, login: &str) -> Result<Option<Identity>, StepFailure> {
+    let domain = github_host::noreply_domain(&api.remote.api_url);
+    let path = api.repository.path(&["collaborators", login, "permission"]);
+    let found = match api.client.get::<Collaborator>(&path).await {
+        Ok(found) => found,
+        Err(refusal) if is_unknown(&refusal) => Collaborator::default(),
+        Err(refusal) => return Err(api.failure(&refusal)),
+    };
+    let credited = domain.and_then(|domain| credited(&found, login, &domain));
+    if credited.is_none() {
+        api.log(
+            "the commit does not credit the requester: GitHub does not report that they may write to the repository",
+        );
+    }
+    Ok(credited)
+}
+
+fn credited(found: &Collaborator, login: &str, domain: &str) -> Option<Identity> {
+    let may_write = matches!(found.permission.as_deref(), Some("write" | "admin" | "maintain"));
+    let user = found.user.as_ref().filter(|user| may_write && user.login.eq_ignore_ascii_case(login))?;
+    identity_of(user, domain)
 }
 
 fn identity_of(user: &User, domain: &str) -> Option<Identity> {
@@ -278,6 +381,19 @@ mod tests {
         ] {
             assert_eq!(missing_of_user(&facts(push), scopes, &NEEDS_ALL).as_deref(), missing, "{push:?} {scopes:?}");
         }
+    }
+
+    #[test]
+    fn only_a_requester_who_may_write_is_credited_and_with_the_address_of_their_id() {
+        let of = |permission: &str, login: &str| {
+            let user = User { id: 7, login: login.into(), name: None };
+            let found = Collaborator { permission: Some(permission.into()), user: Some(user) };
+            credited(&found, "OctoCat", "users.noreply.github.com").map(|it| it.email)
+        };
+        assert_eq!(of("write", "octocat").as_deref(), Some("7+octocat@users.noreply.github.com"));
+        assert!(of("admin", "octocat").is_some());
+        assert_eq!((of("read", "octocat"), of("none", "octocat"), of("write", "stranger")), (None, None, None));
+        assert_eq!(credited(&Collaborator::default(), "octocat", "users.noreply.github.com"), None);
     }
 
     #[test]

@@ -12,7 +12,7 @@ use crate::{
         skip::SkipDetail,
         step::{PullRequestFact, Remedy, StepFact, StepFailure, StepInput},
     },
-    github::{Creation, GithubClient, Name, PullRequest, Repository, create_once, fit_body, fit_title},
+    github::{Creation, GithubClient, Name, PullRequest, Repository, WorkflowRuns, create_once, fit_body, fit_title},
     runtime::automation::{Made, failure},
 };
 
@@ -35,11 +35,20 @@ struct Wanted<'a> {
 }
 
 /// Finds, opens or updates the pull request. Only a pull request with the marker is changed.
-///
-/// Pull requests of other branches with the same content are not searched.
 pub(super) async fn pull_request(api: &mut Api<'_>, input: &StepInput) -> Made {
-    let StepInput::PullRequest { number, marker, head, base, title, body, is_draft, labels, assignees, reviewers } =
-        input
+    let StepInput::PullRequest {
+        number,
+        marker,
+        head,
+        commit,
+        base,
+        title,
+        body,
+        is_draft,
+        labels,
+        assignees,
+        reviewers,
+    } = input
     else {
         return Err(wrong_step());
     };
@@ -61,7 +70,7 @@ pub(super) async fn pull_request(api: &mut Api<'_>, input: &StepInput) -> Made {
         && let Some(pull) = earlier(api, *number, &wanted).await?
     {
         update(api, &pull, &wanted).await;
-        return Ok(fact(&pull, &wanted, true));
+        return Ok(fact(api, &pull, &wanted, true, commit).await);
     }
     let mut new = NewPullRequest {
         repository: &mut api.repository,
@@ -84,11 +93,32 @@ pub(super) async fn pull_request(api: &mut Api<'_>, input: &StepInput) -> Made {
         }
         decorate(api, &pull, &wanted).await;
     }
-    Ok(fact(&pull, &wanted, is_adopted))
+    Ok(fact(api, &pull, &wanted, is_adopted, commit).await)
 }
 
-fn fact(pull: &PullRequest, wanted: &Wanted<'_>, is_adopted: bool) -> StepFact {
+/// True if GitHub holds back workflows for the commit until a person approves them, as far as the token may see it. One
+/// request, whose failure means no.
+async fn waits_for_approval(api: &mut Api<'_>, commit: &str) -> bool {
+    let path = api.repository.path(&["actions", "runs"]);
+    let query = [("head_sha", commit), ("status", "action_required"), ("per_page", "1")];
+    let waits = !commit.is_empty()
+        && matches!(api.client.get_with::<WorkflowRuns>(&path, &query).await, Ok(runs) if runs.total_count > 0);
+    if waits {
+        api.log("checks of the pull request wait for the approval of a person with write permission");
+    }
+    waits
+}
+
+async fn fact(
+    api: &mut Api<'_>,
+    pull: &PullRequest,
+    wanted: &Wanted<'_>,
+    is_adopted: bool,
+    commit: &str,
+) -> StepFact {
+    let waits_for_approval = waits_for_approval(api, commit).await;
     StepFact::PullRequest(PullRequestFact {
+        waits_for_approval,
         number: pull.number,
         url: page(pull.html_url.as_deref()),
         branch: pull.head.branch.clone().unwrap_or_else(|| wanted.head.to_owned()),

@@ -6,6 +6,7 @@ use serde_json::{Value, json};
 use super::*;
 use crate::{
     contract::steps::AppInstallation,
+    domain::automation::signing::{SigningMode, SigningWay},
     domain::automation::step::{Preflight, PullRequestFact, PullRequestState, StepFact},
     github::{
         GithubLimits,
@@ -28,7 +29,10 @@ struct World {
     repository: Value,
     /// Names of branches, each with a commit.
     branches: Vec<String>,
+    /// Of all branches but `main`.
     rules: Value,
+    /// Of `main`.
+    base_rules: Value,
     bypass: &'static str,
     issues: Vec<Value>,
     pulls: Vec<Value>,
@@ -41,6 +45,8 @@ struct World {
 const REPOSITORY: &str = "/repos/octo/hello";
 const SHA: &str = "0123456789ABCDEF0123456789abcdef01234567";
 
+const TREE: &str = "abcdef0123456789abcdef0123456789abcdef01";
+
 impl World {
     fn new() -> Self {
         Self {
@@ -48,6 +54,7 @@ impl World {
                 "permissions": {"push": true}}),
             branches: vec!["main".into()],
             rules: json!([]),
+            base_rules: json!([]),
             bypass: "never",
             issues: Vec::new(),
             pulls: Vec::new(),
@@ -89,6 +96,8 @@ impl World {
                 let branch = self.branches.iter().find(|branch| format!("heads/{branch}") == name)?;
                 Some((200, json!({"ref": branch, "object": {"sha": SHA, "type": "commit"}})))
             }
+            ("GET", ["git", "commits", _]) => Some((200, json!({"sha": SHA, "tree": {"sha": TREE}}))),
+            ("GET", ["rules", "branches", "main"]) => Some((200, self.base_rules.clone())),
             ("GET", ["rules", "branches", _]) => Some((200, self.rules.clone())),
             ("GET", ["rulesets", _]) => Some((200, json!({"current_user_can_bypass": self.bypass}))),
             ("GET", ["issues"]) => Some((200, newest_first(&self.issues))),
@@ -236,6 +245,7 @@ fn new_pull(number: Option<u64>, is_draft: bool) -> StepInput {
         number,
         marker: MARKER.into(),
         head: BRANCH.into(),
+        commit: SHA.to_ascii_lowercase(),
         base: "main".into(),
         title: "Fix it".into(),
         body: format!("New body {MARKER}"),
@@ -254,6 +264,12 @@ fn preflight_of(branch: &str) -> StepInput {
         wants_pull_request: true,
         touches_workflows: false,
         pull_request: None,
+        signing: SigningMode::Auto,
+        has_signing_key: false,
+        api_obstacle: None,
+        target: None,
+        tree: None,
+        requester: None,
     }
 }
 
@@ -505,6 +521,150 @@ async fn token_that_may_bypass_a_ruleset_is_not_refused_by_it() {
     let bench = Bench::new(world).await;
     bench.preflight(preflight_of("new")).await.unwrap();
     assert!(bench.logs.lock()[0].contains("from which the token is exempt"));
+}
+
+/// The signer of a commit, for the rules of the branch and of the base.
+async fn signing_of(
+    branch: Value,
+    base: Value,
+    app: bool,
+    change: impl FnOnce(&mut StepInput),
+) -> Result<Preflight, StepFailure> {
+    let mut world = World::new();
+    (world.rules, world.base_rules) = (branch, base);
+    let mut bench = Bench::new(world).await;
+    bench.app = app.then(|| AppInstallation { id: 7, slug: None, permissions: Default::default() });
+    let mut input = preflight_of("new");
+    change(&mut input);
+    bench.preflight(input).await
+}
+
+#[tokio::test]
+async fn demanded_signature_is_made_by_the_key_or_by_github_for_the_app() {
+    let rule = || json!([{"type": "required_signatures"}]);
+    let with_key = |input: &mut StepInput| {
+        let StepInput::Preflight { has_signing_key, .. } = input else { unreachable!() };
+        *has_signing_key = true;
+    };
+    let obstructed = |input: &mut StepInput| {
+        let StepInput::Preflight { api_obstacle, .. } = input else { unreachable!() };
+        *api_obstacle = Some("run.sh is executable".into());
+    };
+    let never = |input: &mut StepInput| {
+        let StepInput::Preflight { signing, .. } = input else { unreachable!() };
+        *signing = SigningMode::Never;
+    };
+    let key = signing_of(rule(), json!([]), true, with_key).await.unwrap();
+    assert_eq!((key.signing, key.could_sign), (Some(SigningWay::Key), Some(SigningWay::Key)));
+    let api = signing_of(rule(), json!([]), true, |_| {}).await.unwrap();
+    assert_eq!((api.signing, api.could_sign), (Some(SigningWay::Api), Some(SigningWay::Api)));
+    let none = signing_of(json!([]), json!([]), true, with_key).await.unwrap();
+    assert_eq!((none.signing, none.could_sign), (None, Some(SigningWay::Key)));
+    let refused = signing_of(rule(), json!([]), true, obstructed).await.unwrap_err();
+    assert_eq!(refused.skip, Some(SkipDetail::SigningRequired));
+    assert!(refused.message.contains("run.sh is executable"), "{}", refused.message);
+    let never = signing_of(rule(), json!([]), true, never).await.unwrap_err();
+    assert_eq!(never.skip, Some(SkipDetail::SigningRequired));
+    let of_base = signing_of(json!([]), rule(), true, |_| {}).await.unwrap();
+    assert_eq!(of_base.signing, Some(SigningWay::Api), "the pull request could not be merged otherwise");
+    let token = signing_of(json!([]), rule(), false, |_| {}).await.unwrap();
+    assert_eq!((token.signing, token.could_sign), (None, None), "the base demands it of a merge alone");
+}
+
+fn on_pull_request(number: u64) -> StepInput {
+    let mut input = preflight_of("unused");
+    let StepInput::Preflight { target, .. } = &mut input else { unreachable!() };
+    *target = Some(number);
+    input
+}
+
+fn pull_of_fork(number: usize, can_modify: bool) -> Value {
+    let mut pull = pull(number, "idea", "by a stranger");
+    pull["head"] = json!({"ref": "idea", "sha": SHA.to_ascii_lowercase(), "repo": {"full_name": "stranger/hello"}});
+    pull["maintainer_can_modify"] = json!(can_modify);
+    pull["base"]["ref"] = json!("main");
+    pull
+}
+
+#[tokio::test]
+async fn pull_request_of_a_fork_is_pushed_to_only_where_maintainers_may() {
+    let mut world = World::new();
+    let mut own = pull(11, "topic", "by a person");
+    own["head"]["sha"] = json!(SHA.to_ascii_lowercase());
+    let mut deleted = pull_of_fork(14, true);
+    deleted["head"]["repo"] = Value::Null;
+    world.pulls = vec![own, pull_of_fork(12, true), pull_of_fork(13, false), deleted];
+    let mut bench = Bench::new(world).await;
+    let same = bench.preflight(on_pull_request(11)).await.unwrap();
+    let target = same.target.unwrap();
+    assert_eq!((target.branch.as_str(), target.fork, same.target_base.as_deref()), ("topic", None, Some("main")));
+    let fork = bench.preflight(on_pull_request(12)).await.unwrap();
+    let target = fork.target.unwrap();
+    assert_eq!((target.number, target.branch.as_str(), target.fork.as_deref()), (12, "idea", Some("stranger/hello")));
+    for number in [13, 14] {
+        let refused = bench.preflight(on_pull_request(number)).await.unwrap_err();
+        assert_eq!(refused.skip, Some(SkipDetail::ForkReadOnly), "{refused:?}");
+    }
+    assert_eq!(bench.preflight(on_pull_request(15)).await.unwrap_err().code, "pull-request-missing");
+    bench.app = Some(AppInstallation { id: 7, slug: None, permissions: Default::default() });
+    let refused = bench.preflight(on_pull_request(12)).await.unwrap_err();
+    assert_eq!(refused.skip, Some(SkipDetail::ForkReadOnly), "the App's token reaches the base alone");
+    bench.world.lock().pulls[0]["merged_at"] = json!("2026-11-30T00:00:00Z");
+    let merged = bench.preflight(on_pull_request(11)).await.unwrap();
+    assert_eq!((merged.pull_request, merged.target), (Some(PullRequestState::Merged), None));
+    assert!(bench.stub.received().iter().all(|it| it.method == "GET"));
+}
+
+#[tokio::test]
+async fn open_pull_request_of_another_run_with_the_same_tree_is_found() {
+    let ours = |number: usize, head: &str, base: &str| {
+        let mut pull = pull(number, head, "x <!-- lumilink:run=2 kind=pull-request -->");
+        pull["head"]["sha"] = json!(SHA.to_ascii_lowercase());
+        pull["base"]["ref"] = json!(base);
+        pull
+    };
+    let searched = |tree: &str| {
+        let mut input = preflight_of("new");
+        let StepInput::Preflight { tree: searched, .. } = &mut input else { unreachable!() };
+        *searched = Some(tree.into());
+        input
+    };
+    let mut fork = ours(12, "of-fork", "main");
+    fork["head"]["repo"]["full_name"] = json!("stranger/hello");
+    let mut by_person = ours(13, "by-person", "main");
+    by_person["body"] = json!("<!-- a comment -->");
+    let mut world = World::new();
+    world.pulls = vec![ours(11, "twin", "main"), fork, by_person, ours(14, "other-base", "release")];
+    let bench = Bench::new(world).await;
+    let found = bench.preflight(searched(TREE)).await.unwrap().twin.unwrap();
+    assert_eq!((found.number, found.branch.as_str(), found.head), (11, "twin", SHA.to_ascii_lowercase()));
+    assert_eq!(bench.stub.count("GET", "/repos/octo/hello/git/commits/"), 1, "only its own are compared");
+    assert_eq!(bench.preflight(searched(&"9".repeat(40))).await.unwrap().twin, None);
+    bench.world.lock().pulls[0]["state"] = json!("closed");
+    assert_eq!(bench.preflight(searched(TREE)).await.unwrap().twin, None);
+    assert_eq!(bench.preflight(preflight_of("new")).await.unwrap().twin, None);
+}
+
+#[tokio::test]
+async fn checks_that_wait_for_approval_are_reported_and_never_fail_the_step() {
+    for (answer, waits) in [
+        (Some((200, json!({"total_count": 2, "workflow_runs": []}))), true),
+        (Some((200, json!({"total_count": 0, "workflow_runs": []}))), false),
+        (Some((403, json!({"message": "Resource not accessible by integration"}))), false),
+        (Some((200, json!([]))), false),
+        (None, false),
+    ] {
+        let mut world = World::new();
+        if let Some((status, body)) = answer {
+            world.faults.push(("GET", "/repos/octo/hello/actions/runs", Fault::Refuse(status, body)));
+        }
+        let bench = Bench::new(world).await;
+        assert_eq!(bench.pull(&new_pull(None, false)).await.unwrap().waits_for_approval, waits);
+        let asked: Vec<_> = bench.stub.received().into_iter().filter(|it| it.target.contains("/actions/")).collect();
+        assert_eq!(asked.len(), 1);
+        let sha = SHA.to_ascii_lowercase();
+        assert!(asked[0].target.ends_with(&format!("?head_sha={sha}&status=action_required&per_page=1")));
+    }
 }
 
 #[tokio::test]

@@ -257,6 +257,11 @@ impl Call<'_> {
             ["branches", name @ ..] => self.branches(&repository, &name.join("/")),
             ["git", rest @ ..] => self.git_data(&repository, rest),
             ["commits", name @ ..] => self.commit(&repository, &name.join("/")),
+            ["actions", "runs"] => {
+                self.need(&repository, "actions", "read")?;
+                let count = repository.waiting_runs;
+                Ok(Response::json(200, &json!({"total_count": count, "workflow_runs": []})))
+            }
             ["collaborators", login, "permission"] => {
                 let level = repository.people.get(*login).map_or("read", String::as_str);
                 let user = self.world.person_json(login);

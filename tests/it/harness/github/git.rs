@@ -34,6 +34,8 @@ pub(crate) enum When {
     Update,
     /// The push changes a file below this folder.
     Touches(&'static str),
+    /// A new commit of the push has no signature of a key in the file `signers` of the repository.
+    Unsigned,
 }
 
 impl Rejection {
@@ -157,6 +159,14 @@ for command in "${commands[@]}"; do
         case "$when" in
         creation) [[ $old =~ ^0+$ ]] || continue ;;
         update) [[ $old =~ ^0+$ ]] && continue ;;
+        unsigned)
+            bad=
+            for commit in $(git rev-list "$new" --not --all); do
+                git -c gpg.format=ssh -c "gpg.ssh.allowedSignersFile=$here/../signers" verify-commit "$commit" \
+                    >/dev/null 2>&1 || bad=1
+            done
+            [ -n "$bad" ] || continue
+            ;;
         touches*) git log --format= --name-only "$new" --not --all | grep -q "^${when#touches }" || continue ;;
         esac
         tail -n +5 "$file" >&2
@@ -308,6 +318,11 @@ impl Repositories {
         git(&self.path(full_name), args, b"")
     }
 
+    /// Accepts signatures of a key of this address, given as OpenSSH writes public keys.
+    pub(super) fn trust(&self, full_name: &str, email: &str, public_key: &str) {
+        fs::write(self.path(full_name).join("signers"), format!("{email} {public_key}")).expect("a file");
+    }
+
     /// Refuses pushes from now on.
     pub(super) fn reject(&self, full_name: &str, rejection: &Rejection) {
         let path = self.path(full_name);
@@ -324,6 +339,7 @@ impl Repositories {
             When::Always => "always".to_owned(),
             When::Creation => "creation".to_owned(),
             When::Update => "update".to_owned(),
+            When::Unsigned => "unsigned".to_owned(),
             When::Touches(folder) => format!("touches {folder}"),
         };
         let once = if rejection.is_once { "once" } else { "always" };

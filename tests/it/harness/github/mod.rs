@@ -32,9 +32,9 @@ use sha2::Sha256;
 use self::{
     api::{Call, Caller},
     faults::{Chaos, Fault, Scripted, error},
-    git::{Rejection, Repositories},
+    git::{Rejection, Repositories, When},
     http::{Connection, Request, Response},
-    state::{Comment, Holder, Installation, Issue, Logged, Repository, Rule, Token},
+    state::{Comment, Holder, Installation, Issue, Logged, Pull, Repository, Rule, Token},
     world::World,
 };
 use super::{dice::Dice, program::Folder};
@@ -231,6 +231,7 @@ impl GitHub {
             issues: Vec::new(),
             comments: Vec::new(),
             labels: Vec::new(),
+            waiting_runs: 0,
         };
         self.shared.git.create(full_name, &repository.default_branch);
         world.repositories.insert(full_name.to_owned(), repository);
@@ -258,6 +259,22 @@ impl GitHub {
     pub(crate) fn add_rule(&self, full_name: &str, pattern: &str, kind: &str) {
         let rule = Rule { pattern: pattern.into(), kind: kind.into(), parameters: super::Value::Null };
         self.edit(full_name, |it| it.rules.push(rule));
+    }
+
+    /// Demands signed commits on branches of a pattern: by a rule, and of every push.
+    pub(crate) fn demand_signatures(&self, full_name: &str, pattern: &'static str) {
+        self.add_rule(full_name, pattern, "required_signatures");
+        self.reject(full_name, &Rejection::unsigned(pattern).on(pattern).when(When::Unsigned));
+    }
+
+    /// Accepts signatures of a key of this address, given as OpenSSH writes public keys.
+    pub(crate) fn trust(&self, full_name: &str, email: &str, public_key: &str) {
+        self.shared.git.trust(full_name, email, public_key);
+    }
+
+    /// True if GitHub made and signed the commit itself.
+    pub(crate) fn has_signed(&self, commit: &str) -> bool {
+        self.world().signed.iter().any(|it| it == commit)
     }
 
     /// Commits files on a branch, as a person who pushes; returns the commit.
@@ -337,6 +354,52 @@ impl GitHub {
     /// Closes an issue or a pull request, as a person does.
     pub(crate) fn close(&self, full_name: &str, number: u64) {
         self.world().issue_mut(full_name, number).state = "closed".into();
+    }
+
+    /// Opens a pull request for a branch, as a person does; returns its number.
+    pub(crate) fn open_pull(&self, full_name: &str, (head_repository, head): (&str, &str), base: &str) -> u64 {
+        let mut world = self.world();
+        let (id, created_at) = (world.next_id(), world.now());
+        let pull = Pull {
+            head_repository: head_repository.into(),
+            head: head.into(),
+            base: base.into(),
+            is_draft: false,
+            is_merged: false,
+            maintainer_can_modify: true,
+            reviewers: Vec::new(),
+        };
+        let issues = &mut world.repository_mut(full_name).issues;
+        let number = issues.len() as u64 + 1;
+        issues.push(Issue {
+            id,
+            number,
+            title: "By a person".into(),
+            body: "By a person".into(),
+            state: "open".into(),
+            labels: Vec::new(),
+            assignees: Vec::new(),
+            author: "octocat".into(),
+            created_at,
+            pull: Some(pull),
+        });
+        world.update_pull_refs(&self.shared.git);
+        number
+    }
+
+    /// Merges a pull request by a squash, as a person does, and deletes its branch.
+    pub(crate) fn squash(&self, full_name: &str, number: u64) {
+        let pull = self.world().issue_mut(full_name, number).pull.clone().expect("a pull request");
+        let (git, tip) = (&self.shared.git, format!("refs/pull/{number}/head"));
+        let base = format!("refs/heads/{}", pull.base);
+        let tree = git.run(full_name, &["merge-tree", "--write-tree", &base, &tip]);
+        let commit = git.run(full_name, &["commit-tree", &tree, "-p", &base, "-m", "Squash"]);
+        git.run(full_name, &["update-ref", &base, &commit]);
+        git.run(full_name, &["update-ref", "-d", &format!("refs/heads/{}", pull.head)]);
+        let mut world = self.world();
+        let issue = world.issue_mut(full_name, number);
+        issue.state = "closed".into();
+        issue.pull.as_mut().expect("a pull request").is_merged = true;
     }
 
     /// Merges a pull request, as a person does, with a merge commit.

@@ -24,6 +24,8 @@ pub(crate) struct Repository {
     pub issues: Vec<Issue>,
     pub comments: Vec<Comment>,
     pub labels: Vec<String>,
+    /// Workflow runs that wait for approval, whatever their commit.
+    pub waiting_runs: u64,
 }
 
 /// A rule of branches, as `GET /rules/branches/{name}` returns it. It refuses no push by itself; see
