@@ -6,7 +6,8 @@ use crate::{
     domain::{
         automation::{
             branch,
-            plan::{Figures, MAX_PROMPT_CHARS, Plan, Previous},
+            order::branch,
+            plan::{Figures, MAX_PROMPT_CHARS, Plan, Previous, Unconfirmed},
             step::IssueFact,
         },
         redaction::Redacted,
@@ -29,7 +30,7 @@ impl Automation {
     pub(super) async fn plan(&self, row: &SagaRow, workspace: &WorkspaceRow) -> Result<Plan, StoreError> {
         let turn = self.store.prompt(row.prompt_id).await?.ok_or_else(|| missing("turn"))?;
         let prompt = self.store.text_of_prompt(row.session_id, row.prompt_id).await?;
-        let (previous, earlier_issue) = self.previous(row).await?;
+        let Earlier { previous, issue, unconfirmed } = self.earlier(row).await?;
         let (figures, message) = figures(&turn);
         let (wanted, settings) = (turn.wanted.options, &self.settings);
         let policy = self.credentials.settings_of(&row.key.installation_id).automation.over(settings.policy());
@@ -64,25 +65,45 @@ impl Automation {
             protected_paths: policy.protected_paths,
             protection: policy.protection,
             previous,
-            earlier_issue,
+            earlier_issue: issue,
+            unconfirmed,
         })
     }
 
-    /// The branch and pull request that the session has at GitHub, and the newest issue of the runs after it, which pushed
-    /// nothing.
-    async fn previous(&self, row: &SagaRow) -> Result<(Option<Previous>, Option<IssueFact>), StoreError> {
-        let earlier = self.store.sagas_of_session(row.session_id, row.created, EARLIER_RUNS).await?;
-        let mut issue = None;
-        for facts in earlier.into_iter().filter_map(|earlier| Some(earlier.saga?.facts)) {
-            issue = issue.or(facts.issue.clone());
-            if let Some(pushed) = facts.push {
-                let pull_request = facts.pull_request.as_ref().map(|request| request.number);
-                let previous = Previous { branch: pushed.branch, head: pushed.sha, issue: facts.issue, pull_request };
-                return Ok((Some(previous), issue));
+    /// The session's earlier runs, as far as a new one continues them.
+    async fn earlier(&self, row: &SagaRow) -> Result<Earlier, StoreError> {
+        let rows = self.store.sagas_of_session(row.session_id, row.created, EARLIER_RUNS).await?;
+        let mut earlier = Earlier::default();
+        for (run, saga) in rows.into_iter().filter_map(|row| Some((row.run_id, row.saga?))) {
+            let facts = &saga.facts;
+            earlier.issue = earlier.issue.or(facts.issue.clone());
+            if let Some(pushed) = &facts.push {
+                earlier.previous = Some(Previous {
+                    branch: pushed.branch.clone(),
+                    head: pushed.sha.clone(),
+                    issue: facts.issue.clone(),
+                    pull_request: facts.pull_request.as_ref().map(|request| request.number),
+                });
+                break;
+            }
+            if earlier.unconfirmed.is_none() && !saga.plan.is_dry_run {
+                let commit = facts.commit.as_ref().map(|commit| commit.sha.clone());
+                earlier.unconfirmed = commit.map(|commit| Unconfirmed { branch: branch(&saga, run), commit });
             }
         }
-        Ok((None, issue))
+        Ok(earlier)
     }
+}
+
+/// Traces of a session's earlier runs at GitHub.
+#[derive(Default)]
+struct Earlier {
+    /// The branch and pull request.
+    previous: Option<Previous>,
+    /// The newest issue of the runs after `previous`, which pushed nothing.
+    issue: Option<IssueFact>,
+    /// The newest commit of these runs.
+    unconfirmed: Option<Unconfirmed>,
 }
 
 fn shortened(text: &str) -> String {

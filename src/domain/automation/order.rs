@@ -6,6 +6,7 @@ use uuid::Uuid;
 
 use super::{
     branch::{BranchName, NewBranch},
+    plan::Unconfirmed,
     saga::Saga,
     signing::{Signer, SigningWay},
     step::{Changes, Identity, StepFailure, StepInput, StepName},
@@ -90,10 +91,13 @@ pub(crate) fn input(saga: &Saga, run: Uuid, step: StepName, signer: Signer) -> R
         StepName::Push => {
             let expected = expected_head(saga, changes()?);
             let onto = saga.begins_anew().then(|| base(saga)).flatten();
+            let branch = branch(saga, run);
+            let unconfirmed = unconfirmed(saga).filter(|unconfirmed| unconfirmed.branch == branch);
             StepInput::Push {
-                branch: branch(saga, run),
                 commit: commit()?,
                 expected,
+                unconfirmed: unconfirmed.map(|unconfirmed| unconfirmed.commit.clone()),
+                branch,
                 signing: saga.signing(),
                 onto,
                 is_twin: saga.twin().is_some(),
@@ -157,6 +161,12 @@ fn expected_head(saga: &Saga, changes: &Changes) -> Option<String> {
     previous.or_else(of_target).or_else(|| saga.twin().map(|twin| twin.head.clone()))
 }
 
+/// The commit of an earlier turn that the branch may have; a branch that was merged has it, or is done.
+fn unconfirmed(saga: &Saga) -> Option<&Unconfirmed> {
+    let merged = saga.plan.previous.as_ref().filter(|_| saga.open_previous().is_none());
+    saga.plan.unconfirmed.as_ref().filter(|it| merged.is_none_or(|merged| merged.branch != it.branch))
+}
+
 /// The branch of a run: that of the session's open pull request, else the caller's, else a new one.
 pub(crate) fn branch(saga: &Saga, run: Uuid) -> String {
     if let Some(pushed) = &saga.facts.push {
@@ -172,7 +182,8 @@ pub(crate) fn branch(saga: &Saga, run: Uuid) -> String {
         return twin.branch.clone();
     }
     let given = saga.plan.branch_name.as_deref().and_then(|name| BranchName::parse(name).ok());
-    let name = given.unwrap_or_else(|| {
+    let earlier = || BranchName::parse(&unconfirmed(saga)?.branch).ok();
+    let name = given.or_else(earlier).unwrap_or_else(|| {
         let issue = saga.facts.issue.as_ref().map(|issue| issue.number);
         let session = saga.plan.session_id.to_string();
         BranchName::new(&NewBranch {

@@ -84,6 +84,9 @@ pub(crate) struct Plan {
     /// The issue of an earlier run of the session that pushed nothing, and that this run supersedes.
     #[serde(default)]
     pub earlier_issue: Option<IssueFact>,
+    /// The commit of such a run that GitHub may have, since the answer to a push can be lost.
+    #[serde(default)]
+    pub unconfirmed: Option<Unconfirmed>,
 }
 
 /// Facts about a turn.
@@ -116,6 +119,14 @@ pub(crate) struct Previous {
     pub issue: Option<IssueFact>,
     #[serde(default)]
     pub pull_request: Option<u64>,
+}
+
+/// A commit of which it is not known whether a branch has it.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub(crate) struct Unconfirmed {
+    pub branch: String,
+    pub commit: String,
 }
 
 /// The longest prompt and message of a plan, in characters.

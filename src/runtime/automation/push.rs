@@ -53,6 +53,8 @@ struct Push<'a> {
     signature: Signature<'a>,
     /// The branch onto whose head the commit is moved, for a new branch.
     onto: Option<&'a str>,
+    /// The commit of an earlier turn that the branch may have.
+    unconfirmed: Option<&'a str>,
 }
 
 /// The signature of the commit that the branch gets.
@@ -63,6 +65,14 @@ enum Signature<'a> {
     Key(SshKey),
     /// Of GitHub, which makes the commit.
     Github(SignedBranch<'a>),
+}
+
+/// A commit object without its signature.
+struct Parts {
+    tree: String,
+    parent: String,
+    /// Author, committer and message.
+    rest: Vec<u8>,
 }
 
 /// The result of one push.
@@ -77,10 +87,12 @@ fn arguments(args: &[&str]) -> Vec<OsString> {
 }
 
 pub(super) async fn push(step: &mut Step<'_>) -> Made {
-    let StepInput::Push { branch, commit, expected, signing, onto, is_twin, fork } = &step.order.input else {
+    let StepInput::Push { branch, commit, expected, unconfirmed, signing, onto, is_twin, fork } = &step.order.input
+    else {
         return Err(other_step());
     };
-    if !is_object_name(commit) || expected.as_deref().is_some_and(|expected| !is_object_name(expected)) {
+    let names = [Some(commit), expected.as_ref(), unconfirmed.as_ref()];
+    if !names.into_iter().flatten().all(|name| is_object_name(name)) {
         return Err(failure("invalid-order", "the commits must be given by their names", Remedy::Never));
     }
     for name in [Some(branch), onto.as_ref()].into_iter().flatten() {
@@ -116,7 +128,8 @@ pub(super) async fn push(step: &mut Step<'_>) -> Made {
         Some(SigningWay::Api) => Signature::Github(SignedBranch::new(step, branch).await?),
     };
     let onto = onto.as_deref();
-    let mut push = Push { repository, proxy: &proxy, branch, commit, timeout, signature, onto };
+    let unconfirmed = unconfirmed.as_deref();
+    let mut push = Push { repository, proxy: &proxy, branch, commit, timeout, signature, onto, unconfirmed };
     let pushed = match is_twin {
         true => push.adopt_twin().await,
         false => push.deliver(expected.clone(), |line| step.log(line)).await,
@@ -174,6 +187,14 @@ impl Push<'_> {
                 sha = self.begin_anew(base).await?;
                 (is_rebased, _) =
                     (true, log("an earlier pull request was merged; the commit is moved onto the base"));
+            }
+            if let Some(head) = head.as_deref().filter(|head| self.unconfirmed == Some(*head) && !is_rebased) {
+                log("the branch has the commit of an earlier turn, whose push was not answered");
+                match self.follow(head).await? {
+                    Some(following) => sha = following,
+                    None => return self.adopt_head(head.to_owned()).await,
+                }
+                (lease, is_rebased) = (Some(head.to_owned()), true);
             }
             if lease.is_none() && head.is_some() && head == self.repository.begun(self.commit).await {
                 lease.clone_from(&head);
@@ -337,37 +358,58 @@ impl Push<'_> {
 
     /// Makes the commit anew on top of `head`, from trees alone. `None` if the branch has its changes already.
     async fn rebase(&self, head: &str) -> Result<Option<String>, StepFailure> {
-        let raw = self.repository.text_of_commit(self.commit, COMMIT_BYTES).await.map_err(broken)?;
-        let raw = without_signature(&raw);
-        let text = String::from_utf8_lossy(&raw);
-        let mut lines = text.splitn(3, '\n');
-        let tree = lines.next().and_then(|line| line.strip_prefix("tree "));
-        let parent = lines.next().and_then(|line| line.strip_prefix("parent "));
-        let (Some(tree), Some(parent), Some(_)) = (tree, parent, lines.next()) else {
-            return Err(failure("git-failed", "git: the commit is malformed", Remedy::Never));
-        };
+        let commit = self.parts().await?;
         let of = |commit: String| async move {
             let missing = || failure("git-failed", "git: a commit is missing", Remedy::Later);
             self.repository.tree_of(&commit).await.map_err(broken)?.ok_or_else(missing)
         };
-        let (base, ours) = (of(parent.to_owned()).await?, of(head.to_owned()).await?);
-        let merged = self.repository.merge(&base, &ours, tree).await.map_err(broken)?;
+        let (base, ours) = (of(commit.parent.clone()).await?, of(head.to_owned()).await?);
+        let merged = self.repository.merge(&base, &ours, &commit.tree).await.map_err(broken)?;
         let merged = merged.ok_or_else(|| {
             let message = "The change conflicts with newer commits of the branch, or of the base after a merge";
             failure("conflict", message, Remedy::Never)
         })?;
-        if merged == ours {
+        if merged == ours { Ok(None) } else { self.write(&commit, &merged, head).await.map(Some) }
+    }
+
+    /// Makes the commit anew on top of `head`, an earlier state of the same folder, so that its tree stays. `None` if the trees
+    /// are equal.
+    async fn follow(&self, head: &str) -> Result<Option<String>, StepFailure> {
+        let commit = self.parts().await?;
+        if self.repository.tree_of(head).await.map_err(broken)?.is_none() {
+            self.fetch(Some(1)).await?;
+        }
+        if self.repository.tree_of(head).await.map_err(broken)?.as_ref() == Some(&commit.tree) {
             return Ok(None);
         }
-        let mut new = format!("tree {merged}\nparent {head}\n").into_bytes();
-        new.extend_from_slice(&raw[tree.len() + parent.len() + "tree \nparent \n".len()..]);
+        self.write(&commit, &commit.tree, head).await.map(Some)
+    }
+
+    async fn parts(&self) -> Result<Parts, StepFailure> {
+        let raw = self.repository.text_of_commit(self.commit, COMMIT_BYTES).await.map_err(broken)?;
+        let raw = without_signature(&raw);
+        let text = String::from_utf8_lossy(&raw);
+        let mut lines = text.splitn(3, '\n');
+        let tree = lines.next().and_then(|line| line.strip_prefix("tree ")).map(str::to_owned);
+        let parent = lines.next().and_then(|line| line.strip_prefix("parent ")).map(str::to_owned);
+        let (Some(tree), Some(parent), Some(_)) = (tree, parent, lines.next()) else {
+            return Err(failure("git-failed", "git: the commit is malformed", Remedy::Never));
+        };
+        let rest = raw[tree.len() + parent.len() + "tree \nparent \n".len()..].to_vec();
+        Ok(Parts { tree, parent, rest })
+    }
+
+    /// Writes the commit with another tree and another parent, and signs it if that is configured.
+    async fn write(&self, commit: &Parts, tree: &str, parent: &str) -> Result<String, StepFailure> {
+        let mut new = format!("tree {tree}\nparent {parent}\n").into_bytes();
+        new.extend_from_slice(&commit.rest);
         let moved = match &self.signature {
             Signature::Key(key) => signed(&self.repository, key, &new).await?,
             Signature::Own | Signature::Github(_) => self.repository.write_commit(new).await.map_err(broken)?,
         };
         // Before the push: if its answer is lost, the branch is recognised by this.
         self.record_moved(&moved).await?;
-        Ok(Some(moved))
+        Ok(moved)
     }
 
     async fn adopt_head(&self, head: String) -> Result<PushFact, StepFailure> {

@@ -151,6 +151,8 @@ struct Place {
     onto: Option<String>,
     is_twin: bool,
     fork: Option<String>,
+    /// As in the order of a push.
+    unconfirmed: Option<String>,
     branch: Option<String>,
 }
 
@@ -206,6 +208,7 @@ impl Place {
             onto: None,
             is_twin: false,
             fork: None,
+            unconfirmed: None,
             branch: None,
         }
     }
@@ -321,6 +324,7 @@ impl Place {
                 onto: self.onto.clone(),
                 is_twin: self.is_twin,
                 fork: self.fork.clone(),
+                unconfirmed: self.unconfirmed.clone(),
             })
             .await?
         {
@@ -335,6 +339,12 @@ impl Place {
         assert!(changes.findings.is_empty() && changes.unsafe_paths.is_empty(), "{changes:?}");
         let commit = self.commit(&changes).await;
         self.push(branch, &commit, expected).await.unwrap()
+    }
+
+    /// Puts a file, and delivers it to `auto/x`. Returns the commit.
+    async fn deliver_change(&self, name: &str, text: &str) -> String {
+        self.put(name, text);
+        self.deliver("auto/x", None, None).await.sha
     }
 
     /// A change that was committed and not pushed.
@@ -512,6 +522,32 @@ async fn push_whose_answer_is_lost_is_adopted() {
     assert_eq!((fact.sha.as_str(), place.head("auto/x").as_str()), (commit.as_str(), commit.as_str()));
     assert_eq!(place.push("auto/x", &commit, None).await.unwrap(), fact);
     assert_eq!(place.host.pushes.load(Ordering::Relaxed), 1);
+}
+
+#[actix_web::test]
+async fn turn_after_a_push_without_an_answer_follows_it_on_the_same_branch() {
+    for has_base in [false, true] {
+        let mut place = Place::new(&[("a", "1\n")]).await;
+        let base = match has_base {
+            true => Some(place.deliver_change("base", "1\n").await),
+            false => None,
+        };
+        place.put("new", "first\n");
+        let changes = place.changes(base.as_deref()).await;
+        let first = place.commit(&changes).await;
+        place.push("auto/x", &first, base.as_deref()).await.unwrap();
+        // The fact of this push is lost, and the next turn changes the same file.
+        place.put("new", "second\n");
+        let changes = place.changes(base.as_deref()).await;
+        let second = place.commit(&changes).await;
+        place.unconfirmed = Some(first.clone());
+        let fact = place.push("auto/x", &second, base.as_deref()).await.unwrap();
+        assert_eq!(fact.sha, place.head("auto/x"));
+        assert_eq!(place.show("auto/x:new"), b"second\n");
+        let parent = git(&place.remote(), &["rev-parse", "auto/x^"]);
+        assert_eq!(parent.trim(), first, "nothing is overwritten");
+        assert_eq!(place.push("auto/x", &second, base.as_deref()).await.unwrap(), fact, "a repeat");
+    }
 }
 
 #[actix_web::test]

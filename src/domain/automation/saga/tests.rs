@@ -5,7 +5,7 @@ use super::*;
 use crate::domain::{
     automation::{
         order,
-        plan::Figures,
+        plan::{Figures, Unconfirmed},
         signing::Signer,
         skip::WantedMode,
         step::{ChangedPath, StepInput},
@@ -42,6 +42,7 @@ pub(crate) fn plan() -> Plan {
         protection: Protection::Draft,
         previous: None,
         earlier_issue: None,
+        unconfirmed: None,
     }
 }
 
@@ -382,6 +383,9 @@ fn turn_after_a_merge_begins_anew_from_the_base() {
     let StepInput::Push { branch, expected, onto, .. } = push_of(&saga) else { panic!("a push") };
     assert_eq!((expected, onto.as_deref()), (None, Some("main")));
     assert_ne!(branch, "b");
+    saga.plan.unconfirmed = Some(Unconfirmed { branch: "b".into(), commit: "5".repeat(40) });
+    let StepInput::Push { branch, unconfirmed, .. } = push_of(&saga) else { panic!("a push") };
+    assert!(branch != "b" && unconfirmed.is_none(), "the merged branch is done: {branch}");
 }
 
 #[test]
@@ -490,4 +494,17 @@ proptest! {
             prop_assert!(saga.logs.len() <= MAX_LOG_LINES);
         }
     }
+}
+
+#[test]
+fn turn_after_a_push_without_an_answer_uses_the_same_branch() {
+    let unconfirmed = Unconfirmed { branch: "claude-code/issue-4-earlier".into(), commit: "c".repeat(40) };
+    let mut saga = Saga::new(Plan { unconfirmed: Some(unconfirmed.clone()), ..plan() }, NOW);
+    run(&mut saga, NOW, |_| None);
+    saga.facts.push = None;
+    let StepInput::Push { branch, expected, unconfirmed: commit, .. } = push_of(&saga) else { panic!("a push") };
+    assert_eq!((branch, expected, commit), (unconfirmed.branch, None, Some(unconfirmed.commit)));
+    saga.plan.branch_name = Some("topic".into());
+    let StepInput::Push { branch, unconfirmed: commit, .. } = push_of(&saga) else { panic!("a push") };
+    assert_eq!((branch.as_str(), commit), ("topic", None), "the caller names another branch");
 }
