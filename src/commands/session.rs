@@ -103,6 +103,9 @@ struct NewArgs {
     /// Branch of the repository.
     #[arg(long, value_name = "NAME", requires = "repository")]
     branch: Option<String>,
+    /// Number of a pull request of the repository on which the session works.
+    #[arg(long, value_name = "NUMBER", requires = "repository", conflicts_with = "branch")]
+    pull_request: Option<u64>,
     /// Existing folder on the server, under one of `workspaces.allow_paths`.
     #[arg(long, value_name = "FOLDER")]
     path: Option<String>,
@@ -217,6 +220,7 @@ impl From<NewArgs> for NewSession {
             user_id: arguments.user,
             repository: arguments.repository,
             branch: arguments.branch,
+            pull_request: arguments.pull_request,
             path: arguments.path,
             agent: arguments.agent,
             mode: arguments.mode,

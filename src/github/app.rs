@@ -162,7 +162,11 @@ impl App {
         }
         let token = self.mint(repository, wanted.clone(), &is_bound, now).await?;
         // A token that lacks a needed permission is minted again, so that it is there as soon as it is granted.
-        if wanted.keys().filter(|name| *name != OPTIONAL).all(|name| token.installation.permissions.contains_key(name)) {
+        if wanted
+            .keys()
+            .filter(|name| *name != OPTIONAL)
+            .all(|name| token.installation.permissions.contains_key(name))
+        {
             self.keep(key, token.clone(), now);
         }
         Ok(token)

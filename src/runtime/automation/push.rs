@@ -62,7 +62,7 @@ enum Signature<'a> {
     /// Of the service, which signs a commit that it moves.
     Key(SshKey),
     /// Of GitHub, which makes the commit.
-    Github(SignedBranch<'a>),
+    Github(Box<SignedBranch<'a>>),
 }
 
 /// The result of one push.
@@ -113,7 +113,7 @@ pub(super) async fn push(step: &mut Step<'_>) -> Made {
     let signature = match signing {
         None => Signature::Own,
         Some(SigningWay::Key) => Signature::Key(key(step)?),
-        Some(SigningWay::Api) => Signature::Github(SignedBranch::new(step, branch).await?),
+        Some(SigningWay::Api) => Signature::Github(Box::new(SignedBranch::new(step, branch).await?)),
     };
     let onto = onto.as_deref();
     let mut push = Push { repository, proxy: &proxy, branch, commit, timeout, signature, onto };
