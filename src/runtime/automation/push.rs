@@ -57,7 +57,7 @@ struct Push<'a> {
 
 /// The signature of the commit that the branch gets.
 enum Signature<'a> {
-    /// That of the commit, if it has one.
+    /// The one of the commit itself, if it has one.
     Own,
     /// Of the service, which signs a commit that it moves.
     Key(SshKey),
