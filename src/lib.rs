@@ -72,6 +72,8 @@
 //! | old rows are deleted | `actors/upkeep/retention.rs` (when), `store/retention.rs` (which) |
 //! | a kept commit of automation is removed by age, or erased | `actors/upkeep/rescues.rs` |
 //! | a run of automation is shown, fetched or retried | `http/automation.rs` |
+//! | a commit is signed | `domain/automation/signing.rs` decides, `ssh_key.rs` beside it signs; `runtime/automation/api/signed.rs` has GitHub sign |
+//! | a run uses a pull request that it did not open | `runtime/automation/api/target.rs` |
 //! | a table is tied to sessions, workspaces and tenants | the lists in `store/erasure.rs` |
 //! | an erasure hides its target, and late writes are dropped | `Erasures` in `store/erasure.rs`; the order of the steps is in `actors/erasure/mod.rs` |
 //! | a session is prepared, with progress of its clone | `actors/workspaces/opening.rs`, `actors/handles/preparing.rs`; `runtime/preparing.rs` reports, `domain/session/preparation.rs` reads git's lines |

@@ -26,6 +26,8 @@ pub(crate) struct NewSession {
     #[serde(skip_serializing_if = "Option::is_none")]
     pub isolate: Option<bool>,
     #[serde(skip_serializing_if = "Option::is_none")]
+    pub pull_request: Option<u64>,
+    #[serde(skip_serializing_if = "Option::is_none")]
     pub path: Option<String>,
     #[serde(skip_serializing_if = "Option::is_none")]
     pub agent: Option<String>,

@@ -110,6 +110,9 @@ struct NewArgs {
     /// true for a folder of its own, false to share that of the workspace; without it true if changes become pull requests.
     #[arg(long, value_name = "BOOL", requires = "repository")]
     isolate: Option<bool>,
+    /// Number of a pull request of the repository on which the session works.
+    #[arg(long, value_name = "NUMBER", requires = "repository", conflicts_with = "branch")]
+    pull_request: Option<u64>,
     /// Existing folder on the server, under one of `workspaces.allow_paths`.
     #[arg(long, value_name = "FOLDER")]
     path: Option<String>,
@@ -255,6 +258,7 @@ impl TryFrom<NewArgs> for NewSession {
             repository: arguments.repository,
             branch: arguments.branch,
             isolate: arguments.isolate,
+            pull_request: arguments.pull_request,
             path: arguments.path,
             agent: arguments.agent,
             mode: arguments.mode,

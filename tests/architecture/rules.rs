@@ -135,6 +135,7 @@ fn allowed(outside: &str) -> Option<Allowed> {
         "diesel" | "diesel_migrations" | "r2d2" | "libsqlite3_sys" | "pq_sys" => Only(&["store/"]),
         "tokio" | "libc" | "memchr" | "reqwest" | "tokio_tungstenite" => From(3),
         "hmac" => Only(&["webhook/"]),
+        "aws_lc_rs" => Only(&["domain/automation/ssh_key.rs"]),
         "jsonwebtoken" => Only(&["github/"]),
         "actix" => From(5),
         "actix_web" | "utoipa_actix_web" | "utoipa_swagger_ui" | "flate2" => From(6),

@@ -43,9 +43,9 @@ pub(crate) struct Signer {
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) enum Demand {
     Nothing,
-    /// Those of the branch that a pull request proposes to change: the push succeeds, and the merge does not.
+    /// The rules of the branch that a pull request proposes to change: the push succeeds, and the merge does not.
     OfBase,
-    /// Those of the branch that is pushed.
+    /// The rules of the branch that is pushed.
     OfBranch,
 }
 

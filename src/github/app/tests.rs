@@ -85,6 +85,15 @@ async fn app_identifies_itself_for_less_than_ten_minutes_and_asks_for_least_perm
 }
 
 #[tokio::test]
+async fn state_of_checks_is_readable_only_where_the_installation_grants_it() {
+    let mut granted = granted_all();
+    granted["actions"] = json!("write");
+    let stub = github(granted).await;
+    app(&stub).token(&hello(), SCOPE, |id| id == 7, NOW).await.unwrap();
+    assert_eq!(stub.received()[1].json()["permissions"]["actions"], "read");
+}
+
+#[tokio::test]
 async fn token_is_cached_until_five_minutes_before_expiry_and_minted_again_after_a_401() {
     let stub = github(granted_all()).await;
     let app = app(&stub);

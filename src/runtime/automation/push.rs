@@ -59,12 +59,12 @@ struct Push<'a> {
 
 /// The signature of the commit that the branch gets.
 enum Signature<'a> {
-    /// That of the commit, if it has one.
+    /// The one of the commit itself, if it has one.
     Own,
     /// Of the service, which signs a commit that it moves.
     Key(SshKey),
     /// Of GitHub, which makes the commit.
-    Github(SignedBranch<'a>),
+    Github(Box<SignedBranch<'a>>),
 }
 
 /// A commit object without its signature.
@@ -125,7 +125,7 @@ pub(super) async fn push(step: &mut Step<'_>) -> Made {
     let signature = match signing {
         None => Signature::Own,
         Some(SigningWay::Key) => Signature::Key(key(step)?),
-        Some(SigningWay::Api) => Signature::Github(SignedBranch::new(step, branch).await?),
+        Some(SigningWay::Api) => Signature::Github(Box::new(SignedBranch::new(step, branch).await?)),
     };
     let onto = onto.as_deref();
     let unconfirmed = unconfirmed.as_deref();

@@ -22,7 +22,7 @@ use crate::{
     contract::steps::Remote,
     domain::{
         automation::{
-            github_answer::Refusal,
+            github_answer::{Cause, Refusal},
             github_host,
             repository_pattern::RepositoryName,
             skip::SkipDetail,
@@ -83,6 +83,11 @@ impl<'a> Api<'a> {
 /// A failure for which the run is skipped; the message is redacted and cut.
 fn skip(detail: SkipDetail, message: &str) -> StepFailure {
     StepFailure { skip: Some(detail), ..failure(detail.as_str(), message, Remedy::Never) }
+}
+
+/// True for a refusal that concerns one operation only.
+fn is_unknown(refusal: &Refusal) -> bool {
+    matches!(refusal.cause, Cause::NotFound | Cause::Permission { .. } | Cause::Gone | Cause::Other | Cause::Invalid)
 }
 
 /// A text that is sent to GitHub, redacted.

@@ -5,14 +5,14 @@ use std::collections::BTreeMap;
 use serde_json::Value;
 
 use super::{
-    Api, shown, skip,
+    Api, is_unknown, shown, skip,
     target::{self, Found},
     wrong_step,
 };
 use crate::{
     domain::automation::{
         branch_rules::{BranchRule, Obstacle, REQUIRED_SIGNATURES, obstacles},
-        github_answer::{Cause, Refusal},
+        github_answer::Cause,
         github_host,
         signing::{Asked, Demand, Signer, SigningMode, SigningWay},
         skip::SkipDetail,
@@ -254,11 +254,6 @@ async fn check_rules(api: &mut Api<'_>, branch: &str, exists: bool) -> Result<De
         return Err(skip(obstacle.detail, &format!("{rule}. {advice}")));
     }
     Ok(demand)
-}
-
-/// True for a refusal that concerns one operation only.
-pub(super) fn is_unknown(refusal: &Refusal) -> bool {
-    matches!(refusal.cause, Cause::NotFound | Cause::Permission { .. } | Cause::Gone | Cause::Other | Cause::Invalid)
 }
 
 async fn is_exempt(api: &mut Api<'_>, obstacle: &Obstacle) -> Result<bool, StepFailure> {

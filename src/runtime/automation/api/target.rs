@@ -1,7 +1,7 @@
 //! Open pull requests whose branches a run uses: the one on which its session works, and one of another run with the same
 //! content.
 
-use super::{Api, preflight::is_unknown, skip};
+use super::{Api, is_unknown, skip};
 use crate::{
     domain::automation::{
         github_answer::Cause,
