@@ -346,8 +346,9 @@ pub(crate) fn unbound(repository: &RepositoryName) -> StepFailure {
 
 fn without_contents(level: &str) -> StepFailure {
     let detail = SkipDetail::TokenRefused;
-    let message =
-        format!("The GitHub App lacks the permission {CONTENTS}={level}. Grant it, and accept it in the installation");
+    let message = format!(
+        "The GitHub App lacks the permission {CONTENTS}={level}. Grant it, and accept it in the installation"
+    );
     let code = detail.as_str().to_owned();
     StepFailure { code, message, skip: Some(detail), remedy: Remedy::Never, retry_at: None }
 }

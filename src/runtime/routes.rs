@@ -36,7 +36,8 @@ use crate::{
         fallback::PROCESS_PROMPT,
         health::{PartStatus, Probe},
         runtime::{
-            AgentProcesses, CONNECTION_ID_HEADER, CountProcesses, DiffWorkspace, MeasureWorkspace, RECEIVED_HEADER, RemoveTenant, RemoveWorkspace, RemovedHomes, RuntimeStatus,
+            AgentProcesses, CONNECTION_ID_HEADER, CountProcesses, DiffWorkspace, MeasureWorkspace, RECEIVED_HEADER,
+            RemoveTenant, RemoveWorkspace, RemovedHomes, RuntimeStatus,
         },
         steps::AUTOMATION,
     },

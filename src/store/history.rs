@@ -396,9 +396,7 @@ fn unused_session_folders(
                 .filter(workspaces::workspace_id.eq(sessions::workspace_id))
                 .filter(workspaces::is_ephemeral);
             let is_expired = sessions::state.eq(SessionState::Expired.as_str());
-            rows.filter(
-                sessions::state.eq(SessionState::Closed.as_str()).or(is_expired.and(exists(ephemeral))),
-            )
+            rows.filter(sessions::state.eq(SessionState::Closed.as_str()).or(is_expired.and(exists(ephemeral))))
         }
     };
     let rows = match only {

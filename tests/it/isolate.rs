@@ -3,7 +3,9 @@
 
 use std::fs;
 
-use crate::harness::{Program, Session, Value, eventually, github::GitHub, json, program::Builder};
+use crate::harness::{
+    DEADLINE, Program, Session, Value, eventually, github::GitHub, json, program::Builder, wait_for,
+};
 
 const REPOSITORY: &str = "octo/hello";
 
@@ -47,7 +49,10 @@ fn pull_request_of_a_session_has_only_its_own_change() {
     for session in &sessions {
         assert_eq!(session.opened["workspace"]["isIsolated"], true, "{}", session.opened);
         let state = session.state();
-        assert_eq!((&state["isIsolated"], &state["workspacePath"]), (&json!(true), &session.opened["workspace"]["path"]));
+        assert_eq!(
+            (&state["isIsolated"], &state["workspacePath"]),
+            (&json!(true), &session.opened["workspace"]["path"])
+        );
     }
     let prompts = [sessions[0].starts("write a.txt one"), sessions[1].starts("write b.txt two")];
     for (index, (session, prompt)) in sessions.iter().zip(&prompts).enumerate() {
@@ -97,7 +102,8 @@ fn sessions_share_the_folder_unless_they_are_isolated() {
     }
     let asked = open(&program, &github, json!({"isolate": true, "enableGitOps": false}));
     assert!(asked.path() != shared.path() && !has(&asked, "shared.txt"));
-    for wrong in [json!({"workspaceId": "plain", "isolate": true}), json!({"workspaceId": "p", "isolate": true, "path": "/x"})]
+    for wrong in
+        [json!({"workspaceId": "plain", "isolate": true}), json!({"workspaceId": "p", "isolate": true, "path": "/x"})]
     {
         let mut body = wrong;
         body["installationId"] = json!("tenant-1");
@@ -122,7 +128,8 @@ fn folder_of_an_isolated_session_survives_kills_and_a_later_load() {
     let loaded = session.post("load", json!({})).expect(200);
     assert_eq!(loaded["workspace"], session.opened["workspace"]);
     assert!(has(&session, "a.txt"));
-    let body = json!({"sessionId": session.id, "prompt": "write b.txt two", "githubToken": github.user_token("octocat")});
+    let body =
+        json!({"sessionId": session.id, "prompt": "write b.txt two", "githubToken": github.user_token("octocat")});
     let second = program.api.post("/acp/session/prompt", body).expect(200);
     assert_eq!(second["githubAutomation"]["status"], "success", "{second:#}");
     assert_eq!(second["githubAutomation"]["branch"], first["githubAutomation"]["branch"]);
@@ -141,14 +148,19 @@ fn commit_that_could_not_be_delivered_outlives_the_folder_of_its_session() {
     let github = GitHub::start();
     let program = with(&github).start();
     let session = open(&program, &github, json!({"githubToken": null}));
-    let body = json!({"sessionId": session.id, "prompt": "write a.txt hello", "githubToken": "a-token-that-is-wrong"});
+    let body =
+        json!({"sessionId": session.id, "prompt": "write a.txt hello", "githubToken": "a-token-that-is-wrong"});
     let result = program.api.post("/acp/session/prompt", body).expect(200);
     let id = result["githubAutomation"]["rescue"]["id"].as_str().unwrap_or_else(|| panic!("{result:#}")).to_owned();
     session.post("close", json!({})).expect(200);
     eventually("the folder is removed", || !session.path().exists());
     let path = format!("/acp/automation/{id}");
     program.api.post(&format!("{path}/retry"), json!({"githubToken": github.user_token("octocat")})).expect(202);
-    eventually("the commit is delivered", || program.api.get(&path).expect(200)["status"] == "success");
-    let branch = program.api.get(&path).expect(200)["branch"].as_str().unwrap().to_owned();
+    let run = wait_for(DEADLINE, "the attempt ends", || {
+        let run = program.api.get(&path).expect(200);
+        (!["running", "waiting"].contains(&run["status"].as_str().unwrap())).then_some(run)
+    });
+    assert_eq!((&run["status"], &run["attempt"]), (&json!("success"), &json!(2)), "{run:#}");
+    let branch = run["branch"].as_str().unwrap();
     assert_eq!(github.git(REPOSITORY, &["show", &format!("{branch}:a.txt")]).trim(), "hello");
 }

@@ -88,13 +88,13 @@ fn session_is_prepared_after_the_answer_and_its_events_show_the_clone() {
     let seen = events.until("the session is ready", |event| event.data["update"]["state"] == "idle");
     let states: Vec<_> = seen.iter().filter_map(|event| event.data["update"]["state"].as_str()).collect();
     assert_eq!(states.first(), Some(&"preparing"), "{states:?}");
-    let progress: Vec<_> = seen.iter().filter(|event| event.name == "preparation").map(|it| &it.data["update"]).collect();
+    let progress: Vec<_> =
+        seen.iter().filter(|event| event.name == "preparation").map(|it| &it.data["update"]).collect();
     assert!(progress.iter().any(|it| it["phase"] == "receiving" && it["percent"] == 100), "{progress:?}");
     let ready = session.becomes("idle");
     let folder = ready["workspacePath"].as_str().unwrap();
     assert!(Path::new(folder).join("README.md").exists() && folder.ends_with(&session.id));
     session.completes("write a.txt x");
-    let metrics = program.metrics();
     assert_eq!(program.metrics().sum("lumilink_clone_seconds_count", &[("result", "done")]), 1.0);
 }
 

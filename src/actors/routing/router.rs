@@ -414,7 +414,8 @@ pub(crate) async fn perform_handshake(services: &Services, key: &WorkspaceKey) -
             (Some(spec.session_id), spec.agent.clone(), Some((spec.cwd.clone(), spec.is_ephemeral)))
         }
         None => {
-            let path = services.store.folder_of_workspace(key.clone()).await.map_err(|cause| store::failure(&cause))?;
+            let path =
+                services.store.folder_of_workspace(key.clone()).await.map_err(|cause| store::failure(&cause))?;
             (None, None, path.map(|path| (path, false)))
         }
     };

@@ -144,10 +144,7 @@ pub(crate) async fn results_of_interrupted(
             protocol: prompt.protocol,
             route: prompt.route,
             protocol_version: session.protocol_version,
-            workspace: ResultWorkspace {
-                path: path.unwrap_or_default(),
-                is_ephemeral: false,
-            },
+            workspace: ResultWorkspace { path: path.unwrap_or_default(), is_ephemeral: false },
             rollback: ResultRollback::default(),
             context_injected: false,
             automation: None,

@@ -6,11 +6,7 @@ use tokio::time::{MissedTickBehavior, interval};
 
 use crate::{
     actors::{
-        handles::{
-            disk_use::Folder,
-            folder_use::own_reference,
-            index::LiveSession,
-        },
+        handles::{disk_use::Folder, folder_use::own_reference, index::LiveSession},
         services::Services,
     },
     contract::runtime::{MeasureWorkspace, WorkspaceRef},

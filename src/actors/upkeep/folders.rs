@@ -50,12 +50,7 @@ pub(crate) async fn sweep_folders(services: Arc<Services>, client: WorkspaceClie
 }
 
 /// Removes the folders of isolated sessions that are unused.
-async fn sweep_session_folders(
-    services: &Services,
-    client: &WorkspaceClient,
-    unused: UnusedFolders,
-    now: Timestamp,
-) {
+async fn sweep_session_folders(services: &Services, client: &WorkspaceClient, unused: UnusedFolders, now: Timestamp) {
     let found = match services.store.unused_session_folders(unused, FOLDERS_PER_SWEEP).await {
         Ok(found) => found,
         Err(cause) => {
@@ -66,7 +61,9 @@ async fn sweep_session_folders(
         let session_id = row.session_id;
         let removal = removal_of(unused, "the isolated session ended", now);
         match remove_session_folder(services, client, &row, unused, removal).await {
-            Ok(true) => tracing::info!(marker = "[ACP]", %session_id, workspace = %row.key, "folder of the session removed"),
+            Ok(true) => {
+                tracing::info!(marker = "[ACP]", %session_id, workspace = %row.key, "folder of the session removed")
+            }
             Ok(false) => {}
             Err(cause) => {
                 tracing::warn!(marker = "[ACP]", %session_id, %cause, "folder of the session could not be removed; retrying");

@@ -35,7 +35,8 @@ use crate::{
         runtime::Checkout,
         session::{
             AgentAnswer, CancelBody, Cancelled, Closed, ConfigBody, LoadBody, Mode, ModeBody, ModelBody,
-            NewSessionBody, PermissionAnswered, PermissionBody, SessionAccepted, SessionBody, SessionReady, WorkspaceInfo,
+            NewSessionBody, PermissionAnswered, PermissionBody, SessionAccepted, SessionBody, SessionReady,
+            WorkspaceInfo,
         },
     },
     domain::{

@@ -385,11 +385,7 @@ impl Workspaces {
     }
 
     /// Clones into [`INCOMING`] and renames the result into place, so that an existing workspace is always complete.
-    async fn fetch_into(
-        &self,
-        id: FolderId,
-        source: Source,
-    ) -> Result<(), Failure> {
+    async fn fetch_into(&self, id: FolderId, source: Source) -> Result<(), Failure> {
         // A folder of its own with mode 0700: git creates the work tree with the permissions of the umask.
         let target = self.temporary_folder().await?;
         let work_tree = target.path().join("workspace");
@@ -412,12 +408,7 @@ impl Workspaces {
     }
 
     /// Runs `git clone`. Files are written as the repository stores them: without filters, and with its line ends.
-    async fn clone_to(
-        &self,
-        work_tree: &Path,
-        around: &Path,
-        source: Source,
-    ) -> Result<(), Failure> {
+    async fn clone_to(&self, work_tree: &Path, around: &Path, source: Source) -> Result<(), Failure> {
         let Source { repository, branch, token, progress } = source;
         let proxy = token.as_ref().map(|token| Proxy::start(&repository, token, Services::Fetch)).transpose()?;
         let template = around.join("template");
@@ -428,8 +419,7 @@ impl Workspaces {
             fs::write(written, "* -text !eol !filter !ident !working-tree-encoding\n")
         })
         .await?;
-        let mut args: Vec<OsString> =
-            ["clone", "--depth=1", "--single-branch", "--no-tags"].map(Into::into).to_vec();
+        let mut args: Vec<OsString> = ["clone", "--depth=1", "--single-branch", "--no-tags"].map(Into::into).to_vec();
         args.push(if progress.is_some() { "--progress" } else { "--quiet" }.into());
         let mut from_template = OsString::from("--template=");
         from_template.push(&template);

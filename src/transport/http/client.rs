@@ -19,8 +19,8 @@ use crate::{
         problem::Problem,
         runtime::{
             AgentProcesses, CountProcesses, DiffWorkspace, MeasureWorkspace, MeasuredWorkspace, PrepareLine,
-            PrepareWorkspace, PreparedWorkspace, RemoveTenant, RemoveWorkspace, RemovedHomes, RemovedWorkspace, RuntimeStatus,
-            WorkspaceDiff,
+            PrepareWorkspace, PreparedWorkspace, RemoveTenant, RemoveWorkspace, RemovedHomes, RemovedWorkspace,
+            RuntimeStatus, WorkspaceDiff,
         },
         steps::{AUTOMATION, StepOrder},
     },
