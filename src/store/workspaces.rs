@@ -119,17 +119,20 @@ pub(super) fn read_all(records: Vec<Record>) -> Result<Vec<WorkspaceRow>, StoreE
     records.into_iter().map(Record::read).collect()
 }
 
-/// True for a workspace without a folder whose sessions all failed before they had one.
+/// True for a workspace without a folder whose sessions, at least one, all failed before they had one.
 fn is_unprepared(tx: &mut WriteTx<'_>, row: &Record) -> diesel::QueryResult<bool> {
     if row.workspace_path.is_some() || row.removed_us.is_some() {
         return Ok(false);
     }
     let failed = SessionState::Failed.as_str();
-    let others = sessions::table
-        .filter(sessions::installation_id.eq(&row.installation_id))
-        .filter(sessions::workspace_id.eq(&row.workspace_id))
-        .filter(sessions::state.ne(failed).or(sessions::agent_facts.is_not_null()));
-    Ok(!select(exists(others)).get_result::<bool>(tx.connection)?)
+    let of_workspace = || {
+        sessions::table
+            .filter(sessions::installation_id.eq(&row.installation_id))
+            .filter(sessions::workspace_id.eq(&row.workspace_id))
+    };
+    let others = of_workspace().filter(sessions::state.ne(failed).or(sessions::agent_facts.is_not_null()));
+    let has_session = select(exists(of_workspace())).get_result::<bool>(tx.connection)?;
+    Ok(has_session && !select(exists(others)).get_result::<bool>(tx.connection)?)
 }
 
 /// Removes a workspace that never had a folder and has no session. Returns the number of rows.

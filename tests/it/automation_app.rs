@@ -196,7 +196,10 @@ fn private_repository_is_cloned_with_a_token_of_the_app_only_where_it_is_bound()
     let program = with(&github).start();
     set(&program.api, "acme", json!({"installations": [OCTO]}));
     set(&program.api, "evil", json!({"installations": [github.install("evil")]}));
-    let body = |tenant: &str, workspace: &str| json!({"workspaceId": workspace, "installationId": tenant, "repository": github.url("octo/hello")});
+    let body = |tenant: &str, workspace: &str| {
+        let repository = github.url("octo/hello");
+        json!({"workspaceId": workspace, "installationId": tenant, "repository": repository, "isolate": false})
+    };
     let refused = |body: Value| {
         let problem = program.api.post("/acp/session/new", body).problem(422, "workspace_unavailable");
         problem["detail"].as_str().unwrap().to_owned()

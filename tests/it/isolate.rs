@@ -3,7 +3,9 @@
 
 use std::fs;
 
-use crate::harness::{Program, Session, Value, eventually, github::GitHub, json, program::Builder};
+use crate::harness::{
+    DEADLINE, Program, Session, Value, eventually, github::GitHub, json, program::Builder, wait_for,
+};
 
 const REPOSITORY: &str = "octo/hello";
 
@@ -154,7 +156,11 @@ fn commit_that_could_not_be_delivered_outlives_the_folder_of_its_session() {
     eventually("the folder is removed", || !session.path().exists());
     let path = format!("/acp/automation/{id}");
     program.api.post(&format!("{path}/retry"), json!({"githubToken": github.user_token("octocat")})).expect(202);
-    eventually("the commit is delivered", || program.api.get(&path).expect(200)["status"] == "success");
-    let branch = program.api.get(&path).expect(200)["branch"].as_str().unwrap().to_owned();
+    let run = wait_for(DEADLINE, "the attempt ends", || {
+        let run = program.api.get(&path).expect(200);
+        (!["running", "waiting"].contains(&run["status"].as_str().unwrap())).then_some(run)
+    });
+    assert_eq!((&run["status"], &run["attempt"]), (&json!("success"), &json!(2)), "{run:#}");
+    let branch = run["branch"].as_str().unwrap();
     assert_eq!(github.git(REPOSITORY, &["show", &format!("{branch}:a.txt")]).trim(), "hello");
 }

@@ -95,7 +95,6 @@ fn session_is_prepared_after_the_answer_and_its_events_show_the_clone() {
     let folder = ready["workspacePath"].as_str().unwrap();
     assert!(Path::new(folder).join("README.md").exists() && folder.ends_with(&session.id));
     session.completes("write a.txt x");
-    let metrics = program.metrics();
     assert_eq!(program.metrics().sum("lumilink_clone_seconds_count", &[("result", "done")]), 1.0);
 }
 

@@ -247,13 +247,7 @@ impl Workspaces {
         if services.store.erasures().hides(&row.key, row.session_id) {
             return Err(Failure::new(ErrorCode::NotFound, format!("no session {}", row.session_id)));
         }
-        let token = services.given_tokens.of(row.session_id.0);
-        let prepared = open::prepare(services, self.workspace_client(), &workspace, Some(row), token).await?;
-        let is_unknown = workspace.removed.is_some() || workspace.workspace_path.is_none();
-        if is_unknown && row.own_folder.is_none() {
-            let written = services.store.set_workspace_path(row.key.clone(), prepared.path.clone()).await;
-            written.map_err(|cause| store::failure(&cause))?;
-        }
+        let prepared = self.prepare_again(&workspace, row).await?;
         let adopted = match services.left.take(row.session_id) {
             Some(left) => adoption::find_idle(services, &left).await,
             None => None,
@@ -303,6 +297,19 @@ impl Workspaces {
         }
         let kind = (protocol, row.own_folder.is_some());
         Ok(self.ready(row.session_id, row.key.clone(), prepared, facts, kind, shown))
+    }
+
+    /// Ensures that the folder of a session exists, and records where that of the workspace is.
+    async fn prepare_again(&self, workspace: &WorkspaceRow, row: &SessionRow) -> Result<PreparedWorkspace, Failure> {
+        let services = &self.0.services;
+        let token = services.given_tokens.of(row.session_id.0);
+        let prepared = open::prepare(services, self.workspace_client(), workspace, Some(row), token).await?;
+        let is_unknown = workspace.removed.is_some() || workspace.workspace_path.is_none();
+        if is_unknown && row.own_folder.is_none() {
+            let written = services.store.set_workspace_path(row.key.clone(), prepared.path.clone()).await;
+            written.map_err(|cause| store::failure(&cause))?;
+        }
+        Ok(prepared)
     }
 
     /// Holds the folder of an isolated session, so that it is not removed meanwhile.

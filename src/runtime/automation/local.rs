@@ -43,6 +43,9 @@ pub(super) fn missing_parent(commit: &str) -> StepFailure {
     failure("parent-missing", &message, Remedy::Never)
 }
 
+/// Code of the failure of a step whose clone was removed.
+pub(super) const REPOSITORY_MISSING: &str = "repository-missing";
+
 /// The runtime's repository of the workspace.
 ///
 /// # Errors
@@ -54,7 +57,7 @@ pub(super) fn repository(step: &Step<'_>) -> Result<BareRepository, StepFailure>
         return Ok(repository);
     }
     let message = "The workspace is not a clone that this version made: open a new session with `repository`";
-    Err(failure("repository-missing", message, Remedy::Never))
+    Err(failure(REPOSITORY_MISSING, message, Remedy::Never))
 }
 
 /// The key for signatures, of the order.

@@ -101,7 +101,12 @@ impl Automation {
         let mut step = Step { workspaces, github, run, order, logs, rate_remaining };
         let made = match &order.input {
             StepInput::Changes { .. } => changes::changes(&mut step).await,
-            StepInput::Commit { .. } => local::commit(&mut step).await,
+            StepInput::Commit { parent, .. } => match local::commit(&mut step).await {
+                Err(missing) if missing.code == local::REPOSITORY_MISSING => {
+                    rescue::kept_commit(&mut step, parent).await.ok_or(missing)
+                }
+                made => made,
+            },
             StepInput::Rescue { .. } => rescue::rescue(&mut step).await,
             StepInput::Push { .. } => push::push(&mut step).await,
             StepInput::Preflight { .. }

@@ -21,7 +21,7 @@ use super::{
 use crate::{
     contract::steps::DeletedRescue,
     domain::{
-        automation::step::{Remedy, RescueFact, StepFact, StepFailure, StepInput},
+        automation::step::{CommitFact, Remedy, RescueFact, StepFact, StepFailure, StepInput},
         turn::outcome::ErrorCode,
     },
     process::sandbox::scratch::remove_tree,
@@ -157,6 +157,14 @@ fn bytes_in(folder: &Path) -> io::Result<u64> {
         }
     }
     Ok(total)
+}
+
+/// The kept commit of the run as it is, for a run whose clone was removed; `None` if none is kept on this parent.
+pub(super) async fn kept_commit(step: &mut Step<'_>, parent: &str) -> Option<StepFact> {
+    let StepInput::Commit { message, .. } = &step.order.input else { return None };
+    let kept = kept(&folder_of(step.workspaces, step.run)).await.filter(|kept| kept.parent == parent)?;
+    step.log("the clone was removed: the kept commit is delivered as it is");
+    Some(StepFact::Commit(CommitFact { sha: kept.commit, message: message.clone() }))
 }
 
 /// Makes a repository with the commit of a run from its bundle: the parent is fetched from the host. `None` if the run has

@@ -328,6 +328,12 @@ async fn read_progress(output: &mut pipe::Receiver, progress: &ProgressSender) -
     }
 }
 
+/// True for a line that git prints in every clone with progress.
+fn is_chatter(line: &str) -> bool {
+    let counts = [": Enumerating objects", ": Counting objects", ": Compressing objects", ": Total "];
+    line.starts_with("Cloning into '") || (line.starts_with("remote: ") && counts.iter().any(|it| line.contains(it)))
+}
+
 /// Takes a whole line: progress, or other text.
 fn take_line(line: &mut Vec<u8>, progress: &ProgressSender, other: &mut String) {
     let shown = String::from_utf8_lossy(line);
@@ -339,7 +345,7 @@ fn take_line(line: &mut Vec<u8>, progress: &ProgressSender, other: &mut String) 
             }
             is_after
         });
-    } else if !shown.trim().is_empty() {
+    } else if !shown.trim().is_empty() && !is_chatter(&shown) {
         other.push_str(&shown);
         other.push('\n');
         if other.len() > 2 * MAX_TEXT {

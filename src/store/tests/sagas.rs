@@ -237,7 +237,9 @@ both_databases! {
         let id = new.session_id;
         store.create_session(new).await.unwrap();
         let row = begun(&store, &key("acme", "web"), id, 1).await;
-        end(&store, turn_end(id, row.prompt_id, 2)).await.unwrap();
+        let of_turn = TurnEnd { step: EndStep::Turn, entries: Vec::new(), ..turn_end(id, row.prompt_id, 2) };
+        end(&store, of_turn).await.unwrap();
+        let row = store.saga(row.run_id).await.unwrap().unwrap();
         let closed = SessionChange { state: Some(SessionState::Closed), ..SessionChange::new(id) };
         store.update_session(closed).await.unwrap();
         let found = async || store.unused_session_folders(UnusedFolders::Ephemeral, 10).await.unwrap().len();

@@ -182,7 +182,7 @@ both_databases! {
 
         let store = database.open();
         let results = vec![(left_id, RedactedJson::of(&json!([1]))), (ended_id, RedactedJson::of(&json!([2])))];
-        assert_eq!(store.recover(at(50), &[], results).await.unwrap(), Recovered { interrupted_turns: 1, sessions: 6 });
+        assert_eq!(store.recover(at(50), &[], results).await.unwrap(), Recovered { interrupted_turns: 1, sessions: 7 });
         for (id, state) in expected {
             assert_eq!(store.session(id).await.unwrap().unwrap().state, state);
         }
