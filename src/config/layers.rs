@@ -182,7 +182,7 @@ impl Layers {
 }
 
 /// Settings whose values are secrets, beside the variables of agents.
-pub(crate) const SECRETS: [&str; 7] = [
+pub(crate) const SECRETS: [&str; 8] = [
     "server.token",
     "runtime.token",
     "database.url",
@@ -190,6 +190,7 @@ pub(crate) const SECRETS: [&str; 7] = [
     "webhook.secret",
     "webhook.previous_secret",
     "github.private_key",
+    "github.triggers.webhook_secret",
 ];
 
 /// True if the value of a setting is a secret.

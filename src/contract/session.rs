@@ -193,7 +193,16 @@ impl AutomationBody {
     /// `invalid_request` that names the member.
     pub(crate) fn wanted(self, has_token: bool) -> Result<Wanted, Failure> {
         let Self { mode, dry_run: is_dry_run, branch_name, base_branch, issue, issue_title, labels } = self;
-        let options = WantedOptions { is_dry_run, branch_name, base_branch, issue, issue_title, labels, has_token };
+        let options = WantedOptions {
+            is_dry_run,
+            branch_name,
+            base_branch,
+            issue,
+            issue_title,
+            labels,
+            is_continued: false,
+            has_token,
+        };
         let wanted = Wanted { mode, options };
         wanted.check()?;
         Ok(wanted)

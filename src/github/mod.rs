@@ -1,4 +1,5 @@
-//! A client of GitHub's REST API, bounded in time, size, pages and pace, and the authentication of a GitHub App.
+//! A client of GitHub's REST API, bounded in time, size, pages and pace, the authentication of a GitHub App, and that of the
+//! deliveries of its webhook.
 //!
 //! Invariants:
 //! - A token leaves this folder only in the header of a request, over TLS or to this machine, and never to another host
@@ -9,12 +10,14 @@
 
 mod app;
 mod client;
+mod comment;
 mod create;
 mod exchange;
 mod fit;
 mod locks;
 mod model;
 mod repository;
+mod signature;
 #[cfg(test)]
 pub(crate) mod stub;
 #[cfg(test)]
@@ -23,9 +26,11 @@ mod tests;
 pub(crate) use self::app::{App, AppOptions, AppToken, Scope};
 pub(crate) use self::{
     client::{Access, GithubClient},
+    comment::comment_once,
     create::{Creation, create_once},
     exchange::{Github, GithubLimits},
     fit::{fit_body, fit_title},
-    model::{Comment, Issue, Name, PullRequest, Reference, RepositoryFacts, Ruleset, User},
+    model::{Collaborator, Issue, Name, PullRequest, Reference, RepositoryFacts, Ruleset, User},
     repository::Repository,
+    signature::is_signed,
 };

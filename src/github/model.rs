@@ -10,6 +10,7 @@ use serde_json::Value;
 #[derive(Debug, Clone, Default, Deserialize)]
 #[serde(default)]
 pub(crate) struct RepositoryFacts {
+    pub id: Option<u64>,
     pub full_name: Option<String>,
     pub default_branch: Option<String>,
     pub archived: Option<bool>,
@@ -39,6 +40,24 @@ pub(crate) struct User {
     pub login: String,
     #[serde(default)]
     pub name: Option<String>,
+}
+
+/// The permission of a person on a repository.
+#[derive(Debug, Clone, Deserialize)]
+pub(crate) struct Collaborator {
+    /// `admin`, `write`, `read` or `none`; `maintain` counts as `write`.
+    pub permission: String,
+    #[serde(default)]
+    pub user: Option<Account>,
+}
+
+/// The account that has a login now.
+#[derive(Debug, Clone, Deserialize)]
+pub(crate) struct Account {
+    pub id: u64,
+    /// `User` for a person.
+    #[serde(default, rename = "type")]
+    pub kind: Option<String>,
 }
 
 /// An issue, or the issue side of a pull request.

@@ -49,6 +49,7 @@ impl Automation {
             figures,
             has_token: wanted.has_token,
             branch_name: wanted.branch_name,
+            is_continued: wanted.is_continued,
             base_branch: wanted.base_branch,
             issue: wanted.issue,
             issue_title: wanted.issue_title,

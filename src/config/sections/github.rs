@@ -4,7 +4,7 @@ use secrecy::{ExposeSecret, SecretString};
 use serde::{Deserialize, Deserializer, Serialize};
 use url::{Host, Url};
 
-use super::{check::Check, hidden};
+use super::{check::Check, hidden, triggers::Triggers};
 use crate::domain::automation::{
     branch::DEFAULT_TEMPLATE,
     plan::{PROTECTED_PATHS, Protection},
@@ -55,6 +55,8 @@ pub(crate) struct Github {
     pub author_name: String,
     /// Address of `author_name`.
     pub author_email: String,
+    /// Turns that a label or a mention at GitHub starts; see below.
+    pub triggers: Triggers,
 }
 
 impl Default for Github {
@@ -74,6 +76,7 @@ impl Default for Github {
             protection: Protection::Draft,
             author_name: String::new(),
             author_email: String::new(),
+            triggers: Triggers::default(),
         }
     }
 }
@@ -119,6 +122,7 @@ impl Github {
             check.require(false, "github.protected_paths", why);
         }
         self.validate_app(check);
+        self.triggers.validate(check, self.app().is_some());
         let is_plain = |text: &str| {
             text.chars().count() <= 100 && !text.contains(['<', '>']) && !text.contains(char::is_control)
         };

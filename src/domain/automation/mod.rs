@@ -16,4 +16,5 @@ pub(crate) mod skip;
 pub(crate) mod step;
 pub(crate) mod texts;
 pub(crate) mod tree;
+pub(crate) mod trigger;
 pub(crate) mod wanted;

@@ -81,7 +81,7 @@ pub(crate) fn input(saga: &Saga, run: Uuid, step: StepName) -> Result<StepInput,
         }
         StepName::Commit => commit_input(saga, &texts, changes()?)?,
         StepName::Push => {
-            let expected = saga.open_previous().map(|previous| previous.head.clone());
+            let expected = saga.open_previous().map(|previous| previous.head.clone()).or_else(|| continued(saga));
             StepInput::Push { branch: branch(saga, run), commit: commit()?, expected }
         }
         StepName::PullRequest => pull_request(saga, &texts, facts.preflight.as_ref().ok_or_else(missing)?),
@@ -102,6 +102,13 @@ pub(crate) fn input(saga: &Saga, run: Uuid, step: StepName) -> Result<StepInput,
 fn failure(code: &str, message: &str) -> StepFailure {
     let (code, message) = (code.to_owned(), message.to_owned());
     StepFailure { code, message, skip: None, remedy: Remedy::Never, retry_at: None }
+}
+
+/// The commit at which the workspace was cloned, if the branch of the run is the one that was cloned and is to be continued.
+fn continued(saga: &Saga) -> Option<String> {
+    let changes = saga.facts.changes.as_ref().filter(|_| saga.plan.is_continued && !saga.has_other_name)?;
+    let is_cloned = changes.base_branch.is_some() && changes.base_branch == saga.plan.branch_name;
+    is_cloned.then(|| changes.parent.clone())
 }
 
 /// True if a change touches `.github/workflows/`.
@@ -235,6 +242,19 @@ mod tests {
         assert!(body.contains("Fixes #4") && base == "main", "{body}");
         saga.has_other_name = true;
         assert_ne!(branch(&saga, RUN), name);
+    }
+
+    #[test]
+    fn only_the_cloned_branch_is_continued_and_only_on_request() {
+        let expected = |is_continued, branch_name: &str| {
+            let mut saga = saga_after(&[StepName::Changes, StepName::Preflight, StepName::Issue, StepName::Commit]);
+            (saga.plan.is_continued, saga.plan.branch_name) = (is_continued, Some(branch_name.to_owned()));
+            let parent = saga.facts.changes.clone().unwrap().parent;
+            let Ok(StepInput::Push { expected, .. }) = input(&saga, RUN, StepName::Push) else { panic!("a push") };
+            expected.map(|commit| commit == parent)
+        };
+        assert_eq!(expected(true, "main"), Some(true));
+        assert_eq!((expected(false, "main"), expected(true, "other")), (None, None));
     }
 
     #[test]

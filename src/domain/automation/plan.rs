@@ -47,6 +47,9 @@ pub(crate) struct Plan {
     pub has_token: bool,
     #[serde(default)]
     pub branch_name: Option<String>,
+    /// As [`WantedOptions::is_continued`](super::wanted::WantedOptions::is_continued).
+    #[serde(default)]
+    pub is_continued: bool,
     #[serde(default)]
     pub base_branch: Option<String>,
     /// Number of an existing issue to which the pull request belongs.

@@ -37,6 +37,10 @@ pub(crate) struct WantedOptions {
     pub issue_title: Option<String>,
     #[serde(skip_serializing_if = "Vec::is_empty")]
     pub labels: Vec<String>,
+    /// True if `branch_name` is the branch that the workspace was cloned at, and gets the commit although it exists: the
+    /// head of a pull request to which the turn belongs. No caller can ask for it.
+    #[serde(skip_serializing_if = "std::ops::Not::not")]
+    pub is_continued: bool,
     /// True if the turn was given a token, which is in memory alone: without it the turn never uses another credential.
     pub has_token: bool,
 }

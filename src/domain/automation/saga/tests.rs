@@ -21,6 +21,7 @@ pub(crate) fn plan() -> Plan {
         figures: Figures::default(),
         has_token: false,
         branch_name: None,
+        is_continued: false,
         base_branch: None,
         issue: None,
         issue_title: None,
