@@ -50,6 +50,7 @@
 //! | notifications | `http/notifications` | `actors/notifications` | `domain/notify` | `store/notifications` | `webhook`, `client/notifications` |
 //! | capacity and retention | `http/health` | `actors/upkeep`, `actors/handles/capacity_guard` | `domain/capacity` | `store/audit`, `store/retention` | |
 //! | automation | `http/automation` | `actors/automation`, `actors/session/automation`, `actors/session/closing` | `domain/automation` | `store/automation` | `runtime/automation`, `github` |
+//! | turns that GitHub starts | `http/triggers` | `actors/triggers` | `domain/automation/trigger` | `store/automation/deliveries` | `github` |
 //! | tenants' limits, ceilings and policy of automation | `http/tenants` | `actors/handles/tenants` | `domain/tenant`, `domain/limits` | `store/tenants` | |
 //! | erasure | `http/erasure` | `actors/erasure` | `domain/erasure` | `store/erasure` | `POST /workspace/remove`, `POST /tenant/remove` of the runtime |
 //! | audit | `http/audit` | | `domain/explain`, `domain/changes` | `store/audit`, `store/changes` | |
@@ -72,6 +73,8 @@
 //! | old rows are deleted | `actors/upkeep/retention.rs` (when), `store/retention.rs` (which) |
 //! | a kept commit of automation is removed by age, or erased | `actors/upkeep/rescues.rs` |
 //! | a run of automation is shown, fetched or retried | `http/automation.rs` |
+//! | a delivery of GitHub is authenticated, decided, queued and worked off | `http/triggers.rs`, `domain/automation/trigger/mod.rs`, `actors/triggers` |
+//! | an installation is bound to one tenant | `store/tenants.rs` |
 //! | a table is tied to sessions, workspaces and tenants | the lists in `store/erasure.rs` |
 //! | an erasure hides its target, and late writes are dropped | `Erasures` in `store/erasure.rs`; the order of the steps is in `actors/erasure/mod.rs` |
 //! | a workspace is too large on disk | `runtime/workspaces/measure.rs` measures, `actors/upkeep/disk.rs` asks, `actors/handles/disk_use.rs` refuses |
@@ -141,7 +144,8 @@
 //! - **note**: an entry of the transcript that records an event. **Session notice**: a notification and its note.
 //! - **skip**: automation that was left out on purpose, always with a reason. **Run**: the automation of one turn, whose
 //!   state, the **saga**, is stored after each step. **Fact**: what a step found or made. **Attempt**: a try to complete a
-//!   run. **Rescue**: keeps a commit that could not be delivered. **Installation**: a GitHub App on an account.
+//!   run. **Rescue**: keeps a commit that could not be delivered. **Installation**: a GitHub App on an account. **Trigger**: a
+//!   label or a mention at GitHub that starts a turn, and the delivery of GitHub that reports it.
 //! - **seat**: permission for one live session; there are `capacity.max_sessions` of them. **Drain**: an orderly stop.
 //!   **Arbiter**: a thread of actix that runs actors.
 //! - **ceiling**: what callers of a tenant may choose at most. **Erasure**: removal of everything of a session, a workspace

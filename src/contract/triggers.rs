@@ -13,7 +13,7 @@ use crate::domain::{
 };
 
 words! {
-    /// What became of a delivery.
+    /// Verdict on a delivery.
     DeliveryVerdict {
         /// The test of a new webhook arrived.
         Pong = "pong",

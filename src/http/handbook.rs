@@ -38,6 +38,7 @@ pages![
     "roles.md",
     "security.md",
     "tenants.md",
+    "triggers.md",
 ];
 
 /// Registers the pages. They are not part of the OpenAPI document.

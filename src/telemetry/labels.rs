@@ -313,7 +313,7 @@ impl Label for RunOutcome {
 }
 
 labels! {
-    /// What became of a delivery of GitHub that arrived.
+    /// Result of a delivery of GitHub that arrived.
     DeliveryResult {
         Pong = "pong",
         Queued = "queued",

@@ -1,7 +1,8 @@
-//! What the work on a delivery asks of GitHub: the permission of the sender, the head of a pull request, and the comment.
+//! Requests to GitHub for a delivery: the permission of the sender, the head of a pull request, and the comment.
 
 use std::time::Duration;
 
+use secrecy::SecretString;
 use serde_json::{Value, json};
 
 use super::Triggers;
@@ -70,6 +71,7 @@ impl From<StepFailure> for Setback {
 pub(super) struct Connection {
     client: GithubClient,
     repository: Repository,
+    token: SecretString,
     /// Name of the App, if GitHub reported it.
     pub name: Option<String>,
 }
@@ -99,17 +101,13 @@ impl Triggers {
         if let Some(slug) = &slug {
             *self.0.name.lock() = Some(slug.clone());
         }
-        let found = Connection { client, repository: Repository::new(name), name: slug };
-        Ok(found)
+        Ok(Connection { client, repository: Repository::new(name), token: token.token, name: slug })
     }
 
-    /// Drops the cached token of a delivery that GitHub refused.
+    /// Drops the cached token of a delivery that GitHub refused, so that the next execution mints another.
     pub(super) async fn forget_token(&self, row: &DeliveryRow) {
-        let Some(name) = RepositoryName::parse(&row.request.repository) else { return };
-        let scope = Scope { issues: true, pull_requests: true, workflows: false };
-        let now = self.0.workspaces.services().clock.now();
-        if let Ok(token) = self.0.app.token(&name, scope, |_| true, now).await {
-            self.0.app.invalidate(&token.token);
+        if let Ok(connection) = self.connect(row).await {
+            self.0.app.invalidate(&connection.token);
         }
     }
 }

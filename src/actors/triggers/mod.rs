@@ -50,7 +50,7 @@ struct Inner {
     stopping: watch::Receiver<bool>,
 }
 
-/// What became of a delivery, for the answer to GitHub.
+/// Verdict on a delivery, for the answer to GitHub.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) enum Received {
     /// The test of a new webhook.

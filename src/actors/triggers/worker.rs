@@ -51,10 +51,10 @@ impl Triggers {
         let mut at_work: HashSet<Uuid> = HashSet::new();
         loop {
             match self.startable(&at_work).await {
-                Ok(rows) => {
-                    for row in rows {
-                        at_work.insert(row.delivery_id);
-                        running.push(self.spawn(row));
+                Ok(ids) => {
+                    for id in ids {
+                        at_work.insert(id);
+                        running.push(self.spawn(id));
                     }
                 }
                 Err(cause) => {
@@ -71,10 +71,10 @@ impl Triggers {
     }
 
     /// Works on a delivery in a task of its own, and returns its id at the end.
-    fn spawn(&self, row: DeliveryRow) -> impl Future<Output = Uuid> + use<> {
-        let (this, id) = (self.clone(), row.delivery_id);
+    fn spawn(&self, id: Uuid) -> impl Future<Output = Uuid> + use<> {
+        let this = self.clone();
         let task = actix::spawn(async move {
-            if let Err(cause) = this.work(row).await {
+            if let Err(cause) = this.work(id).await {
                 tracing::warn!(marker = "[GITHUB-AUTO]", delivery_id = %id, %cause, "delivery of GitHub was left");
                 tokio::time::sleep(STORE_PAUSE).await;
             }
@@ -89,7 +89,7 @@ impl Triggers {
     }
 
     /// Deliveries that are due, as many as may be worked on beside `at_work`; of one issue the oldest alone.
-    async fn startable(&self, at_work: &HashSet<Uuid>) -> Result<Vec<DeliveryRow>, StoreError> {
+    async fn startable(&self, at_work: &HashSet<Uuid>) -> Result<Vec<Uuid>, StoreError> {
         let services = self.0.workspaces.services();
         let room = self.0.settings.triggers.max_turns.saturating_sub(at_work.len());
         if room == 0 {
@@ -97,17 +97,14 @@ impl Triggers {
         }
         let now = services.clock.now();
         let mut issues: HashSet<WorkspaceKey> = HashSet::new();
-        let mut rows = services.store.open_deliveries().await?;
-        rows.retain(|row| {
-            let is_first = issues.insert(row.key.clone());
-            is_first && !at_work.contains(&row.delivery_id) && row.due.is_some_and(|due| due <= now)
-        });
-        rows.truncate(room);
-        Ok(rows)
+        let mut open = services.store.open_deliveries().await?;
+        open.retain(|(id, key, due)| issues.insert(key.clone()) && !at_work.contains(id) && *due <= now);
+        Ok(open.into_iter().map(|(id, ..)| id).take(room).collect())
     }
 
     /// Works on one delivery as far as possible.
-    async fn work(&self, mut row: DeliveryRow) -> Result<(), StoreError> {
+    async fn work(&self, id: Uuid) -> Result<(), StoreError> {
+        let Some(mut row) = self.0.workspaces.services().store.delivery(id).await? else { return Ok(()) };
         loop {
             let next = match self.step(&mut row).await {
                 Ok(next) => next,
@@ -187,6 +184,9 @@ impl Triggers {
         match setback {
             Setback::Store(cause) => return Err(cause),
             Setback::Busy => row.due = Some(now.plus(BUSY_PAUSE)),
+            Setback::Ignored(reason) if row.prompt_id.is_some() => {
+                return self.give_up(row, reason.as_str(), None).await;
+            }
             Setback::Ignored(reason) => {
                 if reason == IgnoreReason::Fork {
                     self.report_fork(row).await;

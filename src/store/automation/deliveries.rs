@@ -52,7 +52,7 @@ pub(crate) struct QueueLimits {
     pub of_tenant: usize,
 }
 
-/// What became of a delivery that arrived.
+/// Result of queueing a delivery.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) enum QueuedDelivery {
     New,
@@ -160,15 +160,36 @@ impl Store {
         .await
     }
 
-    /// Deliveries on which work remains, the oldest first, at most [`MAX_PAGE`](columns::MAX_PAGE). Cancel-safe.
-    pub(crate) async fn open_deliveries(&self) -> Result<Vec<DeliveryRow>, StoreError> {
+    /// Deliveries on which work remains, with their workspaces and the times of the next work, the oldest first, at most
+    /// [`MAX_PAGE`](columns::MAX_PAGE). Cancel-safe.
+    pub(crate) async fn open_deliveries(&self) -> Result<Vec<(Uuid, WorkspaceKey, Timestamp)>, StoreError> {
         self.read(move |connection| {
-            let records: Vec<Record> = github_deliveries::table
+            let open: Vec<(String, String, String, Option<i64>)> = github_deliveries::table
                 .filter(github_deliveries::due_us.is_not_null())
                 .order((github_deliveries::created_us, github_deliveries::delivery_id))
                 .limit(columns::limit(columns::MAX_PAGE))
+                .select((
+                    github_deliveries::delivery_id,
+                    github_deliveries::installation_id,
+                    github_deliveries::workspace_id,
+                    github_deliveries::due_us,
+                ))
                 .load(connection)?;
-            records.into_iter().map(Record::read).collect()
+            let read = |(id, tenant, workspace, due): (String, String, String, Option<i64>)| {
+                let id = columns::parse(&id, "github_deliveries.delivery_id")?;
+                Ok((id, columns::workspace_key(tenant, workspace)?, Timestamp(due.unwrap_or_default())))
+            };
+            open.into_iter().map(read).collect()
+        })
+        .await
+    }
+
+    /// A delivery. Cancel-safe.
+    pub(crate) async fn delivery(&self, id: Uuid) -> Result<Option<DeliveryRow>, StoreError> {
+        self.read(move |connection| {
+            let record: Option<Record> =
+                github_deliveries::table.find(id.to_string()).first(connection).optional()?;
+            record.map(Record::read).transpose()
         })
         .await
     }

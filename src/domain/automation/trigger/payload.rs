@@ -82,11 +82,14 @@ pub(crate) struct Label {
 pub(crate) struct BadPayload(String);
 
 impl Payload {
-    /// Parses a payload. Nesting deeper than 128 levels is refused.
+    /// Parses a payload. Members that are not used may be nested as deep as the body is long, which takes no stack.
     ///
     /// # Errors
     /// The place of the error.
     pub(crate) fn parse(body: &[u8]) -> Result<Self, BadPayload> {
+        if body.trim_ascii_start().first() != Some(&b'{') {
+            return Err(BadPayload("payload: is not an object".to_owned()));
+        }
         serde_json::from_slice(body).map_err(|cause| BadPayload(format!("payload: {cause}")))
     }
 

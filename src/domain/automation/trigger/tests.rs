@@ -155,6 +155,7 @@ fn malformed_payloads_are_refused() {
             .map(|it| assert!(it.is_err()));
     }
     assert!(Payload::parse(b"{\"action\": \"\xff\"}").is_err(), "not UTF-8");
+    let deep = format!("{{\"issue\":{}1{}}}", "[".repeat(5000), "]".repeat(5000));
     assert!(Payload::parse(deep.as_bytes()).is_err(), "too deep");
 }
 
