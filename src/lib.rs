@@ -33,7 +33,7 @@
 //! | 6 | [`http`]: the public API · [`runtime`]: the container side · [`demo_agent`] · [`client`]: our own HTTP client |
 //! | 5 | [`actors`]: apply the rules of `domain` to messages, rows and timers |
 //! | 4 | [`process`]: agents and commands as child processes · [`cluster`]: supervisors that share a database |
-//! | 3 | [`transport`]: ways to an agent · [`store`]: the only place with SQL · [`webhook`]: signs and posts alerts · [`github`]: client of GitHub's REST API, authentication of the App |
+//! | 3 | [`transport`]: ways to an agent · [`store`]: the only place with SQL · [`webhook`]: signs and posts alerts, checks signatures of GitHub · [`github`]: client of GitHub's REST API, authentication of the App |
 //! | 2 | [`contract`]: wire types · [`config`]: settings, and the only reader of the environment · [`telemetry`]: metrics and logs |
 //! | 1 | [`domain`]: every rule and constant, and every notification text; pure, `now` is an argument |
 //! | 0 | [`acp`]: JSON-RPC frames, the numbers of messages on a resumable connection, matching of answers to requests, ACP messages under their spec names |

@@ -58,15 +58,8 @@ impl Service {
             start_runtime(loaded, inherited, client_tokens.trust_boundary(), &metrics).await?;
         let can_resume = !runtime.is_embedded();
         let member = membership.membership.clone();
-        let sessions = start_sessions(
-            config,
-            store.store.clone(),
-            member,
-            metrics,
-            endpoint,
-            (client_tokens, can_resume),
-            app.clone(),
-        );
+        let tokens = (client_tokens, can_resume);
+        let sessions = start_sessions(config, store.store.clone(), member, metrics, endpoint, tokens, app.clone());
         let sessions = sessions.await?;
         let SessionsStart { handle: sessions, progress, capacity } = sessions;
         let workspaces = &sessions.workspaces;

@@ -1,5 +1,4 @@
-//! A client of GitHub's REST API, bounded in time, size, pages and pace, the authentication of a GitHub App, and that of the
-//! deliveries of its webhook.
+//! A client of GitHub's REST API, bounded in time, size, pages and pace, and the authentication of a GitHub App.
 //!
 //! Invariants:
 //! - A token leaves this folder only in the header of a request, over TLS or to this machine, and never to another host
@@ -17,7 +16,6 @@ mod fit;
 mod locks;
 mod model;
 mod repository;
-mod signature;
 #[cfg(test)]
 pub(crate) mod stub;
 #[cfg(test)]
@@ -32,5 +30,4 @@ pub(crate) use self::{
     fit::{fit_body, fit_title},
     model::{Collaborator, Issue, Name, PullRequest, Reference, RepositoryFacts, Ruleset, User},
     repository::Repository,
-    signature::is_signed,
 };

@@ -62,7 +62,13 @@ pub(super) fn routes(table: &mut ServiceConfig<'_>) {
         .service(automation::get_run)
         .service(automation::get_rescue)
         .service(automation::retry_run)
-        .service(triggers::receive_delivery)
+        .service(triggers::receive_delivery);
+    operations(table);
+}
+
+/// Routes for operators, and of notifications.
+fn operations(table: &mut ServiceConfig<'_>) {
+    table
         .service(routing::migrations::begin_migration)
         .service(routing::migrations::list_migrations)
         .service(routing::migrations::get_migration)

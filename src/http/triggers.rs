@@ -69,13 +69,16 @@ pub(crate) async fn receive_delivery(
     let Some(triggers) = state.triggers.clone() else {
         return Err(ApiError::no_route(WEBHOOK_PATH));
     };
-    // One answer for every kind of wrong signature.
-    let unsigned = || ApiError::new(ErrorCode::SignatureInvalid, "the signature is missing or wrong");
-    let signature = only(request.headers(), "x-hub-signature-256").ok_or_else(unsigned)?.to_owned();
     let event = only(request.headers(), "x-github-event");
     let kind = event.and_then(EventKind::from_name).unwrap_or(EventKind::Other);
+    // One answer for every kind of wrong signature.
+    let unsigned = || {
+        triggers.refused(kind);
+        ApiError::new(ErrorCode::SignatureInvalid, "the signature is missing or wrong")
+    };
+    let signature = only(request.headers(), "x-hub-signature-256").ok_or_else(unsigned)?.to_owned();
     let body = read(payload).await?;
-    if !triggers.is_authentic(kind, &body, &signature) {
+    if !triggers.is_authentic(&body, &signature) {
         return Err(unsigned());
     }
     let malformed =

@@ -25,9 +25,10 @@ use crate::{
         ids::{InstallationId, WorkspaceKey},
         turn::outcome::{ErrorCode, Failure},
     },
-    github::{App, Github, GithubLimits, is_signed},
+    github::{App, Github, GithubLimits},
     store::{self, DeliveryRow, QueueLimits, QueuedDelivery},
     telemetry::labels::{DeliveryOutcome, DeliveryResult},
+    webhook::is_signed,
 };
 
 /// Handle to the queue. Cheap to clone.
@@ -84,13 +85,14 @@ impl Triggers {
         })))
     }
 
-    /// True if `signature` is that of the body. Counts the others.
-    pub(crate) fn is_authentic(&self, event: EventKind, body: &[u8], signature: &str) -> bool {
-        let is_authentic = is_signed(&self.0.secret, body, signature);
-        if !is_authentic {
-            self.count(event, DeliveryResult::Refused);
-        }
-        is_authentic
+    /// True if `signature` is that of the body.
+    pub(crate) fn is_authentic(&self, body: &[u8], signature: &str) -> bool {
+        is_signed(&self.0.secret, body, signature)
+    }
+
+    /// Counts a delivery that is not authentic.
+    pub(crate) fn refused(&self, event: EventKind) {
+        self.count(event, DeliveryResult::Refused);
     }
 
     /// Takes an authentic delivery: decides about it, and queues it if it may start a turn. Sends nothing to GitHub.

@@ -10,13 +10,12 @@ use crate::{
     domain::{
         automation::trigger::{DeliveryState, EventKind, Request},
         clock::Timestamp,
-        ids::{InstallationId, PromptId, SessionId, WorkspaceKey},
+        ids::{PromptId, SessionId, WorkspaceKey},
         redaction::RedactedJson,
     },
     store::{
         Store, StoreError,
-        audit::AuditFilter,
-        engine::columns::{self, Cursor, Listed, Page, page_of},
+        engine::columns::{self, Cursor, Listed},
         schema::github_deliveries,
     },
 };
@@ -70,7 +69,7 @@ impl Listed for DeliveryRow {
 
 #[derive(Queryable, Insertable)]
 #[diesel(table_name = github_deliveries, treat_none_as_default_value = false)]
-struct Record {
+pub(crate) struct Record {
     delivery_id: String,
     installation_id: String,
     workspace_id: String,
@@ -109,7 +108,7 @@ impl Record {
         }
     }
 
-    fn read(self) -> Result<DeliveryRow, StoreError> {
+    pub(crate) fn read(self) -> Result<DeliveryRow, StoreError> {
         Ok(DeliveryRow {
             delivery_id: columns::parse(&self.delivery_id, "github_deliveries.delivery_id")?,
             key: columns::workspace_key(self.installation_id, self.workspace_id)?,
@@ -252,41 +251,5 @@ impl Store {
             Ok(changed > 0)
         });
         if written.await? { Ok(()) } else { Err(StoreError::Fenced) }
-    }
-
-    /// A page of deliveries, newest first. Cancel-safe.
-    pub(crate) async fn deliveries(
-        &self,
-        filter: AuditFilter,
-        state: Option<DeliveryState>,
-        page: Page,
-    ) -> Result<Vec<DeliveryRow>, StoreError> {
-        use github_deliveries as table;
-        let AuditFilter { installation_id, workspace_id, session_id, from, until } = filter;
-        self.read(move |connection| {
-            let mut rows = table::table.into_boxed();
-            if let Some(tenant) = installation_id.as_ref().map(InstallationId::as_str) {
-                rows = rows.filter(table::installation_id.eq(tenant.to_owned()));
-            }
-            if let Some(workspace) = &workspace_id {
-                rows = rows.filter(table::workspace_id.eq(workspace.as_str().to_owned()));
-            }
-            if let Some(session) = session_id {
-                rows = rows.filter(table::session_id.eq(session.to_string()));
-            }
-            if let Some(from) = from {
-                rows = rows.filter(table::created_us.ge(from.0));
-            }
-            if let Some(until) = until {
-                rows = rows.filter(table::created_us.lt(until.0));
-            }
-            if let Some(state) = state {
-                rows = rows.filter(table::state.eq(state.as_str()));
-            }
-            let records: Vec<Record> =
-                page_of!(rows, page, table::created_us, table::delivery_id).load(connection)?;
-            records.into_iter().map(Record::read).collect()
-        })
-        .await
     }
 }

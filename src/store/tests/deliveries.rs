@@ -24,7 +24,7 @@ use crate::{
 const WIDE: QueueLimits = QueueLimits { of_all: 10, of_tenant: 10 };
 
 fn delivery(tenant: &str, number: u64, us: i64) -> DeliveryRow {
-    let text = RequestText { title: "a\0b".into(), author: "ann".into(), body: "text".into(), comment: None };
+    let text = RequestText { title: "a".into(), author: "ann".into(), body: "text".into(), comment: None };
     let request = Request {
         github_installation: 77,
         repository_id: 5,
@@ -81,7 +81,7 @@ both_databases! {
         let open = store.open_deliveries().await.unwrap();
         assert_eq!(open, [(row.delivery_id, row.key.clone(), at(1))]);
         let mut ended = store.delivery(row.delivery_id).await.unwrap().unwrap();
-        assert_eq!(ended.request.text.as_ref().unwrap().title, "a\u{fffd}b");
+        assert_eq!(ended.request, row.request);
         (ended.state, ended.due) = (DeliveryState::Answered, None);
         store.save_delivery(&ended).await.unwrap();
         assert_eq!(queue().await, Ok(QueuedDelivery::Duplicate), "also after the end");
