@@ -33,7 +33,7 @@
 //! | 6 | [`http`]: the public API · [`runtime`]: the container side · [`demo_agent`] · [`client`]: our own HTTP client |
 //! | 5 | [`actors`]: apply the rules of `domain` to messages, rows and timers |
 //! | 4 | [`process`]: agents and commands as child processes · [`cluster`]: supervisors that share a database |
-//! | 3 | [`transport`]: ways to an agent · [`store`]: the only place with SQL · [`webhook`]: signs and posts alerts · [`github`]: client of GitHub's REST API, authentication of the App |
+//! | 3 | [`transport`]: ways to an agent · [`store`]: the only place with SQL · [`webhook`]: signs and posts alerts, checks signatures of GitHub · [`github`]: client of GitHub's REST API, authentication of the App |
 //! | 2 | [`contract`]: wire types · [`config`]: settings, and the only reader of the environment · [`telemetry`]: metrics and logs |
 //! | 1 | [`domain`]: every rule and constant, and every notification text; pure, `now` is an argument |
 //! | 0 | [`acp`]: JSON-RPC frames, the numbers of messages on a resumable connection, matching of answers to requests, ACP messages under their spec names |
@@ -50,6 +50,7 @@
 //! | notifications | `http/notifications` | `actors/notifications` | `domain/notify` | `store/notifications` | `webhook`, `client/notifications` |
 //! | capacity and retention | `http/health` | `actors/upkeep`, `actors/handles/capacity_guard` | `domain/capacity` | `store/audit`, `store/retention` | |
 //! | automation | `http/automation` | `actors/automation`, `actors/session/automation`, `actors/session/closing` | `domain/automation` | `store/automation` | `runtime/automation`, `github` |
+//! | turns that GitHub starts | `http/triggers` | `actors/triggers` | `domain/automation/trigger` | `store/automation/deliveries` | `github` |
 //! | tenants' limits, ceilings and policy of automation | `http/tenants` | `actors/handles/tenants` | `domain/tenant`, `domain/limits` | `store/tenants` | |
 //! | erasure | `http/erasure` | `actors/erasure` | `domain/erasure` | `store/erasure` | `POST /workspace/remove`, `POST /tenant/remove` of the runtime |
 //! | audit | `http/audit` | | `domain/explain`, `domain/changes` | `store/audit`, `store/changes` | |
@@ -74,6 +75,8 @@
 //! | a run of automation is shown, fetched or retried | `http/automation.rs` |
 //! | a commit is signed | `domain/automation/signing.rs` decides, `ssh_key.rs` beside it signs; `runtime/automation/api/signed.rs` has GitHub sign |
 //! | a run uses a pull request that it did not open | `runtime/automation/api/target.rs` |
+//! | a delivery of GitHub is authenticated, decided, queued and worked off | `http/triggers.rs`, `domain/automation/trigger/mod.rs`, `actors/triggers` |
+//! | an installation is bound to one tenant | `store/tenants.rs` |
 //! | a table is tied to sessions, workspaces and tenants | the lists in `store/erasure.rs` |
 //! | an erasure hides its target, and late writes are dropped | `Erasures` in `store/erasure.rs`; the order of the steps is in `actors/erasure/mod.rs` |
 //! | a session is prepared, with progress of its clone | `actors/workspaces/opening.rs`, `actors/handles/preparing.rs`; `runtime/preparing.rs` reports, `domain/session/preparation.rs` reads git's lines |
@@ -148,7 +151,8 @@
 //! - **note**: an entry of the transcript that records an event. **Session notice**: a notification and its note.
 //! - **skip**: automation that was left out on purpose, always with a reason. **Run**: the automation of one turn, whose
 //!   state, the **saga**, is stored after each step. **Fact**: what a step found or made. **Attempt**: a try to complete a
-//!   run. **Rescue**: keeps a commit that could not be delivered. **Installation**: a GitHub App on an account.
+//!   run. **Rescue**: keeps a commit that could not be delivered. **Installation**: a GitHub App on an account. **Trigger**: a
+//!   label or a mention at GitHub that starts a turn, and the delivery of GitHub that reports it.
 //! - **seat**: permission for one live session; there are `capacity.max_sessions` of them. **Drain**: an orderly stop.
 //!   **Arbiter**: a thread of actix that runs actors.
 //! - **ceiling**: what callers of a tenant may choose at most. **Erasure**: removal of everything of a session, a workspace

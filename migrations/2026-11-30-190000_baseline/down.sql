@@ -8,6 +8,8 @@ DROP TABLE notification_streams;
 DROP TABLE capacity_alerts;
 DROP TABLE erasures;
 DROP TABLE removals;
+DROP TABLE github_bindings;
+DROP TABLE github_deliveries;
 DROP TABLE automation_sagas;
 DROP TABLE automation_runs;
 DROP TABLE connection_events;

@@ -443,6 +443,40 @@ CREATE INDEX automation_sagas_by_session ON automation_sagas (session_id, create
 CREATE INDEX automation_sagas_due ON automation_sagas (retry_us) WHERE retry_us IS NOT NULL;
 CREATE INDEX automation_sagas_kept ON automation_sagas (kept_us) WHERE kept_us IS NOT NULL;
 
+-- Deliveries of GitHub's webhook that start turns: `request` is JSON, with the texts of the event until the work ends. A change
+-- names the `version` that it replaces. `due_us` is the time of the next work, NULL once there is none.
+CREATE TABLE github_deliveries (
+    delivery_id TEXT NOT NULL PRIMARY KEY,
+    installation_id TEXT NOT NULL,
+    workspace_id TEXT NOT NULL,
+    session_id TEXT,
+    prompt_id TEXT,
+    event TEXT NOT NULL,
+    state TEXT NOT NULL,
+    reason TEXT,
+    request TEXT NOT NULL,
+    version BIGINT NOT NULL CHECK (version >= 0),
+    attempts BIGINT NOT NULL CHECK (attempts >= 0),
+    due_us BIGINT,
+    created_us BIGINT NOT NULL,
+    updated_us BIGINT NOT NULL
+);
+
+CREATE INDEX github_deliveries_by_age ON github_deliveries (created_us, delivery_id);
+CREATE INDEX github_deliveries_by_tenant ON github_deliveries (installation_id, created_us, delivery_id);
+CREATE INDEX github_deliveries_by_workspace ON github_deliveries (installation_id, workspace_id, created_us, delivery_id);
+CREATE INDEX github_deliveries_by_session ON github_deliveries (session_id) WHERE session_id IS NOT NULL;
+CREATE INDEX github_deliveries_open ON github_deliveries (created_us, delivery_id) WHERE due_us IS NOT NULL;
+
+-- The tenant of each installation of the GitHub App that is bound to one: the `installations` of `tenant_settings`, in a form
+-- in which the database refuses a second tenant.
+CREATE TABLE github_bindings (
+    github_installation TEXT NOT NULL PRIMARY KEY,
+    installation_id TEXT NOT NULL
+);
+
+CREATE INDEX github_bindings_by_tenant ON github_bindings (installation_id);
+
 -- Changes of capacity alerts: rows are added and never changed. `alert_id` joins the levels of one alert and their
 -- resolution. `installation_id` is the tenant whose share the alert is about; NULL for the whole service.
 CREATE TABLE capacity_alerts (

@@ -46,5 +46,6 @@ pub(crate) mod notifications;
 pub(crate) mod routing;
 pub(crate) mod services;
 pub(crate) mod session;
+pub(crate) mod triggers;
 pub(crate) mod upkeep;
 pub(crate) mod workspaces;

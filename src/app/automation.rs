@@ -1,9 +1,12 @@
-//! The GitHub App of automation.
+//! The GitHub App of automation, and the turns that GitHub starts.
 
 use std::sync::Arc;
 
+use tokio::{sync::watch, task::JoinHandle};
+
 use super::AppError;
 use crate::{
+    actors::{triggers::Triggers, workspaces::Workspaces},
     config::Config,
     domain::jail::{self, JailState, KernelRights},
     github::{App, AppOptions, Github, GithubLimits},
@@ -24,6 +27,33 @@ pub(super) fn github_app(config: &Config) -> Result<Option<Arc<App>>, AppError> 
     let options = AppOptions { api_url: &github.api_url, app_id, private_key };
     let app = App::new(Github::new(GithubLimits::default()), options);
     app.map(|app| Some(Arc::new(app))).map_err(|cause| AppError::Github(cause.to_string()))
+}
+
+/// The queue of GitHub's deliveries and its worker, if they are switched on.
+pub(super) struct TriggersHandle {
+    triggers: Option<Triggers>,
+    worker: Option<JoinHandle<()>>,
+    stopping: watch::Sender<bool>,
+}
+
+/// Starts to work off what an earlier process has queued, and what arrives.
+pub(super) fn start_triggers(config: &Config, workspaces: &Workspaces, app: Option<Arc<App>>) -> TriggersHandle {
+    let stopping = watch::Sender::new(false);
+    let triggers = Triggers::new(workspaces.clone(), app, config, stopping.subscribe());
+    let worker = triggers.clone().map(|triggers| actix::spawn(triggers.run()));
+    TriggersHandle { triggers, worker, stopping }
+}
+
+impl TriggersHandle {
+    pub(super) fn triggers(&self) -> Option<Triggers> {
+        self.triggers.clone()
+    }
+
+    /// Lets running steps end, and starts no more. The next start continues.
+    pub(super) fn stop(&self) {
+        self.stopping.send_replace(true);
+        self.worker.iter().for_each(JoinHandle::abort);
+    }
 }
 
 /// Refuses a key beside agents without the file rules of the jail.

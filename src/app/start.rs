@@ -6,7 +6,7 @@ use super::{
     AppError,
     access::{client_token, client_token_place},
     api::{HttpHandle, MigrationsHandle, start_http, start_migrations},
-    automation::github_app,
+    automation::{TriggersHandle, github_app, start_triggers},
     membership::join,
     notifications::{NotificationsHandle, WebhooksHandle, start_notifications, start_webhooks, webhooks},
     reload::Targets,
@@ -34,6 +34,7 @@ pub(crate) struct Service {
     pub(super) notifications: NotificationsHandle,
     pub(super) http: HttpHandle,
     pub(super) migrations: MigrationsHandle,
+    pub(super) triggers: TriggersHandle,
     pub(super) webhooks: WebhooksHandle,
     /// The parts that a reload changes.
     pub(super) targets: Targets,
@@ -57,8 +58,8 @@ impl Service {
             start_runtime(loaded, inherited, client_tokens.trust_boundary(), &metrics).await?;
         let can_resume = !runtime.is_embedded();
         let member = membership.membership.clone();
-        let sessions =
-            start_sessions(config, store.store.clone(), member, metrics, endpoint, (client_tokens, can_resume), app);
+        let tokens = (client_tokens, can_resume);
+        let sessions = start_sessions(config, store.store.clone(), member, metrics, endpoint, tokens, app.clone());
         let sessions = sessions.await?;
         let SessionsStart { handle: sessions, progress, capacity } = sessions;
         let workspaces = &sessions.workspaces;
@@ -73,10 +74,12 @@ impl Service {
         // Another process may write notifications to a database that is not held for this one alone.
         let looks = store.held.is_none();
         let notifications = start_notifications(config, store.store.clone(), progress, keeper.clone(), looks);
+        let triggers = start_triggers(config, workspaces, app);
         let state = ApiState {
             workspaces: workspaces.clone(),
             migrations: migrations.clone(),
             notifications: notifications.hub.clone(),
+            triggers: triggers.triggers(),
             token: server_token.clone(),
         };
         // The API starts after everything that its handlers call.
@@ -93,7 +96,19 @@ impl Service {
         let embedded_runtime = runtime.is_embedded();
         let client_token = client_token_place(loaded);
         tracing::info!(marker = "[ACP]", address = %http.address(), embedded_runtime, client_token, "serves");
-        Ok(Self { store, membership, runtime, sessions, upkeep, notifications, http, migrations, webhooks, targets })
+        Ok(Self {
+            store,
+            membership,
+            runtime,
+            sessions,
+            upkeep,
+            notifications,
+            http,
+            migrations,
+            triggers,
+            webhooks,
+            targets,
+        })
     }
 
     pub(crate) fn address(&self) -> SocketAddr {

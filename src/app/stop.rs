@@ -73,10 +73,12 @@ impl Service {
             notifications,
             http,
             migrations,
+            triggers,
             webhooks,
             targets: _,
         } = self;
         migrations.stop();
+        triggers.stop();
         sessions.stop().await;
         notifications.stop().await;
         runtime.stop().await;

@@ -31,6 +31,11 @@ impl ApiClient {
         self.get(&["acp", "automation"], query).await
     }
 
+    /// Deliveries of GitHub that started turns.
+    pub(crate) async fn automation_triggers(&self, query: &Value) -> Result<Page, ClientError> {
+        self.get(&["acp", "automation", "triggers"], query).await
+    }
+
     pub(crate) async fn automation_run(&self, id: &str) -> Result<Value, ClientError> {
         self.get(&["acp", "automation", id], &json!({})).await
     }

@@ -32,6 +32,8 @@ enum Action {
         /// Id of the run.
         run: String,
     },
+    /// Lists deliveries of GitHub that started turns by a label or a mention, or were to, the newest first.
+    Triggers(TriggerFilter),
     /// Begins another attempt of a run that was not delivered.
     ///
     /// A new token is read from `--github-token-file`, else from the variable `GITHUB_TOKEN`. Without one the attempt uses the
@@ -84,11 +86,34 @@ struct Filter {
     until: Option<String>,
 }
 
+#[derive(Debug, Args)]
+struct TriggerFilter {
+    /// Only deliveries for this tenant.
+    #[arg(long, value_name = "NAME")]
+    installation: Option<String>,
+    /// Only deliveries for the workspace of this name.
+    #[arg(long, value_name = "NAME")]
+    workspace: Option<String>,
+    /// Only deliveries for this session.
+    #[arg(long, value_name = "ID")]
+    session: Option<String>,
+    /// Only deliveries in this state: queued, checked, opened, prompted, answered, ignored or failed.
+    #[arg(long, value_name = "STATE")]
+    state: Option<String>,
+    /// Only deliveries that arrived at or after this time, RFC 3339: 2026-11-25T00:00:00Z.
+    #[arg(long, value_name = "TIME")]
+    from: Option<String>,
+    /// Only deliveries that arrived before this time, RFC 3339.
+    #[arg(long, value_name = "TIME")]
+    until: Option<String>,
+}
+
 pub(crate) fn run(arguments: AutomationArgs) -> Result<ExitCode, CommandError> {
     let json = arguments.server.json;
     arguments.server.with_client(async move |client| {
         match arguments.action {
             Action::List(filter) => list(&client, &filter, json).await?,
+            Action::Triggers(filter) => list_triggers(&client, &filter, json).await?,
             Action::Show { run } => show_run(&client.automation_run(&run).await?, json)?,
             Action::Retry { run, github_token_file } => {
                 let token = github_token(github_token_file.as_deref())?;
@@ -132,6 +157,34 @@ async fn list(client: &ApiClient, filter: &Filter, json: bool) -> Result<(), Com
         client.automation_runs(&query).await
     };
     print_pages(json, row, read).await
+}
+
+async fn list_triggers(client: &ApiClient, filter: &TriggerFilter, json: bool) -> Result<(), CommandError> {
+    let read = async |cursor| {
+        let query = json!({
+            "installationId": filter.installation, "workspaceId": filter.workspace, "sessionId": filter.session,
+            "state": filter.state, "from": filter.from, "until": filter.until, "cursor": cursor,
+        });
+        client.automation_triggers(&query).await
+    };
+    print_pages(json, trigger_row, read).await
+}
+
+/// One line of the list of deliveries.
+fn trigger_row(of: &Value) -> String {
+    let line = format!(
+        "{}  {}  {}  {}#{}  {} by {}  {}  {}",
+        shown(&of["deliveryId"]),
+        shown(&of["createdAt"]),
+        shown(&of["installationId"]),
+        shown(&of["repository"]),
+        shown(&of["number"]),
+        shown(&of["cause"]),
+        shown(&of["sender"]),
+        shown(&of["state"]),
+        of["reason"].as_str().unwrap_or_default(),
+    );
+    clean_line(line.trim_end())
 }
 
 /// Writes the kept commit to a new file, and returns its size. After a failure there is no file.

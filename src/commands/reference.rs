@@ -26,7 +26,7 @@ const UPDATE_VARIABLE: &str = "LUMILINK_UPDATE_PAGES";
 const HANDBOOK: &str = concat!(env!("CARGO_MANIFEST_DIR"), "/deploy/handbook");
 
 /// The sources whose doc comments describe the settings.
-const SECTIONS: [&str; 16] = [
+const SECTIONS: [&str; 17] = [
     include_str!("../config/sections/mod.rs"),
     include_str!("../config/sections/agent.rs"),
     include_str!("../config/sections/capacity.rs"),
@@ -41,6 +41,7 @@ const SECTIONS: [&str; 16] = [
     include_str!("../config/sections/secrets.rs"),
     include_str!("../config/sections/server.rs"),
     include_str!("../config/sections/session.rs"),
+    include_str!("../config/sections/triggers.rs"),
     include_str!("../config/sections/webhook.rs"),
     include_str!("../config/sections/workspaces.rs"),
 ];
@@ -148,17 +149,35 @@ fn configuration() -> String {
         let defaults = if is_named { &of_named } else { &defaults[section] }.as_object().unwrap();
         let names: Vec<_> = fields.iter().map(|(name, _, _)| name).collect();
         assert!(defaults.keys().all(|name| names.contains(&name)), "{section}: {names:?}");
-        let rows = fields.iter().map(|(name, _, description)| {
-            assert!(!description.is_empty(), "{section}.{name} is not described");
-            let default = match &defaults[name] {
-                Value::Null => "not set".to_owned(),
-                value => code(&toml_value(value)),
-            };
-            vec![code(&format!("{section}.{name}")), default, description.clone()]
-        });
-        table(&mut out, &["setting", "default", "meaning"], rows);
+        let (below, plain): (Vec<_>, Vec<_>) =
+            fields.iter().partition(|(name, kind, _)| structs.contains_key(kind) && defaults[name].is_object());
+        settings(&mut out, section, &plain, defaults);
+        for (name, kind, _) in below {
+            let Described { description, fields } = &structs[kind];
+            let section = format!("{section}.{name}");
+            let _ = write!(out, "\n## {section}\n\n{description}\n");
+            settings(&mut out, &section, &fields.iter().collect::<Vec<_>>(), defaults[name].as_object().unwrap());
+        }
     }
     out
+}
+
+/// The table of the settings of a section.
+fn settings(
+    out: &mut String,
+    section: &str,
+    fields: &[&(String, String, String)],
+    defaults: &serde_json::Map<String, Value>,
+) {
+    let rows = fields.iter().map(|(name, _, description)| {
+        assert!(!description.is_empty(), "{section}.{name} is not described");
+        let default = match &defaults[name] {
+            Value::Null => "not set".to_owned(),
+            value => code(&toml_value(value)),
+        };
+        vec![code(&format!("{section}.{name}")), default, description.clone()]
+    });
+    table(out, &["setting", "default", "meaning"], rows);
 }
 
 /// The most values of a label that are listed.

@@ -182,7 +182,7 @@ impl Layers {
 }
 
 /// Settings whose values are secrets, beside the variables of agents.
-pub(crate) const SECRETS: [&str; 8] = [
+pub(crate) const SECRETS: [&str; 9] = [
     "server.token",
     "runtime.token",
     "database.url",
@@ -191,6 +191,7 @@ pub(crate) const SECRETS: [&str; 8] = [
     "webhook.previous_secret",
     "github.private_key",
     "github.signing_key",
+    "github.triggers.webhook_secret",
 ];
 
 /// True if the value of a setting is a secret.

@@ -52,7 +52,9 @@ impl Loaded {
     /// agents' variables, except for harmless ones.
     pub(crate) fn secrets(&self) -> impl Iterator<Item = String> {
         let Config { server, runtime, webhook, database, github, .. } = &self.config;
-        let settings = [&server.token, &runtime.token, &webhook.secret, &webhook.previous_secret];
+        let triggers = &github.triggers;
+        let settings =
+            [&server.token, &runtime.token, &webhook.secret, &webhook.previous_secret, &triggers.webhook_secret];
         let settings = settings.into_iter().flatten().map(|value| value.expose_secret().to_owned());
         let urls = [&webhook.url, &database.url].into_iter().flatten();
         let of_urls = urls.flat_map(|url| secrets_of_url(url.expose_secret()));

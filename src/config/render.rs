@@ -12,6 +12,9 @@ use super::{
     sections::{HIDDEN, sqlite_path},
 };
 
+/// Sections that are part of another one.
+const SECTIONS_BELOW: [&str; 1] = ["github.triggers"];
+
 /// Renders the configuration. Secrets are hidden, so a configuration with secrets cannot be loaded from the output.
 pub(crate) fn render(loaded: &Loaded) -> String {
     let mut out = String::new();
@@ -36,13 +39,17 @@ pub(crate) fn render(loaded: &Loaded) -> String {
 fn render_section(out: &mut String, loaded: &Loaded, section: &str, settings: &Value) {
     let Value::Object(settings) = settings else { return };
     let _ = write!(out, "\n[{section}]\n");
-    for (key, value) in settings {
+    let is_below = |key: &str| SECTIONS_BELOW.contains(&format!("{section}.{key}").as_str());
+    for (key, value) in settings.iter().filter(|(key, _)| !is_below(key)) {
         let setting = format!("{section}.{key}");
         let origin = origin_of(loaded, &setting, value);
         let _ = match shown(loaded, &setting, value) {
             Some(text) => writeln!(out, "{key} = {text}  # {origin}"),
             None => writeln!(out, "# {key} is not set  # {origin}"),
         };
+    }
+    for (key, value) in settings.iter().filter(|(key, _)| is_below(key)) {
+        render_section(out, loaded, &format!("{section}.{key}"), value);
     }
 }
 

@@ -25,4 +25,5 @@ pub(crate) mod session;
 pub(crate) mod steps;
 pub(crate) mod tenants;
 pub(crate) mod tokens;
+pub(crate) mod triggers;
 mod words;

@@ -121,7 +121,7 @@ impl Problem {
 pub(crate) fn status_of(code: ErrorCode) -> u16 {
     match code {
         ErrorCode::InvalidRequest => 400,
-        ErrorCode::Unauthorized => 401,
+        ErrorCode::Unauthorized | ErrorCode::SignatureInvalid => 401,
         ErrorCode::Forbidden
         | ErrorCode::CeilingExceeded
         | ErrorCode::ForbiddenOrigin
@@ -134,6 +134,7 @@ pub(crate) fn status_of(code: ErrorCode) -> u16 {
         | ErrorCode::MigrationState
         | ErrorCode::TooManyTokens
         | ErrorCode::SessionPreparing
+        | ErrorCode::InstallationBound
         | ErrorCode::SessionClosed
         | ErrorCode::SessionFailed
         | ErrorCode::SessionNotLoaded
@@ -169,6 +170,7 @@ pub(crate) fn status_of(code: ErrorCode) -> u16 {
         ErrorCode::RuntimeUnavailable
         | ErrorCode::Interrupted
         | ErrorCode::CapacityExhausted
+        | ErrorCode::QueueFull
         | ErrorCode::Draining
         | ErrorCode::Stalled
         | ErrorCode::DatabaseUnavailable => 503,
@@ -197,7 +199,7 @@ pub(crate) fn retry_after_s(code: ErrorCode) -> Option<u32> {
             Some(5)
         }
         // Seats become free when sessions hibernate or are closed.
-        ErrorCode::CapacityExhausted => Some(10),
+        ErrorCode::CapacityExhausted | ErrorCode::QueueFull => Some(10),
         // Unless the figures of the limit name another time.
         ErrorCode::LimitReached => Some(10),
         ErrorCode::Interrupted => Some(1),

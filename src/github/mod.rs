@@ -9,6 +9,7 @@
 
 mod app;
 mod client;
+mod comment;
 mod create;
 mod exchange;
 mod fit;
@@ -23,12 +24,12 @@ mod tests;
 pub(crate) use self::app::{App, AppOptions, AppToken, Scope, unbound};
 pub(crate) use self::{
     client::{Access, GithubClient},
+    comment::comment_once,
     create::{Creation, create_once},
     exchange::{Github, GithubLimits},
     fit::{fit_body, fit_title},
     model::{
-        Collaborator, Comment, CommitObject, Issue, Name, PullRequest, Reference, RepositoryFacts, Ruleset, User,
-        WorkflowRuns,
+        Collaborator, CommitObject, Issue, Name, PullRequest, Reference, RepositoryFacts, Ruleset, User, WorkflowRuns,
     },
     repository::Repository,
 };

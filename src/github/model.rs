@@ -12,6 +12,7 @@ use crate::domain::automation::step::PullRequestState;
 #[derive(Debug, Clone, Default, Deserialize)]
 #[serde(default)]
 pub(crate) struct RepositoryFacts {
+    pub id: Option<u64>,
     pub full_name: Option<String>,
     pub default_branch: Option<String>,
     pub archived: Option<bool>,
@@ -54,6 +55,9 @@ pub(crate) struct User {
     pub login: String,
     #[serde(default)]
     pub name: Option<String>,
+    /// `User` for a person.
+    #[serde(default, rename = "type")]
+    pub kind: Option<String>,
 }
 
 /// The permission of a person on a repository.

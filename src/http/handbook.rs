@@ -40,6 +40,7 @@ pages![
     "security.md",
     "tenants.md",
     "workspaces.md",
+    "triggers.md",
 ];
 
 /// Registers the pages. They are not part of the OpenAPI document.

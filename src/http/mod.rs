@@ -25,6 +25,7 @@ pub(crate) mod sessions;
 mod tenants;
 mod tokens;
 mod trace;
+mod triggers;
 pub(crate) mod waiting;
 
 use std::{
@@ -56,7 +57,7 @@ use self::{
 };
 pub(crate) use self::{route_table::RouteTable, routes::document};
 use crate::{
-    actors::{migrations::Migrations, notifications::NotificationHub, workspaces::Workspaces},
+    actors::{migrations::Migrations, notifications::NotificationHub, triggers::Triggers, workspaces::Workspaces},
     config::{Config, Reloadable},
     contract::keep_alive::SERVER_KEEP_ALIVE,
     telemetry::watchdog::Watchdog,
@@ -68,6 +69,8 @@ pub(crate) struct ApiState {
     pub workspaces: Workspaces,
     pub migrations: Migrations,
     pub notifications: NotificationHub,
+    /// Turns that GitHub starts, if they are switched on.
+    pub triggers: Option<Triggers>,
     /// `server.token`; `None` admits every caller.
     pub token: Reloadable<Option<SecretString>>,
 }
@@ -77,6 +80,7 @@ pub(crate) struct HttpState {
     pub workspaces: Workspaces,
     pub migrations: Migrations,
     pub notifications: NotificationHub,
+    pub triggers: Option<Triggers>,
     pub config: Config,
     pub watchdog: Watchdog,
     guard: Guard,
@@ -117,7 +121,7 @@ fn workers_of(config: &Config) -> usize {
 }
 
 fn shared_state(api: ApiState, config: &Config, watchdog: Watchdog, document: &OpenApi) -> Data<HttpState> {
-    let ApiState { workspaces, migrations, notifications, token } = api;
+    let ApiState { workspaces, migrations, notifications, triggers, token } = api;
     let table = RouteTable::new(document);
     let tokens = workspaces.services().tokens.clone();
     workspaces.services().metrics.set_http_operations(table.operations().to_vec());
@@ -125,6 +129,7 @@ fn shared_state(api: ApiState, config: &Config, watchdog: Watchdog, document: &O
         workspaces,
         migrations,
         notifications,
+        triggers,
         config: config.clone(),
         watchdog,
         guard: Guard::new(&config.server, token, tokens),

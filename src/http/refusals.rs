@@ -70,6 +70,11 @@ codes! {
     OfTokens = TooManyTokens;
     /// The tenant is being erased.
     OfTenant = Erasing;
+    /// An installation is bound to another tenant.
+    OfBinding = InstallationBound;
+    /// A delivery of GitHub is not authentic, malformed, or cannot be stored.
+    OfDelivery = InvalidRequest SignatureInvalid NotFound PayloadTooLarge UnsupportedMediaType QueueFull Draining
+        DatabaseUnavailable Internal;
     /// An erasure cannot begin, or has begun and is continued later.
     OfErasure = RuntimeUnavailable WorkspaceUnavailable PathNotAllowed Draining;
     /// No WebSocket can be opened.

@@ -10,7 +10,7 @@ use utoipa_actix_web::{AppExt, service_config::ServiceConfig};
 
 use super::{
     HttpState, audit, automation, erasure, health, notifications, openapi, problem::ApiError, routing, sessions,
-    tenants, tokens,
+    tenants, tokens, triggers,
 };
 use crate::domain::turn::outcome::ErrorCode;
 
@@ -57,9 +57,18 @@ pub(super) fn routes(table: &mut ServiceConfig<'_>) {
         .service(audit::list_changes)
         .service(audit::summary::get_summary)
         .service(automation::list_runs)
+        // Before the run whose id is in the path.
+        .service(triggers::list_triggers)
         .service(automation::get_run)
         .service(automation::get_rescue)
         .service(automation::retry_run)
+        .service(triggers::receive_delivery);
+    operations(table);
+}
+
+/// Routes for operators, and of notifications.
+fn operations(table: &mut ServiceConfig<'_>) {
+    table
         .service(routing::migrations::begin_migration)
         .service(routing::migrations::list_migrations)
         .service(routing::migrations::get_migration)
@@ -142,7 +151,7 @@ mod tests {
     #[test]
     fn document_has_every_route_and_schema() {
         let document = document();
-        assert_eq!(document.paths.paths.len(), 57);
+        assert_eq!(document.paths.paths.len(), 59);
         let components = document.components.unwrap();
         for name in ["ACPSessionResult", "GithubAutomation", "Toast", "TranscriptNote", "Problem"] {
             assert!(components.schemas.contains_key(name), "{name}");

@@ -7,7 +7,7 @@ use actix_web::{get, put, web};
 use super::{
     HttpState,
     problem::ApiError,
-    refusals::{OfPath, OfTenant, Problems},
+    refusals::{OfBinding, OfPath, OfTenant, Problems},
     request::{Body, parse_body, run_to_completion},
     routing::protocol::attribution,
     rows,
@@ -44,7 +44,7 @@ pub(crate) async fn get_settings(
 /// Changes limits, ceilings and automation of a tenant. Each part that is given replaces the earlier one as a whole; an
 /// absent or null member of it is unlimited, and in `automation` the value of the configuration, or no installation. Limits
 /// apply from the next session and prompt on; what runs is not ended. Automation applies from the next run on, but for
-/// installations: those that are removed get no token from then on.
+/// installations: those that are removed get no token from then on. An installation is bound to one tenant at most.
 #[utoipa::path(
     tag = "tenants",
     security(("token" = ["tenants.change"])),
@@ -52,7 +52,7 @@ pub(crate) async fn get_settings(
     request_body = TenantBody,
     responses(
         (status = 200, description = "The changed settings", body = TenantInfo),
-        Problems<(OfTenant, OfPath)>,
+        Problems<(OfTenant, OfPath, OfBinding)>,
     )
 )]
 #[put("/acp/tenants/{installationId}")]

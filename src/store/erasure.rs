@@ -62,7 +62,7 @@ const OF_SESSIONS: [Tied; 3] = [
 ];
 
 /// The other tables, those that refer to others first.
-const OF_TARGETS: [Tied; 17] = [
+const OF_TARGETS: [Tied; 19] = [
     Tied {
         join: "JOIN notifications o ON o.notification_id = x.notification_id",
         ..Tied::new("webhook_deliveries", &["delivery_id"], Counted::Records, EraseScope::Session)
@@ -79,6 +79,7 @@ const OF_TARGETS: [Tied; 17] = [
     Tied::new("acp_connections", &["connection_row_id"], Counted::Records, EraseScope::Session),
     Tied::new("automation_runs", &["run_id"], Counted::Records, EraseScope::Session),
     Tied::new("automation_sagas", &["run_id"], Counted::Records, EraseScope::Session),
+    Tied::new("github_deliveries", &["delivery_id"], Counted::Records, EraseScope::Session),
     Tied::new("protocol_migrations", &["migration_id"], Counted::Records, EraseScope::Workspace),
     Tied::new("rollback_events", &["event_id"], Counted::Records, EraseScope::Workspace),
     Tied::new(
@@ -94,6 +95,7 @@ const OF_TARGETS: [Tied; 17] = [
     Tied::new("capacity_alerts", &["event_id"], Counted::Records, EraseScope::Tenant),
     Tied::new("tenant_protocols", &["installation_id"], Counted::Records, EraseScope::Tenant),
     Tied::new("tenant_settings", &["installation_id"], Counted::Records, EraseScope::Tenant),
+    Tied::new("github_bindings", &["github_installation"], Counted::Records, EraseScope::Tenant),
 ];
 
 /// Tables that other statements of this file remove from.

@@ -51,7 +51,10 @@ pub(crate) use self::{
         connections::{NewConnection, NewConnectionEvent},
         summary::{AuditDay, AutomationFigures, TurnFigures},
     },
-    automation::sagas::{RunEnd, SagaRow, SagaUpdate},
+    automation::{
+        deliveries::{DeliveryRow, QueueLimits, QueuedDelivery},
+        sagas::{RunEnd, SagaRow, SagaUpdate},
+    },
     changes::NewChange,
     engine::{
         backup::{Backup, BackupError},

@@ -26,6 +26,8 @@ pub(crate) enum Retained {
     /// Outcome counts, by start of the bucket.
     OutcomeBuckets,
     AutomationRuns,
+    /// Deliveries of GitHub on which no work remains, by arrival.
+    GithubDeliveries,
     /// Records of removals, and of erasures that have ended.
     Removals,
     /// Tokens, by the end of their use: revoked or expired.
@@ -38,12 +40,13 @@ pub(crate) enum Retained {
 
 impl Retained {
     #[cfg(test)]
-    pub(crate) const ALL: [Self; 9] = [
+    pub(crate) const ALL: [Self; 10] = [
         Self::Connections,
         Self::Migrations,
         Self::RollbackEvents,
         Self::OutcomeBuckets,
         Self::AutomationRuns,
+        Self::GithubDeliveries,
         Self::Removals,
         Self::Tokens,
         Self::Changes,
@@ -80,6 +83,8 @@ impl Retained {
                  WHERE created_us < $1 AND updated_us < $1 AND status NOT IN ('running', 'waiting') \
                  AND kept_us IS NULL ORDER BY created_us LIMIT $2)",
             ],
+            Self::GithubDeliveries => &["DELETE FROM github_deliveries WHERE delivery_id IN (SELECT delivery_id \
+                 FROM github_deliveries WHERE created_us < $1 AND due_us IS NULL ORDER BY created_us LIMIT $2)"],
             Self::Removals => &[
                 "DELETE FROM removals WHERE removal_id IN (SELECT removal_id FROM removals \
                  WHERE created_us < $1 ORDER BY created_us LIMIT $2)",

@@ -141,6 +141,32 @@ diesel::table! {
 }
 
 diesel::table! {
+    github_bindings (github_installation) {
+        github_installation -> Text,
+        installation_id -> Text,
+    }
+}
+
+diesel::table! {
+    github_deliveries (delivery_id) {
+        delivery_id -> Text,
+        installation_id -> Text,
+        workspace_id -> Text,
+        session_id -> Nullable<Text>,
+        prompt_id -> Nullable<Text>,
+        event -> Text,
+        state -> Text,
+        reason -> Nullable<Text>,
+        request -> Text,
+        version -> BigInt,
+        attempts -> BigInt,
+        due_us -> Nullable<BigInt>,
+        created_us -> BigInt,
+        updated_us -> BigInt,
+    }
+}
+
+diesel::table! {
     identity (one) {
         one -> Bool,
         epoch -> Text,
@@ -463,6 +489,8 @@ diesel::allow_tables_to_appear_in_same_query!(
     client_tokens,
     connection_events,
     erasures,
+    github_bindings,
+    github_deliveries,
     identity,
     migration_runs,
     notification_reads,

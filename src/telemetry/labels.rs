@@ -1,7 +1,11 @@
 //! The closed sets of label values.
 
 use crate::domain::{
-    automation::{skip::SkipReason, step::StepName},
+    automation::{
+        skip::SkipReason,
+        step::StepName,
+        trigger::{DeliveryState, EventKind},
+    },
     capacity::{AlertKind, AlertLevel, SeatBound},
     jail::Right,
     routing::Route,
@@ -315,6 +319,55 @@ labels! {
         Failed = "failed",
         /// The caller went away.
         Cancelled = "cancelled",
+    }
+}
+
+labels! {
+    /// Result of a delivery of GitHub that arrived.
+    DeliveryResult {
+        Pong = "pong",
+        Queued = "queued",
+        Duplicate = "duplicate",
+        Ignored = "ignored",
+        /// The signature is wrong.
+        Refused = "refused",
+        Malformed = "malformed",
+        /// The queue is full.
+        Full = "full",
+        /// The service is stopping, or the database does not answer.
+        Failed = "failed",
+    }
+}
+
+/// An event of GitHub's webhook, and what became of its delivery.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) struct DeliveryOutcome {
+    pub event: EventKind,
+    pub result: DeliveryResult,
+}
+
+impl Label for DeliveryOutcome {
+    fn all() -> Vec<Self> {
+        let of = |event| DeliveryResult::ALL.map(|result| Self { event, result });
+        EventKind::ALL.into_iter().flat_map(of).collect()
+    }
+
+    fn values(&self) -> Vec<&'static str> {
+        vec![self.event.as_str(), self.result.as_str()]
+    }
+}
+
+/// The end of the work on a queued delivery.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) struct TriggerEnd(pub DeliveryState);
+
+impl Label for TriggerEnd {
+    fn all() -> Vec<Self> {
+        DeliveryState::ALL.into_iter().filter(|state| !state.is_open()).map(Self).collect()
+    }
+
+    fn values(&self) -> Vec<&'static str> {
+        vec![self.0.as_str()]
     }
 }
 

@@ -98,7 +98,8 @@ fn tenant_without_a_bound_installation_is_skipped_for_no_installation() {
     let session = open(&program, &github, "acme");
     assert_eq!(reasons(&session.completes("write a.txt hello")), ("missingCredential", "no-installation"));
     assert_eq!(github.requests_of("*", "/api/v3/**").len(), 0, "GitHub is not asked");
-    // A binding applies from the next turn on, and its removal too.
+    // A binding applies from the next turn on, and its removal too. An installation has one tenant.
+    set(&program.api, "other", json!({}));
     set(&program.api, "acme", json!({"installations": [OCTO]}));
     succeeds(&session.completes("write b.txt hello"));
     set(&program.api, "acme", json!({}));

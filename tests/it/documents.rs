@@ -296,6 +296,7 @@ pages! {
     handbook_operations_runs_as_printed: "deploy/handbook/operations.md";
     handbook_security_runs_as_printed: "deploy/handbook/security.md";
     handbook_tenants_runs_as_printed: "deploy/handbook/tenants.md";
+    handbook_triggers_runs_as_printed: "deploy/handbook/triggers.md";
 }
 
 /// Every page for people, generated ones included.

@@ -75,6 +75,7 @@ mod supervision;
 mod supervisors;
 mod tenants;
 mod transcript;
+mod triggers;
 mod users;
 mod watchdog;
 mod webhook;

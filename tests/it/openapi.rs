@@ -5,7 +5,7 @@ use std::collections::BTreeSet;
 use crate::{
     automation_runs,
     harness::{Api, Program, Value, github::GitHub, json, notifications::Subscriber, receiver::Receiver},
-    webhook,
+    triggers, webhook,
 };
 
 #[test]
@@ -145,7 +145,7 @@ fn documentation_is_served_without_external_assets() {
 fn every_documented_operation_is_exercised() {
     let receiver = Receiver::start([]);
     let github = GitHub::start();
-    let program = automation_runs::on(webhook::posting(&receiver.url()), &github)
+    let program = triggers::on(automation_runs::on(webhook::posting(&receiver.url()), &github), &github)
         .demo_agent(&["--models"])
         .set("permission.policy", "ask")
         .start();
@@ -224,6 +224,8 @@ fn read_automation(api: &Api, github: &GitHub) {
     let id = automation_runs::keeps(&automation_runs::open(api, github, "ann"));
     let path = format!("/acp/automation/{id}");
     api.get("/acp/automation").expect(200);
+    api.get("/acp/automation/triggers").expect(200);
+    triggers::ping(api).expect(200);
     api.get(&path).expect(200);
     assert_eq!(api.get(&format!("{path}/rescue")).status, 200);
     api.post(&format!("{path}/retry"), json!({"githubToken": github.user_token("octocat")})).expect(202);
@@ -334,6 +336,8 @@ fn every_required_route_is_documented() {
         ("GET", "/acp/audit/notifications"),
         ("GET", "/acp/audit/summary"),
         ("GET", "/acp/automation"),
+        ("GET", "/acp/automation/triggers"),
+        ("POST", "/github/webhook"),
         ("GET", "/acp/automation/{id}"),
         ("GET", "/acp/automation/{id}/rescue"),
         ("POST", "/acp/automation/{id}/retry"),

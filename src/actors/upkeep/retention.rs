@@ -57,6 +57,7 @@ impl Ages {
             (Old::Records(Retained::Migrations), retention.migrations_days),
             (Old::Records(Retained::RollbackEvents), retention.migrations_days),
             (Old::Records(Retained::AutomationRuns), retention.automation_runs_days),
+            (Old::Records(Retained::GithubDeliveries), retention.github_deliveries_days),
             (Old::Records(Retained::Notifications), retention.notifications_days),
             (Old::PendingDeliveries, retention.notifications_days),
             (Old::CapacityAlerts, retention.capacity_alerts_days),

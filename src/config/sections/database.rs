@@ -49,6 +49,9 @@ impl Database {
     }
 }
 
+/// Days for which GitHub repeats a delivery on request.
+const REDELIVERY_DAYS: u64 = 3;
+
 /// Days after which records are removed; 0 keeps them.
 #[derive(Debug, Clone, Serialize, Deserialize)]
 #[serde(default, deny_unknown_fields)]
@@ -64,6 +67,9 @@ pub(crate) struct Retention {
     /// Commits of these runs that could not be delivered and are kept at the runtime, by the newest attempt to deliver them;
     /// never longer than the runs. A month, so that somebody notices and can retry, while the disk does not fill up.
     pub rescues_days: u64,
+    /// Deliveries of GitHub that started turns, or were to, by arrival; 0, or 4 and more: GitHub repeats deliveries for 3 days,
+    /// and a repeat is recognised by its record.
+    pub github_deliveries_days: u64,
     /// Notifications and their webhook deliveries. An older cursor is reset.
     pub notifications_days: u64,
     /// Sessions without an agent, by last use, once their turns and entries are removed; then their workspaces.
@@ -104,6 +110,7 @@ impl Default for Retention {
             capacity_alerts_days: 400,
             automation_runs_days: 400,
             rescues_days: 30,
+            github_deliveries_days: 90,
             notifications_days: 90,
             sessions_days: 90,
             turns_days: 90,
@@ -145,6 +152,10 @@ impl Retention {
     }
 
     pub(super) fn validate(&self, check: &mut Check<'_>) {
+        let days = self.github_deliveries_days;
+        let is_long = days == 0 || days > REDELIVERY_DAYS;
+        let what = format!("is {days}, must be 0, or more than {REDELIVERY_DAYS}");
+        check.require(is_long, "retention.github_deliveries_days", what);
         for tenant in self.tenants.keys() {
             let is_id = tenant.parse::<InstallationId>().is_ok();
             check.require(is_id, format!("retention.tenants.{tenant}"), "must be an installationId");

@@ -4,7 +4,7 @@ use secrecy::{ExposeSecret, SecretString};
 use serde::{Deserialize, Deserializer, Serialize};
 use url::{Host, Url};
 
-use super::{check::Check, hidden};
+use super::{check::Check, hidden, triggers::Triggers};
 use crate::domain::automation::{
     branch::DEFAULT_TEMPLATE,
     plan::{PROTECTED_PATHS, Protection},
@@ -65,6 +65,8 @@ pub(crate) struct Github {
     pub author_name: String,
     /// Address of `author_name`.
     pub author_email: String,
+    /// Turns that a label or a mention at GitHub starts; see below.
+    pub triggers: Triggers,
 }
 
 impl Default for Github {
@@ -86,6 +88,7 @@ impl Default for Github {
             protection: Protection::Draft,
             author_name: String::new(),
             author_email: String::new(),
+            triggers: Triggers::default(),
         }
     }
 }
@@ -139,6 +142,7 @@ impl Github {
         if let Some(Err(why)) = self.signing_key.as_ref().map(|key| SshKey::parse(key.expose_secret())) {
             check.require(false, "github.signing_key", why.to_string());
         }
+        self.triggers.validate(check, self.app().is_some());
         let is_plain = |text: &str| {
             text.chars().count() <= 100 && !text.contains(['<', '>']) && !text.contains(char::is_control)
         };

@@ -17,6 +17,7 @@ mod runtime;
 mod secrets;
 mod server;
 mod session;
+mod triggers;
 mod webhook;
 mod workspaces;
 

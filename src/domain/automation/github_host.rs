@@ -2,6 +2,8 @@
 
 use url::{Host, Url};
 
+use super::repository_pattern::RepositoryName;
+
 /// The path of the API of GitHub Enterprise Server.
 const ENTERPRISE_PATH: &str = "/api/v3";
 
@@ -12,6 +14,13 @@ pub(crate) fn web_host(api_url: &str) -> Option<String> {
     let host = url.host_str()?;
     let without_api = host.strip_prefix("api.").filter(|rest| rest.contains('.') && is_root(&url));
     Some(without_api.unwrap_or(host).to_owned())
+}
+
+/// The address from which a repository of the GitHub at `api_url` is cloned. `None` if the address has no host.
+pub(crate) fn clone_address(api_url: &str, name: &RepositoryName) -> Option<String> {
+    let url = Url::parse(api_url).ok()?;
+    let port = url.port().map(|port| format!(":{port}")).unwrap_or_default();
+    Some(format!("{}://{}{port}/{name}.git", url.scheme(), web_host(api_url)?))
 }
 
 fn is_root(url: &Url) -> bool {
@@ -94,6 +103,20 @@ mod tests {
         ] {
             assert_eq!(web_host(api_url).as_deref(), Some(web), "{api_url}");
             assert_eq!(noreply_domain(api_url).as_deref(), domain, "{api_url}");
+        }
+    }
+
+    #[test]
+    fn clone_address_is_on_the_host_of_the_repositories() {
+        let name = RepositoryName::parse("octo/hello").unwrap();
+        for (api_url, address) in [
+            ("https://api.github.com", "https://github.com/octo/hello.git"),
+            ("https://git.example.org/api/v3", "https://git.example.org/octo/hello.git"),
+            ("https://git.example.org:8443/api/v3/", "https://git.example.org:8443/octo/hello.git"),
+            ("https://api.octo.ghe.com", "https://octo.ghe.com/octo/hello.git"),
+            ("http://127.0.0.1:3000/api/v3", "http://127.0.0.1:3000/octo/hello.git"),
+        ] {
+            assert_eq!(clone_address(api_url, &name).as_deref(), Some(address), "{api_url}");
         }
     }
 

@@ -19,4 +19,5 @@ pub(crate) mod ssh_key;
 pub(crate) mod step;
 pub(crate) mod texts;
 pub(crate) mod tree;
+pub(crate) mod trigger;
 pub(crate) mod wanted;

@@ -55,7 +55,8 @@ fn sample_of_failure(code: ErrorCode) -> Option<Sample> {
         | AmbiguousWorkspace | RouteChanged | MigrationState | Unauthorized | Forbidden | ForbiddenOrigin
         | TurnRunning | SessionPreparing | SessionClosed | SessionFailed | SessionNotLoaded | IdempotencyMismatch
         | PermissionNotPending | LimitReached | WorkspaceFull | Erasing | TooManyTokens | CeilingExceeded
-        | ModeUnavailable | NotSupportedByAgent | UnknownAgent | UnknownSecret | AgentRejected => None,
+        | SignatureInvalid | InstallationBound | QueueFull | ModeUnavailable | NotSupportedByAgent | UnknownAgent
+        | UnknownSecret | AgentRejected => None,
         // The same on every route: folder and git, credentials, the model's provider.
         PathNotAllowed | FolderMissing | WorkspaceUnavailable | WorkspaceOwner | AgentAuthRequired
         | Authentication | ModelProvider => None,
@@ -104,6 +105,9 @@ mod tests {
         ErrorCode::Unauthorized,
         ErrorCode::Forbidden,
         ErrorCode::TooManyTokens,
+        ErrorCode::SignatureInvalid,
+        ErrorCode::InstallationBound,
+        ErrorCode::QueueFull,
         ErrorCode::CeilingExceeded,
         ErrorCode::ForbiddenOrigin,
         ErrorCode::PathNotAllowed,

@@ -98,6 +98,13 @@ error_codes! {
     /// The service has as many tokens as it can use.
     TooManyTokens = "too_many_tokens", Application, false, "Revoke tokens that are not used: `GET /acp/tokens`."
         | "Revoke tokens that are not used: `lumilink token list`.";
+    /// The signature of a delivery of GitHub is missing or wrong.
+    SignatureInvalid = "signature_invalid", Application, false,
+        "Sign the body with `github.triggers.webhook_secret` in `X-Hub-Signature-256`, as GitHub does with the secret of its webhook.";
+    /// An installation of the GitHub App is bound to another tenant.
+    InstallationBound = "installation_bound", Application, false,
+        "Remove the installation from the other tenant first: `PUT /acp/tenants/{installationId}`."
+        | "Remove the installation from the other tenant first: `lumilink tenant set`.";
     /// The `Origin` is not allowed, or the `Host` is not a name of this service.
     ForbiddenOrigin = "forbidden_origin", Application, false,
         "Add the origin to `server.allowed_origins`, or the host to `server.allowed_hosts`."
@@ -222,6 +229,8 @@ error_codes! {
     /// are open.
     CapacityExhausted = "capacity_exhausted", System, true, "Try again after `Retry-After`."
         | "Try again later, or close sessions that are not needed.";
+    /// As many deliveries of GitHub are queued as `[github.triggers]` allows.
+    QueueFull = "queue_full", System, true, "Have GitHub repeat the delivery later.";
     /// The service is shutting down.
     Draining = "draining", System, true, "Try again after `Retry-After`."
         | "Try again in some seconds.";

@@ -164,7 +164,7 @@ pub(super) async fn kept_commit(step: &mut Step<'_>, parent: &str) -> Option<Ste
     let StepInput::Commit { message, .. } = &step.order.input else { return None };
     let kept = kept(&folder_of(step.workspaces, step.run)).await.filter(|kept| kept.parent == parent)?;
     step.log("the clone was removed: the kept commit is delivered as it is");
-    Some(StepFact::Commit(CommitFact { sha: kept.commit, message: message.clone() }))
+    Some(StepFact::Commit(CommitFact { sha: kept.commit, message: message.clone(), is_signed: false }))
 }
 
 /// Makes a repository with the commit of a run from its bundle: the parent is fetched from the host. `None` if the run has

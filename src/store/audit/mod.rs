@@ -12,7 +12,7 @@ use diesel::{
 
 use super::{
     Store, StoreError,
-    automation::{self, sagas::SagaRow},
+    automation::{self, deliveries::DeliveryRow, sagas::SagaRow},
     changes,
     engine::{
         columns::{self, Cursor, Listed, Page, page_of},
@@ -29,7 +29,7 @@ use crate::{
         NotificationItem, RollbackEventItem,
     },
     domain::{
-        automation::saga::SagaStatus,
+        automation::{saga::SagaStatus, trigger::DeliveryState},
         clock::Timestamp,
         ids::{InstallationId, SessionId, UserId, WorkspaceId},
     },
@@ -253,6 +253,42 @@ impl Store {
             let records: Vec<automation::sagas::Record> =
                 page_of!(rows, page, table::created_us, table::run_id).load(connection)?;
             records.into_iter().map(automation::sagas::Record::read).collect()
+        })
+        .await
+    }
+
+    /// A page of deliveries, newest first. Cancel-safe.
+    pub(crate) async fn deliveries(
+        &self,
+        filter: AuditFilter,
+        state: Option<DeliveryState>,
+        page: Page,
+    ) -> Result<Vec<DeliveryRow>, StoreError> {
+        use schema::github_deliveries as table;
+        let AuditFilter { installation_id, workspace_id, session_id, from, until } = filter;
+        self.read(move |connection| {
+            let mut rows = table::table.into_boxed();
+            if let Some(tenant) = installation_id.as_ref().map(InstallationId::as_str) {
+                rows = rows.filter(table::installation_id.eq(tenant.to_owned()));
+            }
+            if let Some(workspace) = &workspace_id {
+                rows = rows.filter(table::workspace_id.eq(workspace.as_str().to_owned()));
+            }
+            if let Some(session) = session_id {
+                rows = rows.filter(table::session_id.eq(session.to_string()));
+            }
+            if let Some(from) = from {
+                rows = rows.filter(table::created_us.ge(from.0));
+            }
+            if let Some(until) = until {
+                rows = rows.filter(table::created_us.lt(until.0));
+            }
+            if let Some(state) = state {
+                rows = rows.filter(table::state.eq(state.as_str()));
+            }
+            let records: Vec<automation::deliveries::Record> =
+                page_of!(rows, page, table::created_us, table::delivery_id).load(connection)?;
+            records.into_iter().map(automation::deliveries::Record::read).collect()
         })
         .await
     }

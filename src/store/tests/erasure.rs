@@ -183,7 +183,7 @@ both_databases! {
         fill(&database, "acme", "api", "kept");
         let before = rows_with(&database, "kept");
         erase(&store, EraseTarget::Workspace(web.key)).await;
-        let of_tenant = ["capacity_alerts", "migration_runs", "tenant_protocols", "tenant_settings"];
+        let of_tenant = ["capacity_alerts", "github_bindings", "migration_runs", "tenant_protocols", "tenant_settings"];
         assert_eq!(left(&database, "canary"), of_tenant);
         assert!(rows_with(&database, "kept") == before);
     }
@@ -195,7 +195,7 @@ both_databases! {
         let before = rows_with(&database, "kept");
         erase(&store, EraseTarget::Session(web.key, web.session)).await;
         let of_workspace = [
-            "admin_changes", "capacity_alerts", "client_tokens", "migration_runs", "outcome_buckets", "protocol_migrations", "rollback_events", "tenant_protocols",
+            "admin_changes", "capacity_alerts", "client_tokens", "github_bindings", "migration_runs", "outcome_buckets", "protocol_migrations", "rollback_events", "tenant_protocols",
             "tenant_settings", "workspace_routes", "workspaces",
         ];
         assert_eq!(left(&database, "canary"), of_workspace);

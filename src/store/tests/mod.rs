@@ -2,6 +2,7 @@
 
 mod audit;
 mod capacity_alerts;
+mod deliveries;
 mod erasure;
 mod fixture;
 mod history;

@@ -9,8 +9,11 @@ use super::{
     family::{Family, Maker},
 };
 use crate::{
-    domain::automation::step::{StepName, StepOutcome, StepReport},
-    telemetry::labels::{CloneResult, RunOutcome, StepResult},
+    domain::automation::{
+        step::{StepName, StepOutcome, StepReport},
+        trigger::DeliveryState,
+    },
+    telemetry::labels::{CloneResult, DeliveryOutcome, RunOutcome, StepResult, TriggerEnd},
 };
 
 /// Buckets in seconds, from a local step of a small repository to a push that takes minutes.
@@ -22,6 +25,8 @@ pub(in crate::telemetry) struct AutomationMetrics {
     steps: Family<StepResult, Histogram>,
     clones: Family<CloneResult, Histogram>,
     rate_remaining: IntGauge,
+    deliveries: Family<DeliveryOutcome, IntCounter>,
+    triggers: Family<TriggerEnd, IntCounter>,
 }
 
 impl AutomationMetrics {
@@ -49,6 +54,17 @@ impl AutomationMetrics {
                 "lumilink_github_rate_limit_remaining",
                 "Requests that GitHub still permitted in this hour, by its newest answer; -1 before the first one.",
             )?,
+            deliveries: make.counters(
+                "lumilink_github_deliveries_total",
+                "Deliveries of GitHub's webhook that arrived, by event and by what became of them; `refused` has a wrong \
+                 signature.",
+                &["event", "result"],
+            )?,
+            triggers: make.counters(
+                "lumilink_github_triggers_total",
+                "Queued deliveries of GitHub on which no work remains, by the end: the turn was answered, or none was started.",
+                &["state"],
+            )?,
         })
     }
 }
@@ -66,6 +82,16 @@ impl Metrics {
         if let Some(histogram) = self.all.automation.clones.get(result) {
             histogram.observe(took.as_secs_f64());
         }
+    }
+
+    /// A delivery of GitHub arrived.
+    pub(crate) fn github_delivery(&self, outcome: DeliveryOutcome) {
+        self.all.automation.deliveries.add(outcome, 1);
+    }
+
+    /// The work on a queued delivery has ended.
+    pub(crate) fn github_trigger(&self, state: DeliveryState) {
+        self.all.automation.triggers.add(TriggerEnd(state), 1);
     }
 
     pub(crate) fn automation_step(&self, step: StepName, report: &StepReport, took: Duration) {

@@ -37,13 +37,14 @@ pub(crate) struct Builder {
 impl Builder {
     /// Adds `--set key=value`; a secret, which is refused there, as a variable.
     pub(crate) fn set(mut self, key: &str, value: impl ToString) -> Self {
-        const SECRETS: [&str; 6] = [
+        const SECRETS: [&str; 7] = [
             "server.token",
             "runtime.token",
             "database.url",
             "webhook.url",
             "webhook.secret",
             "webhook.previous_secret",
+            "github.triggers.webhook_secret",
         ];
         if SECRETS.contains(&key) {
             let variable = format!("LUMILINK_{}", key.to_uppercase().replace('.', "__"));

@@ -381,7 +381,7 @@ mod tests {
     #[test]
     fn only_a_requester_who_may_write_is_credited_and_with_the_address_of_their_id() {
         let of = |permission: &str, login: &str| {
-            let user = User { id: 7, login: login.into(), name: None };
+            let user = User { id: 7, login: login.into(), name: None, kind: None };
             let found = Collaborator { permission: Some(permission.into()), user: Some(user) };
             credited(&found, "OctoCat", "users.noreply.github.com").map(|it| it.email)
         };
@@ -394,7 +394,7 @@ mod tests {
     #[test]
     fn identity_has_the_noreply_address_and_no_line_breaks_or_brackets() {
         let of = |login: &str, name: Option<&str>| {
-            let user = User { id: 7, login: login.into(), name: name.map(str::to_owned) };
+            let user = User { id: 7, login: login.into(), name: name.map(str::to_owned), kind: None };
             identity_of(&user, "users.noreply.github.com").map(|it| format!("{} <{}>", it.name, it.email))
         };
         let bot = of("lumi[bot]", None).unwrap();

@@ -302,6 +302,7 @@ impl Call<'_> {
                 self.need(repository, "issues", "write")?;
                 self.create_issue(repository)
             }
+            ([.., "reactions"], "POST") => self.react(repository, rest),
             (["comments", id], method) => self.comment(repository, id, method),
             ([number], "GET") => {
                 let issue = issue_of(repository, number)?;
@@ -411,6 +412,18 @@ impl Call<'_> {
         }
         let comment = self.world.repository(&repository.full_name).expect("it exists").comments[at].clone();
         Ok(Response::json(200, &self.comment_json(repository, &comment)))
+    }
+
+    /// Adds a reaction to an issue or a comment. As on GitHub, a repetition answers 200 and adds none.
+    fn react(&mut self, repository: &Repository, rest: &[&str]) -> Answer {
+        self.need(repository, "issues", "write")?;
+        let content = self.request.json()["content"].as_str().unwrap_or_default().to_owned();
+        let reaction = (rest[..rest.len() - 1].join("/"), content);
+        let is_new = !repository.reactions.contains(&reaction);
+        if is_new {
+            self.world.repository_mut(&repository.full_name).reactions.push(reaction);
+        }
+        Ok(Response::json(if is_new { 201 } else { 200 }, &json!({"id": 1, "content": "eyes"})))
     }
 
     fn labels(&mut self, repository: &Repository) -> Answer {

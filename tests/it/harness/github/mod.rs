@@ -159,6 +159,13 @@ impl GitHub {
         value
     }
 
+    /// Id of a person, who is created if unknown.
+    pub(crate) fn person(&self, login: &str) -> u64 {
+        let mut world = self.world();
+        let id = world.next_id();
+        *world.people.entry(login.to_owned()).or_insert(id)
+    }
+
     /// Issues a token of the installation on `octo`, with all of its permissions.
     pub(crate) fn installation_token(&self) -> String {
         let mut world = self.world();
@@ -230,6 +237,7 @@ impl GitHub {
             people: BTreeMap::from([("octocat".to_owned(), "admin".to_owned())]),
             issues: Vec::new(),
             comments: Vec::new(),
+            reactions: Vec::new(),
             labels: Vec::new(),
             waiting_runs: 0,
         };

@@ -23,6 +23,8 @@ pub(crate) struct Repository {
     /// Issues and pull requests, by number from 1.
     pub issues: Vec<Issue>,
     pub comments: Vec<Comment>,
+    /// Reactions: the path of the object below `issues/`, and the kind. Each is there once.
+    pub reactions: Vec<(String, String)>,
     pub labels: Vec<String>,
     /// Workflow runs that wait for approval, whatever their commit.
     pub waiting_runs: u64,

@@ -1,0 +1,321 @@
+//! Turns that a label or a mention at GitHub starts: which deliveries of the webhook do, and for whom.
+//!
+//! A delivery is decided twice. The request of GitHub is decided from its payload alone; what passes is stored, and its
+//! sender's permission is checked with GitHub before anything is opened. Texts are those of the payload, so an edit in between
+//! changes nothing.
+
+pub(crate) mod mention;
+pub(crate) mod payload;
+pub(crate) mod progress;
+pub(crate) mod texts;
+
+use serde::{Deserialize, Serialize};
+
+use self::{
+    mention::{mentions, mentions_anyone},
+    payload::{Account, Payload, Subject},
+};
+use super::{policy::MAX_INSTALLATION, repository_pattern::RepositoryName};
+use crate::domain::{text, words::words};
+
+/// The longest title of a request, in characters, as at GitHub.
+const MAX_TITLE_CHARS: usize = 256;
+/// The longest text of an issue and of a comment in a request, in characters. GitHub allows 65,536; the rest rarely says more,
+/// and an agent reads the issue itself if it has to.
+pub(crate) const MAX_TEXT_CHARS: usize = 20_000;
+/// The longest login that is kept, in characters; GitHub's have up to 39.
+const MAX_LOGIN_CHARS: usize = 100;
+/// The beginning of every hidden mark in texts of this service.
+const OWN_MARK: &str = "<!-- lumilink:";
+
+words! {
+    /// An event of GitHub's webhook, by its header.
+    EventKind {
+        /// The test of a new webhook.
+        Ping = "ping",
+        Issues = "issues",
+        IssueComment = "issue_comment",
+        PullRequest = "pull_request",
+        /// Any other.
+        Other = "other",
+    }
+}
+
+words! {
+    /// State of a queued delivery: the last step that is on disk.
+    DeliveryState {
+        /// Nothing was done yet.
+        Queued = "queued",
+        /// The sender has write permission.
+        Checked = "checked",
+        /// A session is open.
+        Opened = "opened",
+        /// The turn runs.
+        Prompted = "prompted",
+        /// The answer is at GitHub.
+        Answered = "answered",
+        /// No turn was started.
+        Ignored = "ignored",
+        /// The turn could not be started, or the answer could not be written.
+        Failed = "failed",
+    }
+}
+
+impl DeliveryState {
+    /// True for a delivery on which work remains.
+    pub(crate) fn is_open(self) -> bool {
+        matches!(self, Self::Queued | Self::Checked | Self::Opened | Self::Prompted)
+    }
+}
+
+words! {
+    /// Why a delivery starts no turn.
+    IgnoreReason {
+        /// Neither the event nor its action starts turns.
+        Event = "event",
+        /// The installation is not bound to a tenant, does not reach the repository, or is suspended.
+        NoInstallation = "no-installation",
+        /// Automation is switched off.
+        AutomationOff = "automation-off",
+        /// The label is another one.
+        OtherLabel = "other-label",
+        /// The text does not mention the App outside of code, quotes and links.
+        NoMention = "no-mention",
+        /// The sender is missing, a bot, or not the author of the text.
+        NotAPerson = "not-a-person",
+        /// The text was written by this service.
+        OwnText = "own-text",
+        /// The issue or the pull request is closed.
+        Closed = "closed",
+        /// The issue was opened with the label, whose own event follows.
+        LabelFollows = "label-follows",
+        /// The sender has no write permission.
+        NoPermission = "no-permission",
+        /// The repository is another one by now.
+        NoRepository = "no-repository",
+    }
+}
+
+words! {
+    /// The act that starts a turn.
+    TriggerCause {
+        /// A label was applied.
+        Label = "label",
+        /// A comment mentions the App.
+        Comment = "comment",
+        /// The text of a new issue or pull request mentions the App.
+        Opened = "opened",
+    }
+}
+
+/// The rules of the configuration.
+#[derive(Debug, Clone, Copy)]
+pub(crate) struct Rules<'a> {
+    pub label: &'a str,
+    /// The name to mention, without `@`; `None` while the name of the App is not known.
+    pub mention: Option<&'a str>,
+}
+
+/// A delivery that may start a turn. Stored as JSON; unknown members are ignored.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub(crate) struct Request {
+    /// Id of the installation by which GitHub sent the delivery.
+    pub github_installation: u64,
+    pub repository_id: u64,
+    /// `owner/name` at the time of the event, and after the check the name of then.
+    pub repository: String,
+    /// Number of the issue or pull request.
+    pub number: u64,
+    pub is_pull_request: bool,
+    pub cause: TriggerCause,
+    /// Id of the comment that is the cause.
+    #[serde(default)]
+    pub comment_id: Option<u64>,
+    /// The person who applied the label or wrote the text.
+    pub sender: Person,
+    /// True if the text mentions somebody, and the name of the App was not known.
+    #[serde(default)]
+    pub is_unresolved: bool,
+    /// Removed at the end.
+    #[serde(default)]
+    pub text: Option<RequestText>,
+}
+
+/// A person at GitHub.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub(crate) struct Person {
+    pub id: u64,
+    pub login: String,
+}
+
+/// The texts of an event.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub(crate) struct RequestText {
+    pub title: String,
+    /// Login of the author of the issue or pull request; empty if the account was deleted.
+    pub author: String,
+    pub body: String,
+    #[serde(default)]
+    pub comment: Option<String>,
+}
+
+/// Why a payload starts no turn.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(crate) enum Rejection {
+    Ignored(IgnoreReason),
+    /// A member is missing or out of its range.
+    Malformed(&'static str),
+}
+
+impl From<IgnoreReason> for Rejection {
+    fn from(reason: IgnoreReason) -> Self {
+        Self::Ignored(reason)
+    }
+}
+
+/// Decides about a payload.
+///
+/// # Errors
+/// The reason for which it starts no turn.
+pub(crate) fn decide(kind: EventKind, payload: Payload, rules: Rules<'_>) -> Result<Request, Rejection> {
+    let cause = cause_of(kind, payload.action.as_deref()).ok_or(IgnoreReason::Event)?;
+    let malformed = Rejection::Malformed;
+    let installation = payload.installation_id().ok_or(malformed("installation.id"))?;
+    let repository = payload.repository.ok_or(malformed("repository"))?;
+    let subject = match kind {
+        EventKind::PullRequest => payload.pull_request,
+        _ => payload.issue,
+    };
+    let subject = subject.ok_or(malformed("issue or pull_request"))?;
+    let full_name = RepositoryName::parse(&repository.full_name).map(|name| name.to_string());
+    let full_name = full_name.filter(|name| *name == repository.full_name);
+    let full_name = full_name.ok_or(malformed("repository.full_name"))?;
+    let is_id = |id: u64| (1..=MAX_INSTALLATION).contains(&id);
+    if !is_id(installation) || !is_id(repository.id) || !is_id(subject.number) {
+        return Err(malformed("an id or number is out of range"));
+    }
+    let comment = payload.comment.filter(|_| cause == TriggerCause::Comment);
+    if comment.is_none() && cause == TriggerCause::Comment {
+        return Err(malformed("comment"));
+    }
+    let author = match (&comment, cause) {
+        (Some(comment), _) if comment.performed_via_github_app.is_some() => {
+            return Err(IgnoreReason::NotAPerson.into());
+        }
+        (Some(comment), _) => Some(comment.user.as_ref()),
+        (None, TriggerCause::Opened) => Some(subject.user.as_ref()),
+        (None, _) => None,
+    };
+    let sender = person(payload.sender.as_ref(), author).ok_or(IgnoreReason::NotAPerson)?;
+    let text = comment.as_ref().map_or(&subject.body, |comment| &comment.body).as_deref().unwrap_or_default();
+    let is_unresolved = match cause {
+        TriggerCause::Label => {
+            let name = payload.label.as_ref().map(|label| label.name.as_str()).unwrap_or_default();
+            is_label(name, rules.label).then_some(false).ok_or(IgnoreReason::OtherLabel)?
+        }
+        TriggerCause::Comment | TriggerCause::Opened => is_unresolved(text, rules)?,
+    };
+    if text.contains(OWN_MARK) {
+        return Err(IgnoreReason::OwnText.into());
+    }
+    if subject.is_closed() {
+        return Err(IgnoreReason::Closed.into());
+    }
+    if cause == TriggerCause::Opened && subject.has_label(rules.label) {
+        return Err(IgnoreReason::LabelFollows.into());
+    }
+    Ok(Request {
+        github_installation: installation,
+        repository_id: repository.id,
+        repository: full_name,
+        number: subject.number,
+        is_pull_request: kind == EventKind::PullRequest || subject.is_pull_request(),
+        cause,
+        comment_id: comment.as_ref().map(|comment| comment.id),
+        sender,
+        is_unresolved,
+        text: Some(texts_of(subject, comment.and_then(|comment| comment.body))),
+    })
+}
+
+fn cause_of(kind: EventKind, action: Option<&str>) -> Option<TriggerCause> {
+    match (kind, action?) {
+        (EventKind::Issues | EventKind::PullRequest, "labeled") => Some(TriggerCause::Label),
+        (EventKind::Issues | EventKind::PullRequest, "opened") => Some(TriggerCause::Opened),
+        (EventKind::IssueComment, "created") => Some(TriggerCause::Comment),
+        _ => None,
+    }
+}
+
+/// The sender, if it is a person and wrote the text. `author` is `None` without a text of the sender.
+fn person(sender: Option<&Account>, author: Option<Option<&Account>>) -> Option<Person> {
+    let sender = sender.filter(|sender| sender.is_person())?;
+    let wrote = author.is_none_or(|author| author.is_some_and(|author| author.id == sender.id));
+    let login = sender.login.as_str();
+    let is_login = (1..=MAX_LOGIN_CHARS).contains(&login.len())
+        && login.bytes().all(|byte| byte.is_ascii_alphanumeric() || b"-_".contains(&byte));
+    let is_sound = wrote && is_login && (1..=MAX_INSTALLATION).contains(&sender.id);
+    is_sound.then(|| Person { id: sender.id, login: login.to_owned() })
+}
+
+/// True if the text mentions somebody and the name of the App is not known.
+fn is_unresolved(text: &str, rules: Rules<'_>) -> Result<bool, IgnoreReason> {
+    let (is_mentioned, is_unresolved) = match rules.mention {
+        Some(name) => (mentions(text, name), false),
+        None => (mentions_anyone(text), true),
+    };
+    if is_mentioned { Ok(is_unresolved) } else { Err(IgnoreReason::NoMention) }
+}
+
+/// True for the same label: GitHub ignores the case of letters.
+fn is_label(given: &str, wanted: &str) -> bool {
+    given.to_lowercase() == wanted.to_lowercase()
+}
+
+impl Subject {
+    fn has_label(&self, wanted: &str) -> bool {
+        self.labels.iter().flatten().any(|label| is_label(&label.name, wanted))
+    }
+}
+
+fn texts_of(subject: Subject, comment: Option<String>) -> RequestText {
+    let kept = |text: &str| text::cut(&text::visible(text), MAX_TEXT_CHARS);
+    RequestText {
+        title: text::plain(&subject.title.unwrap_or_default(), MAX_TITLE_CHARS),
+        author: text::plain(
+            subject.user.as_ref().map(|user| user.login.as_str()).unwrap_or_default(),
+            MAX_LOGIN_CHARS,
+        ),
+        body: kept(&subject.body.unwrap_or_default()),
+        comment: comment.as_deref().map(kept),
+    }
+}
+
+impl Request {
+    /// Decides about a mention once the name of the App is known.
+    ///
+    /// # Errors
+    /// `no-mention`.
+    pub(crate) fn resolve(&mut self, name: &str) -> Result<(), IgnoreReason> {
+        if !std::mem::take(&mut self.is_unresolved) {
+            return Ok(());
+        }
+        let text = self.text.as_ref();
+        let text = text.map(|text| text.comment.as_ref().unwrap_or(&text.body).as_str()).unwrap_or_default();
+        if mentions(text, name) { Ok(()) } else { Err(IgnoreReason::NoMention) }
+    }
+
+    /// Name of the workspace: one for each issue and pull request, also after a repository was replaced by another of its
+    /// name. `gh<repository id>:<owner>:<name>:<number>`, at most 128 characters, the name cut if necessary.
+    pub(crate) fn workspace(&self) -> String {
+        let (owner, name) = self.repository.split_once('/').unwrap_or(("", &self.repository));
+        let (start, end) = (format!("gh{}:{owner}:", self.repository_id), format!(":{}", self.number));
+        let room = crate::domain::ids::MAX_NAME_LENGTH.saturating_sub(start.len() + end.len());
+        let name: String = name.chars().take(room).collect();
+        format!("{start}{name}{end}").to_ascii_lowercase()
+    }
+}
+
+#[cfg(test)]
+mod tests;

@@ -1,0 +1,117 @@
+//! The members of GitHub's payloads that are used. Unknown members are ignored.
+
+use serde::{Deserialize, de::IgnoredAny};
+
+/// A payload of the events that start turns.
+#[derive(Debug, Default, Deserialize)]
+#[serde(default)]
+pub(crate) struct Payload {
+    pub action: Option<String>,
+    installation: Option<Id>,
+    pub repository: Option<Repository>,
+    /// The person or program that caused the event.
+    pub sender: Option<Account>,
+    pub issue: Option<Subject>,
+    pub pull_request: Option<Subject>,
+    pub comment: Option<Comment>,
+    /// The label that was applied.
+    pub label: Option<Label>,
+}
+
+#[derive(Debug, Deserialize)]
+struct Id {
+    id: u64,
+}
+
+#[derive(Debug, Deserialize)]
+pub(crate) struct Repository {
+    pub id: u64,
+    pub full_name: String,
+}
+
+/// A user, an organisation or a bot.
+#[derive(Debug, Deserialize)]
+pub(crate) struct Account {
+    pub id: u64,
+    pub login: String,
+    #[serde(default, rename = "type")]
+    kind: Option<String>,
+}
+
+/// An issue or a pull request.
+#[derive(Debug, Deserialize)]
+pub(crate) struct Subject {
+    pub number: u64,
+    #[serde(default)]
+    pub title: Option<String>,
+    #[serde(default)]
+    pub body: Option<String>,
+    /// `open` or `closed`.
+    #[serde(default)]
+    state: Option<String>,
+    /// `None` for a deleted account.
+    #[serde(default)]
+    pub user: Option<Account>,
+    #[serde(default)]
+    pub labels: Option<Vec<Label>>,
+    /// Present on the issue side of a pull request.
+    #[serde(default)]
+    pull_request: Option<IgnoredAny>,
+}
+
+#[derive(Debug, Deserialize)]
+pub(crate) struct Comment {
+    pub id: u64,
+    #[serde(default)]
+    pub body: Option<String>,
+    #[serde(default)]
+    pub user: Option<Account>,
+    /// Present if a program wrote it with the token of a person.
+    #[serde(default)]
+    pub performed_via_github_app: Option<IgnoredAny>,
+}
+
+#[derive(Debug, Deserialize)]
+pub(crate) struct Label {
+    pub name: String,
+}
+
+/// A payload that is no JSON, or whose members have other types than GitHub's.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+#[error("{0}")]
+pub(crate) struct BadPayload(String);
+
+impl Payload {
+    /// Parses a payload. Members that are not used may be nested as deep as the body is long, which takes no stack.
+    ///
+    /// # Errors
+    /// The place of the error.
+    pub(crate) fn parse(body: &[u8]) -> Result<Self, BadPayload> {
+        if body.trim_ascii_start().first() != Some(&b'{') {
+            return Err(BadPayload("payload: is not an object".to_owned()));
+        }
+        serde_json::from_slice(body).map_err(|cause| BadPayload(format!("payload: {cause}")))
+    }
+
+    /// Id of the installation of the App.
+    pub(crate) fn installation_id(&self) -> Option<u64> {
+        self.installation.as_ref().map(|installation| installation.id)
+    }
+}
+
+impl Account {
+    /// True for a person; false for a bot, an organisation or a placeholder.
+    pub(crate) fn is_person(&self) -> bool {
+        self.kind.as_deref() == Some("User")
+    }
+}
+
+impl Subject {
+    pub(crate) fn is_closed(&self) -> bool {
+        self.state.as_deref() == Some("closed")
+    }
+
+    pub(crate) fn is_pull_request(&self) -> bool {
+        self.pull_request.is_some()
+    }
+}
