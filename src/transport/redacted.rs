@@ -137,9 +137,9 @@ mod tests {
         texts.collect()
     }
 
-    fn redacted() -> (mpsc::UnboundedSender<AgentEvent>, impl Stream<Item = AgentEvent> + Unpin) {
+    fn redacted() -> (mpsc::Sender<AgentEvent>, impl Stream<Item = AgentEvent> + Unpin) {
         known::hide([VALUE.to_owned()]);
-        let (says, mut heard) = mpsc::unbounded_channel();
+        let (says, mut heard) = mpsc::channel(16);
         (says, RedactedEvents::new(futures_util::stream::poll_fn(move |cx| heard.poll_recv(cx))))
     }
 
@@ -147,10 +147,10 @@ mod tests {
     async fn value_of_the_supervisor_that_chunks_split_is_redacted_in_order() {
         let (says, events) = redacted();
         for text in ["say omega-sec", "ret-of-the", "-supervisor, and omega-s"] {
-            says.send(chunk(text)).unwrap();
+            says.try_send(chunk(text)).unwrap();
         }
-        says.send(answered()).unwrap();
-        says.send(chunk("omega-secret")).unwrap();
+        says.try_send(answered()).unwrap();
+        says.try_send(chunk("omega-secret")).unwrap();
         drop(says);
         assert_eq!(shown(events.collect::<Vec<_>>().await), "say [redacted], and omega-s|omega-secret");
     }
@@ -158,7 +158,7 @@ mod tests {
     #[tokio::test]
     async fn held_end_of_a_text_is_shown_while_the_agent_is_silent() {
         let (says, mut events) = redacted();
-        says.send(chunk("see omega")).unwrap();
+        says.try_send(chunk("see omega")).unwrap();
         assert_eq!(shown(events.next().await), "see ");
         assert!(events.next().now_or_never().is_none());
         let begun = Instant::now();

@@ -364,7 +364,7 @@ impl Saga {
         match fact {
             StepFact::Changes(made) => facts.changes = Some(made),
             StepFact::Preflight(made) => {
-                facts.preflight = Some(made);
+                facts.preflight = Some(*made);
                 self.drop_unsigned();
             }
             StepFact::Issue(made) => facts.issue = Some(made),

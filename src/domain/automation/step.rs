@@ -392,7 +392,7 @@ pub(crate) struct RescueFact {
 #[serde(tag = "made", rename_all = "kebab-case", rename_all_fields = "camelCase")]
 pub(crate) enum StepFact {
     Changes(Changes),
-    Preflight(Preflight),
+    Preflight(Box<Preflight>),
     Issue(IssueFact),
     Commit(CommitFact),
     Push(PushFact),

@@ -84,7 +84,7 @@ pub(crate) fn fact_of(step: StepName) -> StepFact {
     let url = || "https://github.test/x".to_owned();
     match step {
         StepName::Changes => StepFact::Changes(changes(1)),
-        StepName::Preflight => StepFact::Preflight(preflight()),
+        StepName::Preflight => StepFact::Preflight(preflight().into()),
         StepName::Issue => {
             StepFact::Issue(IssueFact { id: 1, number: 4, url: url(), title: "t".into(), is_adopted: false })
         }
@@ -286,7 +286,7 @@ fn push_refused_without_a_signature_is_repeated_with_one_if_that_is_possible() {
     ] {
         let mut saga = Saga::new(plan(), NOW);
         let (steps, verdict) = run(&mut saga, NOW, |step| match step {
-            Check => Some(done(StepFact::Preflight(Preflight { could_sign: way, ..preflight() }))),
+            Check => Some(done(StepFact::Preflight(Preflight { could_sign: way, ..preflight() }.into()))),
             Push => Some(refused("signing-required")),
             _ => None,
         });
@@ -315,7 +315,7 @@ fn commit_that_was_kept_without_its_signature_is_made_and_kept_again() {
             }))),
             Push => Some(failed("github-unavailable", None, Remedy::Later, Some(NOW))),
             Check if is_signed => {
-                Some(done(StepFact::Preflight(Preflight { signing: Some(SigningWay::Key), ..preflight() })))
+                Some(done(StepFact::Preflight(Preflight { signing: Some(SigningWay::Key), ..preflight() }.into())))
             }
             _ => None,
         }
@@ -344,7 +344,7 @@ fn session_on_a_pull_request_pushes_to_its_branch_and_opens_nothing() {
         let base = Some("release".to_owned());
         let checked = Preflight { target: Some(target(8, fork)), target_base: base, ..preflight() };
         let (steps, verdict) =
-            run(&mut saga, NOW, |step| (step == Check).then(|| done(StepFact::Preflight(checked.clone()))));
+            run(&mut saga, NOW, |step| (step == Check).then(|| done(StepFact::Preflight(checked.clone().into()))));
         assert_eq!((steps, verdict), (vec![Look, Check, Commit, Push, PullRequest], Verdict::Success));
         saga.facts.push = None;
         let StepInput::Push { branch, expected, fork: pushed_to, onto, .. } = push_of(&saga) else {
@@ -366,7 +366,7 @@ fn change_of_another_open_run_is_adopted_instead_of_opened_again() {
     let mut saga = Saga::new(plan(), NOW);
     let checked = Preflight { twin: Some(target(3, None)), ..preflight() };
     let (steps, verdict) =
-        run(&mut saga, NOW, |step| (step == Check).then(|| done(StepFact::Preflight(checked.clone()))));
+        run(&mut saga, NOW, |step| (step == Check).then(|| done(StepFact::Preflight(checked.clone().into()))));
     assert_eq!((steps, verdict), (vec![Look, Check, Commit, Push, PullRequest], Verdict::Success), "no second issue");
     saga.facts.push = None;
     let StepInput::Push { branch, expected, is_twin, .. } = push_of(&saga) else { panic!("a push") };
@@ -378,7 +378,7 @@ fn turn_after_a_merge_begins_anew_from_the_base() {
     let previous = Previous { branch: "b".into(), head: "4".repeat(40), issue: None, pull_request: Some(5) };
     let merged = Preflight { pull_request: Some(PullRequestState::Merged), ..preflight() };
     let mut saga = Saga::new(Plan { previous: Some(previous), ..plan() }, NOW);
-    run(&mut saga, NOW, |step| (step == Check).then(|| done(StepFact::Preflight(merged.clone()))));
+    run(&mut saga, NOW, |step| (step == Check).then(|| done(StepFact::Preflight(merged.clone().into()))));
     saga.facts.push = None;
     let StepInput::Push { branch, expected, onto, .. } = push_of(&saga) else { panic!("a push") };
     assert_eq!((expected, onto.as_deref()), (None, Some("main")));
@@ -429,7 +429,8 @@ fn closed_pull_request_stops_the_run_and_a_merged_one_begins_anew() {
     let previous = Previous { branch: "b".into(), head: "4".repeat(40), issue: None, pull_request: Some(5) };
     let with = |state| {
         move |step| {
-            (step == Check).then(|| done(StepFact::Preflight(Preflight { pull_request: Some(state), ..preflight() })))
+            (step == Check)
+                .then(|| done(StepFact::Preflight(Preflight { pull_request: Some(state), ..preflight() }.into())))
         }
     };
     let mut saga = Saga::new(Plan { previous: Some(previous.clone()), ..plan() }, NOW);

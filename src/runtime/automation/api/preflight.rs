@@ -88,7 +88,7 @@ pub(super) async fn preflight(api: &mut Api<'_>, input: &StepInput) -> Made {
         Some(login) => requester_of(api, login).await?,
         None => None,
     };
-    Ok(StepFact::Preflight(Preflight {
+    Ok(StepFact::Preflight(Box::new(Preflight {
         full_name: api.repository.name().to_string(),
         default_branch,
         has_issues,
@@ -102,7 +102,7 @@ pub(super) async fn preflight(api: &mut Api<'_>, input: &StepInput) -> Made {
         target_base: found.base,
         twin,
         requester,
-    }))
+    })))
 }
 
 /// The signer of the commit, and the one that could sign it.

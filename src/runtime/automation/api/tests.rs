@@ -208,7 +208,7 @@ impl Bench {
 
     async fn preflight(&self, input: StepInput) -> Result<Preflight, StepFailure> {
         match self.run(&input).await? {
-            StepFact::Preflight(fact) => Ok(fact),
+            StepFact::Preflight(fact) => Ok(*fact),
             other => panic!("{other:?}"),
         }
     }
