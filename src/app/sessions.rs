@@ -98,7 +98,7 @@ pub(super) async fn start_sessions(
         given_tokens: given_tokens.clone(),
         stopping: stopping.subscribe(),
     };
-    let services = Services {
+    let services = Arc::new(Services {
         store,
         membership,
         metrics,
@@ -126,8 +126,7 @@ pub(super) async fn start_sessions(
         tenant_use: UseGuard::default(),
         token_use: UseGuard::default(),
         disk: DiskUse::default(),
-    };
-    let services = Arc::new(services);
+    });
     let guard = CapacityGuard::new(config.capacity.rules(), services.metrics.clone());
     let capacity = CapacityWatch::recover(guard.clone(), services.clone()).await?;
     let workspaces = Workspaces::new(services, workspace_client, guard);

@@ -356,10 +356,9 @@ fn build(
         options.metrics.clone(),
     )?);
     agents.announce_jail();
-    let retention = options.retention;
     let fallback = FallbackSettings {
-        grace: retention.grace,
-        lines: LineLimits { lines: retention.frames, bytes: retention.bytes },
+        grace: options.retention.grace,
+        lines: LineLimits { lines: options.retention.frames, bytes: options.retention.bytes },
         frame_bytes: options.frame_bytes,
     };
     let fallback = Arc::new(Fallback::new(agents.clone(), fallback, stopping.clone()));

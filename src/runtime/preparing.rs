@@ -1,8 +1,8 @@
-//! `POST /workspace/prepare`: prepares a folder, and reports the progress of its clone to clients that read lines.
+//! The answer to `POST /workspace/prepare` for clients that read lines: the progress of the clone, then the end.
 
-use std::{convert::Infallible, pin::Pin, sync::Arc};
+use std::{convert::Infallible, pin::Pin};
 
-use actix_web::{HttpRequest, HttpResponse, http::header, web};
+use actix_web::{HttpRequest, http::header};
 use bytes::Bytes;
 use futures_util::{Stream, stream};
 use tokio::{
@@ -10,65 +10,26 @@ use tokio::{
     time::{Interval, MissedTickBehavior, interval},
 };
 
-use super::{
-    reply::{answer, answer_failure, read, refuse},
-    routes::{BODY, MAX_BODY_BYTES, RuntimeState},
-};
 use crate::{
     contract::{
         fallback::NDJSON,
         problem::Problem,
-        runtime::{PrepareLine, PrepareWorkspace, PreparedWorkspace},
+        runtime::{PrepareLine, PreparedWorkspace},
     },
     domain::{
         session::preparation::{CloneProgress, REPORT_EVERY},
-        turn::outcome::{ErrorCode, Failure},
+        turn::outcome::Failure,
     },
     transport::request_id,
 };
 
 /// The preparation that an answer waits for. Dropping it ends the clone.
-type Preparing = Pin<Box<dyn Future<Output = Result<PreparedWorkspace, Failure>>>>;
+pub(super) type Preparing = Pin<Box<dyn Future<Output = Result<PreparedWorkspace, Failure>>>>;
 
-pub(super) async fn prepare(
-    request: HttpRequest,
-    body: web::Payload,
-    state: web::Data<RuntimeState>,
-) -> HttpResponse {
-    let asked = match read::<PrepareWorkspace>(&request, body, MAX_BODY_BYTES, BODY).await {
-        Ok(asked) => asked,
-        Err(failure) => return answer_failure(&failure),
-    };
-    if let Some(agent) = asked.agent.as_ref().filter(|agent| !state.sockets.agents.names().contains(agent)) {
-        return refuse(ErrorCode::UnknownAgent, &format!("no agent {agent:?} is configured"));
-    }
-    if !accepts_lines(&request) {
-        return answer(work(state.into_inner(), asked, None).await);
-    }
-    let (sender, progress) = watch::channel(None);
-    let preparing: Preparing = Box::pin(work(state.into_inner(), asked, Some(sender)));
-    HttpResponse::Ok().content_type(NDJSON).streaming(lines(preparing, progress))
-}
-
-fn accepts_lines(request: &HttpRequest) -> bool {
+/// True if the client reads lines.
+pub(super) fn accepts_lines(request: &HttpRequest) -> bool {
     let accepted = request.headers().get_all(header::ACCEPT).filter_map(|accepted| accepted.to_str().ok());
     accepted.into_iter().any(|accepted| accepted.contains(NDJSON))
-}
-
-async fn work(
-    state: Arc<RuntimeState>,
-    asked: PrepareWorkspace,
-    progress: Option<watch::Sender<Option<CloneProgress>>>,
-) -> Result<PreparedWorkspace, Failure> {
-    let agents = &state.sockets.agents;
-    let has_oneshot = agents.has_oneshot(asked.agent.as_deref());
-    let user = match asked.workspace.path {
-        Some(_) => agents.user_of(asked.agent.as_deref(), asked.installation_id.as_ref()).await?,
-        // A new workspace gets its owner with its first agent.
-        None => None,
-    };
-    let prepared = state.workspaces.prepare(asked, user, progress).await?;
-    Ok(PreparedWorkspace { has_oneshot, ..prepared })
 }
 
 struct Lines {
@@ -80,7 +41,7 @@ struct Lines {
 
 /// Progress at most once a second, with an empty line in a second without progress, by which a client that has left is
 /// noticed; then the end.
-fn lines(
+pub(super) fn lines(
     preparing: Preparing,
     progress: watch::Receiver<Option<CloneProgress>>,
 ) -> impl Stream<Item = Result<Bytes, Infallible>> {

@@ -17,6 +17,7 @@ use actix_web::{
 use parking_lot::Mutex;
 use secrecy::{ExposeSecret, SecretString};
 use subtle::ConstantTimeEq;
+use tokio::sync::watch;
 use tracing::Instrument;
 use uuid::Uuid;
 
@@ -33,17 +34,18 @@ use crate::{
     contract::{
         authorization::bearer_token,
         browsers::{self, CROSS_SITE, EVERYWHERE, NO_STORE, POLICY_OF_DATA, SEC_FETCH_SITE},
-        fallback::PROCESS_PROMPT,
+        fallback::{NDJSON, PROCESS_PROMPT},
         health::{PartStatus, Probe},
         runtime::{
-            AgentProcesses, CONNECTION_ID_HEADER, CountProcesses, DiffWorkspace, MeasureWorkspace, RECEIVED_HEADER,
-            RemoveTenant, RemoveWorkspace, RemovedHomes, RuntimeStatus,
+            AgentProcesses, CONNECTION_ID_HEADER, CountProcesses, DiffWorkspace, MeasureWorkspace, PrepareWorkspace,
+            PreparedWorkspace, RECEIVED_HEADER, RemoveTenant, RemoveWorkspace, RemovedHomes, RuntimeStatus,
         },
         steps::AUTOMATION,
     },
     domain::{
         log_limit::LogLimit,
         routing::Route,
+        session::preparation::CloneProgress,
         turn::outcome::{ErrorCode, Failure},
     },
     github::Github,
@@ -52,9 +54,9 @@ use crate::{
 };
 
 /// Largest body of a workspace request, in bytes. 64 KiB is ample for a path, a repository URL and a branch.
-pub(super) const MAX_BODY_BYTES: usize = 64 * 1024;
+const MAX_BODY_BYTES: usize = 64 * 1024;
 /// Subject of the error text for a larger body.
-pub(super) const BODY: &str = "a request about a workspace";
+const BODY: &str = "a request about a workspace";
 
 /// State shared by the routes. Cheap to clone.
 #[derive(Clone)]
@@ -107,7 +109,7 @@ pub(super) fn configure(state: RuntimeState) -> impl FnOnce(&mut web::ServiceCon
             .service(resource("/status", GET_OR_HEAD, get_or_head().to(status)))
             .service(resource("/metrics", GET_OR_HEAD, get_or_head().to(metrics)))
             .service(resource("/agent/processes", POST, web::post().to(processes)))
-            .service(resource("/workspace/prepare", POST, web::post().to(preparing::prepare)))
+            .service(resource("/workspace/prepare", POST, web::post().to(prepare)))
             .service(resource("/workspace/diff", POST, web::post().to(diff)))
             .service(resource("/workspace/measure", POST, web::post().to(measure)))
             .service(resource("/workspace/remove", POST, web::post().to(remove)))
@@ -297,6 +299,38 @@ async fn metrics(state: web::Data<RuntimeState>) -> HttpResponse {
         Ok(text) => HttpResponse::Ok().content_type(TEXT_FORMAT).body(text),
         Err(cause) => refuse(ErrorCode::Internal, &cause.to_string()),
     }
+}
+
+async fn prepare(request: HttpRequest, body: web::Payload, state: web::Data<RuntimeState>) -> HttpResponse {
+    let asked = match read::<PrepareWorkspace>(&request, body, MAX_BODY_BYTES, BODY).await {
+        Ok(asked) => asked,
+        Err(failure) => return answer_failure(&failure),
+    };
+    if let Some(agent) = asked.agent.as_ref().filter(|agent| !state.sockets.agents.names().contains(agent)) {
+        return refuse(ErrorCode::UnknownAgent, &format!("no agent {agent:?} is configured"));
+    }
+    if !preparing::accepts_lines(&request) {
+        return answer(prepared(state.into_inner(), asked, None).await);
+    }
+    let (sender, progress) = watch::channel(None);
+    let work: preparing::Preparing = Box::pin(prepared(state.into_inner(), asked, Some(sender)));
+    HttpResponse::Ok().content_type(NDJSON).streaming(preparing::lines(work, progress))
+}
+
+async fn prepared(
+    state: Arc<RuntimeState>,
+    asked: PrepareWorkspace,
+    progress: Option<watch::Sender<Option<CloneProgress>>>,
+) -> Result<PreparedWorkspace, Failure> {
+    let agents = &state.sockets.agents;
+    let has_oneshot = agents.has_oneshot(asked.agent.as_deref());
+    let user = match asked.workspace.path {
+        Some(_) => agents.user_of(asked.agent.as_deref(), asked.installation_id.as_ref()).await?,
+        // A new workspace gets its owner with its first agent.
+        None => None,
+    };
+    let prepared = state.workspaces.prepare(asked, user, progress).await?;
+    Ok(PreparedWorkspace { has_oneshot, ..prepared })
 }
 
 async fn diff(request: HttpRequest, body: web::Payload, state: web::Data<RuntimeState>) -> HttpResponse {

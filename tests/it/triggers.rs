@@ -299,7 +299,7 @@ fn refuses_what_is_not_signed(program: &Program, payload: &Value) {
 }
 
 #[test]
-fn pull_request_of_the_repository_gets_the_commit_and_that_of_a_closed_fork_an_explanation() {
+fn own_pull_request_gets_the_commit_and_one_of_a_fork_an_explanation() {
     let github = GitHub::start();
     let program = with(&github).start();
     let api = &program.api;

@@ -53,7 +53,7 @@ impl PreparingSessions {
         self.0.lock().get(&id).cloned()
     }
 
-    /// Those for which a condition holds.
+    /// The sessions for which a condition holds.
     pub(crate) fn all(&self, is_wanted: impl Fn(SessionId, &WorkspaceKey) -> bool) -> Vec<Arc<PreparingSession>> {
         let sessions = self.0.lock();
         sessions.iter().filter(|(id, it)| is_wanted(**id, &it.key)).map(|(_, it)| it.clone()).collect()

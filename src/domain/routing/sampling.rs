@@ -113,6 +113,7 @@ mod tests {
         ErrorCode::PathNotAllowed,
         ErrorCode::FolderMissing,
         ErrorCode::TurnRunning,
+        ErrorCode::SessionPreparing,
         ErrorCode::SessionClosed,
         ErrorCode::SessionFailed,
         ErrorCode::SessionNotLoaded,

@@ -190,11 +190,8 @@ impl Push<'_> {
             }
             if let Some(head) = head.as_deref().filter(|head| self.unconfirmed == Some(*head) && !is_rebased) {
                 log("the branch has the commit of an earlier turn, whose push was not answered");
-                match self.follow(head).await? {
-                    Some(following) => sha = following,
-                    None => return self.adopt_head(head.to_owned()).await,
-                }
-                (lease, is_rebased) = (Some(head.to_owned()), true);
+                let Some(following) = self.follow(head).await? else { return self.adopt_head(head.to_owned()).await };
+                (sha, lease, is_rebased) = (following, Some(head.to_owned()), true);
             }
             if lease.is_none() && head.is_some() && head == self.repository.begun(self.commit).await {
                 lease.clone_from(&head);
