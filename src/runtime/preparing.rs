@@ -10,17 +10,16 @@ use tokio::{
     time::{Interval, MissedTickBehavior, interval},
 };
 
+use super::reply::logged_problem;
 use crate::{
     contract::{
         fallback::NDJSON,
-        problem::Problem,
         runtime::{PrepareLine, PreparedWorkspace},
     },
     domain::{
         session::preparation::{CloneProgress, REPORT_EVERY},
         turn::outcome::Failure,
     },
-    transport::request_id,
 };
 
 /// The preparation that an answer waits for. Dropping it ends the clone.
@@ -37,6 +36,8 @@ struct Lines {
     progress: watch::Receiver<Option<CloneProgress>>,
     sent: Option<CloneProgress>,
     beat: Interval,
+    /// Id of the request.
+    id: String,
 }
 
 /// Progress at most once a second, with an empty line in a second without progress, by which a client that has left is
@@ -44,17 +45,18 @@ struct Lines {
 pub(super) fn lines(
     preparing: Preparing,
     progress: watch::Receiver<Option<CloneProgress>>,
+    id: String,
 ) -> impl Stream<Item = Result<Bytes, Infallible>> {
     let mut beat = interval(REPORT_EVERY);
     beat.set_missed_tick_behavior(MissedTickBehavior::Delay);
-    let lines = Lines { preparing: Some(preparing), progress, sent: None, beat };
+    let lines = Lines { preparing: Some(preparing), progress, sent: None, beat, id };
     stream::unfold(lines, |mut lines| async move {
         let mut preparing = lines.preparing.take()?;
         let line = tokio::select! {
             biased;
             ended = &mut preparing => {
                 let mut last = lines.newest().unwrap_or_default();
-                last.extend(line_of(&end_of(ended)));
+                last.extend(line_of(&end_of(ended, &lines.id)));
                 return Some((Ok(last.into()), lines));
             }
             _ = lines.beat.tick() => lines.newest(),
@@ -74,13 +76,10 @@ impl Lines {
     }
 }
 
-fn end_of(ended: Result<PreparedWorkspace, Failure>) -> PrepareLine {
+fn end_of(ended: Result<PreparedWorkspace, Failure>, id: &str) -> PrepareLine {
     match ended {
         Ok(prepared) => PrepareLine::Prepared(prepared),
-        Err(failure) => {
-            let id = request_id::current().unwrap_or_default();
-            PrepareLine::Failed(Box::new(Problem::new(&failure, id)))
-        }
+        Err(failure) => PrepareLine::Failed(Box::new(logged_problem(&failure, id.to_owned(), Some(0)))),
     }
 }
 

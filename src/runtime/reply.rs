@@ -69,6 +69,19 @@ pub(crate) fn answer_failure(failure: &Failure) -> HttpResponse {
 /// of earlier ones that were not, or not at all.
 pub(crate) fn answer_stranger(failure: &Failure, suppressed: Option<u64>) -> HttpResponse {
     let id = request_id::current().unwrap_or_else(|| Uuid::now_v7().to_string());
+    let problem = logged_problem(failure, id, suppressed);
+    // Every status in the problem table is valid, so the default (200) is never used.
+    let status = StatusCode::from_u16(problem.status).unwrap_or_default();
+    let mut response = HttpResponse::build(status);
+    if let Some(seconds) = retry_after_s(failure.code) {
+        response.insert_header((header::RETRY_AFTER, seconds));
+    }
+    response.insert_header((request_id::X_REQUEST_ID, problem.request_id.as_str()));
+    response.content_type(PROBLEM_JSON).body(serde_json::to_string(&problem).unwrap_or_default())
+}
+
+/// Makes and logs the problem of a failed request, as [`answer_stranger`] does.
+pub(crate) fn logged_problem(failure: &Failure, id: String, suppressed: Option<u64>) -> Problem {
     let mut problem = Problem::new(failure, id);
     // The supervisor does not know the values of this process.
     problem.detail = Redacted::new(&problem.detail).into_string();
@@ -83,12 +96,5 @@ pub(crate) fn answer_stranger(failure: &Failure, suppressed: Option<u64>) -> Htt
             "request refused by the runtime"
         );
     }
-    // Every status in the problem table is valid, so the default (200) is never used.
-    let status = StatusCode::from_u16(problem.status).unwrap_or_default();
-    let mut response = HttpResponse::build(status);
-    if let Some(seconds) = retry_after_s(failure.code) {
-        response.insert_header((header::RETRY_AFTER, seconds));
-    }
-    response.insert_header((request_id::X_REQUEST_ID, problem.request_id.as_str()));
-    response.content_type(PROBLEM_JSON).body(serde_json::to_string(&problem).unwrap_or_default())
+    problem
 }

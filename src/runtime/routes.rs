@@ -313,8 +313,11 @@ async fn prepare(request: HttpRequest, body: web::Payload, state: web::Data<Runt
         return answer(prepared(state.into_inner(), asked, None).await);
     }
     let (sender, progress) = watch::channel(None);
-    let work: preparing::Preparing = Box::pin(prepared(state.into_inner(), asked, Some(sender)));
-    HttpResponse::Ok().content_type(NDJSON).streaming(preparing::lines(work, progress))
+    // The answer is made after this function has returned.
+    let id = request_id::current().unwrap_or_default();
+    let work = prepared(state.into_inner(), asked, Some(sender)).in_current_span();
+    let work: preparing::Preparing = Box::pin(REQUEST_ID.scope(id.clone(), work));
+    HttpResponse::Ok().content_type(NDJSON).streaming(preparing::lines(work, progress, id))
 }
 
 async fn prepared(

@@ -28,7 +28,7 @@ use crate::{
         ids::{PromptId, SessionId},
         redaction::{Redacted, RedactedJson},
         session::{
-            lifecycle::SessionMode,
+            lifecycle::{SessionMode, SessionState},
             mcp::{self, McpServers},
         },
         turn::{
@@ -55,7 +55,7 @@ fn answer_of(opened: &ReadySession) -> RedactedJson {
 
 impl Triggers {
     /// The session for a delivery: the newest one that an earlier delivery opened for the same issue and that still takes
-    /// prompts, else a new one.
+    /// prompts, else a new one, which is not prepared yet: its key is stored before its clone begins.
     pub(super) async fn session(&self, row: &DeliveryRow) -> Result<SessionId, Setback> {
         let services = self.0.workspaces.services();
         for id in services.store.sessions_of_deliveries(row.key.clone(), EARLIER_SESSIONS).await? {
@@ -66,7 +66,7 @@ impl Triggers {
             }
         }
         let request = self.open_request(row)?;
-        let once = OpenOnce { idempotency: key_of(row), is_async: false, answer_of };
+        let once = OpenOnce { idempotency: key_of(row), is_async: true, answer_of };
         let opened = self.0.workspaces.open_once(request, once).await?;
         opened.session_id.parse().map_err(|_| Setback::Failed(ErrorCode::Internal))
     }
@@ -99,8 +99,9 @@ impl Triggers {
         })
     }
 
-    /// Begins the turn of a delivery in its session, which is loaded if it hibernates; or finds the turn that was begun before.
-    pub(super) async fn prompt(&self, row: &DeliveryRow, session_id: SessionId) -> Result<PromptId, Setback> {
+    /// Begins the turn of a delivery in its session, which is loaded if it hibernates, and prepared again if that failed; or finds
+    /// the turn that was begun before. `None` while the session is prepared.
+    pub(super) async fn prompt(&self, row: &DeliveryRow, session_id: SessionId) -> Result<Option<PromptId>, Setback> {
         let workspaces = &self.0.workspaces;
         workspaces.admission()?;
         let text = to_raw_value(&texts::prompt(&row.request)).map_err(|_| Setback::Failed(ErrorCode::Internal))?;
@@ -124,21 +125,25 @@ impl Triggers {
                     caller: presence.clone(),
                 };
                 match workspaces.ask(&live, |it| it.run_prompt.clone(), make).await {
-                    Some(Ok(TurnBegun::Accepted(turn) | TurnBegun::Joined(turn))) => return Ok(turn.prompt_id),
-                    Some(Ok(TurnBegun::Stored(turn))) => return Ok(turn.prompt_id),
+                    Some(Ok(TurnBegun::Accepted(turn) | TurnBegun::Joined(turn))) => return Ok(Some(turn.prompt_id)),
+                    Some(Ok(TurnBegun::Stored(turn))) => return Ok(Some(turn.prompt_id)),
                     Some(Err(refusal)) => {
                         // The refusal is of a new turn, and this one may have begun before.
-                        return self.begun(session_id, &key).await?.ok_or_else(|| refusal.failure.into());
+                        return self.begun(session_id, &key).await?.map(Some).ok_or_else(|| refusal.failure.into());
                     }
                     None => {}
                 }
             }
             if let Some(begun) = self.begun(session_id, &key).await? {
-                return Ok(begun);
+                return Ok(Some(begun));
             }
             let session = workspaces.services().store.session(session_id).await?;
             let session = session.ok_or_else(|| Failure::new(ErrorCode::NotFound, "the session was erased"))?;
-            session.state.admits_prompt().map_err(Setback::Failed)?;
+            match session.state {
+                SessionState::Preparing => return Ok(None),
+                SessionState::Failed => {}
+                state => state.admits_prompt().map_err(Setback::Failed)?,
+            }
             workspaces.load(&session, None).await?;
         }
         Err(Setback::Later { code: ErrorCode::ConnectionLost.as_str().to_owned(), at: None })

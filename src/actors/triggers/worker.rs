@@ -22,7 +22,7 @@ use crate::{
 
 /// Time between two looks for deliveries that are due; one that was just queued is taken up at once.
 const LOOK: Duration = Duration::from_secs(2);
-/// Time between two looks for the end of a turn.
+/// Time between two looks for the end of a preparation, or of a turn.
 const TURN_LOOK: Duration = Duration::from_millis(500);
 /// Pause after a failure of the database.
 const STORE_PAUSE: Duration = Duration::from_secs(1);
@@ -136,7 +136,11 @@ impl Triggers {
                 row.state = DeliveryState::Opened;
             }
             (DeliveryState::Opened, Some(session_id), _) => {
-                row.prompt_id = Some(self.prompt(row, session_id).await?);
+                let Some(prompt_id) = self.prompt(row, session_id).await? else {
+                    self.wait(TURN_LOOK).await;
+                    return Ok(Next::Step);
+                };
+                row.prompt_id = Some(prompt_id);
                 row.state = DeliveryState::Prompted;
             }
             (DeliveryState::Prompted, _, Some(prompt_id)) => {

@@ -258,9 +258,11 @@ impl GitHub {
         world.repositories.insert(to.to_owned(), fork);
     }
 
-    /// Changes a repository.
+    /// Changes a repository, and makes the references of new pull requests.
     pub(crate) fn edit(&self, full_name: &str, change: impl FnOnce(&mut Repository)) {
-        change(self.world().repository_mut(full_name));
+        let mut world = self.world();
+        change(world.repository_mut(full_name));
+        world.update_pull_refs(&self.shared.git);
     }
 
     /// Adds a rule that `GET /rules/branches/{name}` returns for branches of a pattern.
