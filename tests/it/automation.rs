@@ -1,6 +1,8 @@
 //! What an agent changed arrives at GitHub as a branch, an issue and a pull request, exactly once, and is never lost.
 
-use std::{collections::BTreeMap, time::Duration};
+use std::time::{Duration, Instant};
+
+use diesel::{Connection, QueryableByName, RunQueryDsl, SqliteConnection, sql_types};
 
 use crate::harness::{
     DEADLINE, Program, Session, Value,
@@ -20,7 +22,11 @@ const TENANT: &str = "tenant-1";
 
 /// A program that may clone from a GitHub, and delivers changes to it.
 pub(crate) fn with(github: &GitHub) -> Builder {
-    Program::builder()
+    with_settings(Program::builder(), github)
+}
+
+fn with_settings(builder: Builder, github: &GitHub) -> Builder {
+    builder
         .set("workspaces.git_hosts", format!("[\"{}\"]", github.host()))
         .set("github.api_url", github.api_url())
         .set("turn.quiet_s", 1)
@@ -151,12 +157,20 @@ fn refused_push_keeps_the_commit_and_a_retry_delivers_it() {
     assert_eq!(kept["result"]["githubAutomation"]["status"], "skipped", "the turn's result does not change: {kept}");
 }
 
-/// Sessions of the fault test; each has one to three turns.
-const SESSIONS: usize = 6;
+/// Sets the number of sessions of both fault tests together.
+const SESSIONS_VARIABLE: &str = "LUMILINK_AUTOMATION_SESSIONS";
+/// Time for faults, kills, and the attempts after them, of ten sessions.
+const FAULT_DEADLINE: Duration = Duration::from_secs(180);
+
+/// Sessions on each database: half of `LUMILINK_AUTOMATION_SESSIONS`, which is 20 unless it is set.
+fn sessions_of_a_database() -> usize {
+    let both = std::env::var(SESSIONS_VARIABLE).map_or(20, |it| it.parse().expect("a number of sessions"));
+    both / 2
+}
 
 /// A program with the App, bound to the tenant, and a runtime that can be restarted by itself.
-fn with_app(github: &GitHub) -> Program {
-    let program = with(github)
+fn with_app(builder: Builder, github: &GitHub) -> Program {
+    let program = builder
         .set("github.app_id", github.app_id())
         .env("LUMILINK_GITHUB__PRIVATE_KEY_FILE", &github.app_key_file().display().to_string())
         .behind_proxy()
@@ -166,80 +180,221 @@ fn with_app(github: &GitHub) -> Program {
     program
 }
 
-/// Ends everything that is open, as an operator would: the newest run of each session is retried until it has succeeded.
-fn deliver_all(program: &Program) {
-    wait_for(FAULT_DEADLINE, "the delivery of every run", || {
-        let listed = program.api.get("/acp/automation?limit=200").expect(200);
-        let mut newest = BTreeMap::new();
-        for run in listed["items"].as_array().unwrap() {
-            newest.entry(run["sessionId"].as_str().unwrap()).or_insert(run);
-        }
-        let open: Vec<_> = newest.into_values().filter(|run| run["status"] != "success").collect();
-        for run in open.iter().filter(|run| run["status"] != "running") {
-            let path = format!("/acp/automation/{}/retry", run["automationId"].as_str().unwrap());
-            // 409 for a run whose attempt just began.
-            let answer = program.api.post(&path, json!({}));
-            assert!(matches!(answer.status, 202 | 409), "{}", answer.status);
-        }
-        open.is_empty().then_some(())
-    });
+/// A session of the fault tests: it has a repository and a workspace of its own.
+struct Faulty {
+    repository: String,
+    session: Session,
+    /// Each turn, with the file that it writes.
+    turns: Vec<(String, String)>,
 }
 
-/// Time for faults, kills, and the attempts after them.
-const FAULT_DEADLINE: Duration = Duration::from_secs(180);
+impl Faulty {
+    /// Opens session `number`; every second one is on the HTTP route.
+    fn open(program: &Program, github: &GitHub, number: usize) -> Self {
+        let repository = format!("octo/r{number}");
+        github.create(&repository);
+        github.commit(&repository, "main", &[("README.md", "hello\n")]);
+        let workspace = format!("ws-{number}");
+        let body = json!({
+            "workspaceId": workspace, "installationId": TENANT, "repository": github.url(&repository),
+        });
+        let session = program.api.open_with(body);
+        let route = ["acp", "http"][number % 2];
+        let pin = json!({"pin": {"protocol": route}, "actor": "ada", "reason": "for faults on both routes"});
+        let path = format!("/acp/workspaces/{workspace}/protocol?installationId={TENANT}");
+        program.api.call("PUT", &path).json(&pin).send().expect(200);
+        Self { repository, session, turns: Vec::new() }
+    }
 
-#[test]
-fn kills_and_lost_answers_leave_one_issue_and_one_pull_request_for_each_session() {
-    let github = GitHub::start();
-    let mut program = with_app(&github);
-    let sessions: Vec<_> = (0..SESSIONS)
-        .map(|number| {
-            let repository = format!("octo/r{number}");
-            github.create(&repository);
-            github.commit(&repository, "main", &[("README.md", "hello\n")]);
-            let body = json!({
-                "workspaceId": format!("ws-{number}"), "installationId": TENANT, "repository": github.url(&repository),
-            });
-            (repository, program.api.open_with(body))
+    fn begin(&mut self) {
+        let file = format!("turn-{}.txt", self.turns.len());
+        let prompt = self.session.starts(&format!("write {file} hello"));
+        self.turns.push((prompt, file));
+    }
+
+    /// Waits for the end of the newest turn, and returns it.
+    fn end(&self) -> Value {
+        let (prompt, _) = self.turns.last().expect("a turn");
+        wait_for(FAULT_DEADLINE, "the end of the turn", || {
+            let read = self.session.api.get(&format!("/acp/prompt/{prompt}")).expect(200);
+            (!read["endedAt"].is_null()).then_some(read)
         })
-        .collect();
+    }
+
+    /// The session's runs, newest first.
+    fn runs(&self) -> Vec<Value> {
+        let runs = self.session.api.get(&format!("/acp/automation?sessionId={}", self.session.id)).expect(200);
+        runs["items"].as_array().expect("a list").clone()
+    }
+
+    /// Retries the newest run, as an operator would, unless it has an end that is final; true if it has.
+    fn is_delivered(&self) -> bool {
+        let runs = self.runs();
+        let Some(newest) = runs.first() else { return false };
+        match newest["status"].as_str() {
+            Some("success") => return true,
+            Some("running") => return false,
+            _ => {}
+        }
+        let path = format!("/acp/automation/{}/retry", newest["automationId"].as_str().expect("an id"));
+        let answer = self.session.api.post(&path, json!({}));
+        // 409 for a run whose attempt just began; 400 for one that succeeded meanwhile, or whose agent changed nothing.
+        assert!(matches!(answer.status, 202 | 400 | 409), "{}: {newest:#}", answer.text);
+        answer.status == 400
+    }
+
+    /// Checks that there is one issue and one pull request, and that each commit is delivered or can be rescued.
+    fn check(&self, github: &GitHub) {
+        let (repository, runs) = (self.repository.as_str(), self.runs());
+        assert_eq!(github.issues(repository).len(), 1, "{repository}: {runs:#?}");
+        assert_eq!(github.pulls(repository).len(), 1, "{repository}: {runs:#?}");
+        assert_eq!(github.duplicates(repository), Vec::<String>::new());
+        let branches = github.branches(repository);
+        let [(branch, _)] = &branches.iter().filter(|(name, _)| name != "main").collect::<Vec<_>>()[..] else {
+            panic!("{repository}: {branches:?}")
+        };
+        let files = github.git(repository, &["ls-tree", "-r", "--name-only", branch]);
+        for (prompt, file) in &self.turns {
+            let turn = self.session.api.get(&format!("/acp/prompt/{prompt}")).expect(200);
+            let is_there = files.lines().any(|it| it == file);
+            assert!(turn["state"] != "completed" || is_there, "{repository}: {file} of {turn:#} is not in {files}");
+        }
+        for run in &runs {
+            let Some(commit) = run["commit"]["sha"].as_str() else { continue };
+            let commits = github.git(repository, &["rev-list", "--all"]);
+            let is_superseded = run["status"] == "superseded";
+            if commits.lines().any(|it| it == commit) || is_superseded {
+                // The files of a superseded run are on the branch, as seen above.
+                continue;
+            }
+            let id = run["automationId"].as_str().expect("an id");
+            let rescued = self.session.api.get(&format!("/acp/automation/{id}/rescue?format=patch"));
+            assert_eq!(rescued.status, 200, "{repository}: {commit} is lost: {run:#}");
+        }
+    }
+}
+
+/// Kills one side or both, and starts them again.
+fn kill(program: &mut Program, which: usize) {
+    match which % 3 {
+        0 => program.kill_supervisor(),
+        1 => program.kill_runtime(),
+        _ => {
+            program.kill_supervisor();
+            program.kill_runtime();
+        }
+    }
+    if which % 3 != 0 {
+        program.start_runtime_again();
+    }
+    if which % 3 != 1 {
+        program.start_supervisor_again();
+    }
+}
+
+/// Runs one to three turns in each session, while GitHub fails at random and supervisor, runtime or both are killed.
+fn kills_and_lost_answers(builder: Builder) {
+    let begin = Instant::now();
+    let github = GitHub::start();
+    let mut program = with_app(with_settings(builder, &github), &github);
+    let count = sessions_of_a_database();
+    let deadline = FAULT_DEADLINE * u32::try_from(count.div_ceil(10)).expect("a small number");
+    let mut sessions: Vec<_> = (0..count).map(|number| Faulty::open(&program, &github, number)).collect();
     github.chaos(Dice::of_seed(15), 8, passing_faults());
     for turn in 0..3 {
-        let started: Vec<_> = sessions.iter().take(SESSIONS - 2 * turn).collect();
-        let prompts: Vec<_> =
-            started.iter().map(|(_, session)| session.starts(&format!("write turn-{turn}.txt hello"))).collect();
-        let pushed = || github.requests_of("POST", "/**").len();
-        let before = pushed();
-        wait_for(DEADLINE, "automation runs", || (pushed() > before + turn).then_some(()));
-        match turn {
-            0 => program.kill_supervisor(),
-            1 => program.kill_runtime(),
-            _ => {
-                program.kill_supervisor();
-                program.kill_runtime();
-            }
-        }
-        if turn != 0 {
-            program.start_runtime_again();
-        }
-        if turn != 1 {
-            program.start_supervisor_again();
-        }
-        for prompt in &prompts {
-            wait_for(FAULT_DEADLINE, "the end of the turn", || {
-                let read = program.api.get(&format!("/acp/prompt/{prompt}")).expect(200);
-                (!read["endedAt"].is_null()).then_some(())
-            });
+        let mut started: Vec<_> =
+            sessions.iter_mut().enumerate().filter(|(number, _)| number % 3 >= turn).map(|(_, it)| it).collect();
+        let created = || github.requests_of("POST", "/**").len();
+        let before = created();
+        started.iter_mut().for_each(|it| it.begin());
+        wait_for(deadline, "automation runs", || (created() > before + 2 * turn).then_some(()));
+        kill(&mut program, turn);
+        for it in &started {
+            it.end();
         }
     }
     github.calm();
-    deliver_all(&program);
-    for (repository, session) in &sessions {
-        let runs = program.api.get(&format!("/acp/automation?sessionId={}", session.id)).expect(200);
-        assert_eq!(github.issues(repository).len(), 1, "{repository}: {runs:#}");
-        assert_eq!(github.pulls(repository).len(), 1, "{repository}: {runs:#}");
-        assert_eq!(github.duplicates(repository), Vec::<String>::new());
-        let branches = github.branches(repository);
-        assert_eq!(branches.len(), 2, "{repository}: {branches:?}");
+    for it in &mut sessions {
+        // Each session has at least one turn whose agent was not killed.
+        if it.runs().is_empty() {
+            it.begin();
+            it.end();
+        }
     }
+    let mut open: Vec<_> = sessions.iter().collect();
+    wait_for(deadline, "the delivery of every run", || {
+        open.retain(|it| !it.is_delivered());
+        open.is_empty().then_some(())
+    });
+    sessions.iter().for_each(|it| it.check(&github));
+    let turns: usize = sessions.iter().map(|it| it.turns.len()).sum();
+    println!("{count} sessions with {turns} turns: {:?}", begin.elapsed());
+}
+
+#[test]
+fn kills_and_lost_answers_leave_one_pull_request_for_each_session_on_sqlite() {
+    kills_and_lost_answers(Program::builder());
+}
+
+#[test]
+fn kills_and_lost_answers_leave_one_pull_request_for_each_session_on_postgresql() {
+    kills_and_lost_answers(Program::builder().postgres());
+}
+
+/// The most that automation adds to a turn in a small repository, beside GitHub's own time and the wait for quiet.
+const OVERHEAD: Duration = Duration::from_secs(2);
+
+#[test]
+fn automation_of_a_small_repository_adds_less_than_two_seconds() {
+    let github = GitHub::start();
+    let program = with(&github).start();
+    let session = open(&program, &github);
+    prompt(&session, "write first.txt x", json!({}));
+    // The quickest of three turns: other tests use the same processors.
+    let added = (0..3).map(|number| {
+        let before = github.time();
+        let result = prompt(&session, &format!("write {number}.txt x"), json!({}));
+        let automation = &result["githubAutomation"];
+        assert_eq!(automation["status"], "success", "{result:#}");
+        let whole = Duration::from_millis(automation["diagnostics"]["durationMs"].as_u64().expect("a duration"));
+        let of_github = github.time().saturating_sub(before);
+        println!("automation: {whole:?}, of which GitHub {of_github:?}");
+        whole.saturating_sub(of_github)
+    });
+    let least = added.min().expect("three turns");
+    assert!(least < OVERHEAD, "{least:?}");
+}
+
+#[derive(Debug, QueryableByName)]
+struct Count {
+    #[diesel(sql_type = sql_types::BigInt)]
+    rows: i64,
+}
+
+/// Steps of automation, each of which is a request to the runtime, and rows of runs.
+fn automation_work(program: &Program) -> (f64, i64) {
+    let requests = program.metrics().sum("lumilink_automation_step_seconds_count", &[]);
+    let path = program.folder.path().join("data/lumilink.db");
+    let mut database = SqliteConnection::establish(path.to_str().expect("UTF-8")).expect("the database is there");
+    let counted = diesel::sql_query("SELECT count(*) AS rows FROM automation_sagas").load::<Count>(&mut database);
+    (requests, counted.expect("a count")[0].rows)
+}
+
+#[test]
+fn turn_without_a_repository_makes_no_request_and_no_row_for_automation() {
+    let github = GitHub::start();
+    let program = with(&github).start();
+    let plain = program.api.open("plain");
+    let result = plain.completes("write a.txt hello");
+    assert!(result.get("githubAutomation").is_none(), "{result:#}");
+    let none = automation_work(&program);
+    assert!(none.0.abs() < 0.5 && none.1 == 0, "{none:?}");
+    assert_eq!(github.requests().len(), 0);
+    // A turn with a repository is counted.
+    prompt(&open(&program, &github), "write a.txt hello", json!({}));
+    let (requests, rows) = automation_work(&program);
+    assert!(requests >= 6.0 && rows == 1, "{requests} {rows}");
+    plain.completes("write b.txt hello");
+    let after = automation_work(&program);
+    assert!((after.0 - requests).abs() < 0.5 && after.1 == rows, "{after:?}");
 }

@@ -35,6 +35,7 @@ mod fallback;
 mod faults;
 mod flip_kills;
 mod github_stand_in;
+mod hostile_repositories;
 mod http_manners;
 mod idempotency;
 mod interop;

@@ -261,8 +261,10 @@ impl Saga {
         }
         let changes = self.facts.changes.as_ref()?;
         if let Some(path) = changes.unsafe_paths.first() {
-            let message =
-                format!("{:?} must not be in a commit: it {}. Rename it, and prompt again", path.path, path.why);
+            let message = format!(
+                "{:?} must not be in a commit: {}. Rename or remove it, and prompt again",
+                path.path, path.why
+            );
             let (code, message) = (UNSAFE_PATH.to_owned(), text::cut(&message, 300));
             return Some(Obstacle::Own(StepFailure {
                 code,

@@ -151,9 +151,11 @@ async fn usable(
     delta: &Delta,
 ) -> Result<Usable, StepFailure> {
     if delta.entries.is_empty() && delta.unsafe_paths.is_empty() {
+        let why = "it is a pipe, which git cannot read";
+        let of_pipe = |path: &Vec<u8>| UnsafePath { path: shown(path), why: why.to_owned() };
         return Ok(Usable {
             entries: Vec::new(),
-            unsafe_paths: Vec::new(),
+            unsafe_paths: delta.pipes.iter().map(of_pipe).collect(),
             known: HashSet::new(),
             has_attributes: false,
         });

@@ -17,7 +17,7 @@ use std::{
 use sha2::{Digest, Sha256};
 
 use super::{
-    diff::{Baseline, PATHS_BYTES, Scratch, add_all, as_user, blocking, whole_parts},
+    diff::{Baseline, PATHS_BYTES, Scratch, add_all, as_user, blocking, blocking_pipes, whole_parts},
     git::{Call, Git, Input},
     large::LargeFiles,
     repositories::{TreeEntry, raw_entries},
@@ -50,6 +50,8 @@ pub(crate) struct Delta {
     pub entries: Vec<TreeEntry>,
     /// Paths that git adds to no tree, or that no tree should have; some are in `entries`. At most [`MAX_UNSAFE`].
     pub unsafe_paths: Vec<Vec<u8>>,
+    /// Pipes that git waits for when it reads the workspace. If there are any, nothing else was read.
+    pub pipes: Vec<Vec<u8>>,
     /// True if git's list of changed files is too long to read.
     pub is_incomplete: bool,
     /// Files that are too large for a commit; those of a change that is too large as a whole. They are not in `entries`.
@@ -73,9 +75,29 @@ impl Baseline {
     /// # Errors
     /// `workspace_unavailable` if git or the file system fails, or the baseline is damaged.
     ///
+    /// A pipe that git cannot read is no error: the changes then have nothing but its path.
+    ///
     /// # Cancel safety
     /// A dropped future changes nothing but `pack`.
     pub(super) async fn delta(
+        &self,
+        git: &Git,
+        workspace: &Path,
+        user: Option<RunAs>,
+        file_bytes: u64,
+        pack: PathBuf,
+    ) -> Result<Delta, Failure> {
+        let computed = self.computed_delta(git, workspace, user, file_bytes, pack).await;
+        if computed.is_ok() {
+            return computed;
+        }
+        match blocking_pipes(workspace, user).await {
+            pipes if pipes.is_empty() => computed,
+            pipes => Ok(Delta { pipes, ..Delta::default() }),
+        }
+    }
+
+    async fn computed_delta(
         &self,
         git: &Git,
         workspace: &Path,

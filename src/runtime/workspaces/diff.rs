@@ -11,7 +11,7 @@ use std::{
     collections::HashMap,
     ffi::OsString,
     fs, io,
-    os::unix::fs::{DirBuilderExt, OpenOptionsExt},
+    os::unix::fs::{DirBuilderExt, FileTypeExt, OpenOptionsExt},
     path::{Path, PathBuf},
     time::Duration,
 };
@@ -22,7 +22,10 @@ use super::{
 };
 use crate::{
     contract::runtime::{ChangeStatus, ChangedFile, WorkspaceDiff},
-    domain::turn::outcome::{ErrorCode, Failure},
+    domain::{
+        automation::tree::shown,
+        turn::outcome::{ErrorCode, Failure},
+    },
     process::{ownership, user::RunAs},
 };
 
@@ -38,6 +41,11 @@ pub(super) const PATHS_BYTES: usize = 32 * 1024 * 1024;
 const PATHS_IN_CALL: usize = 100;
 /// Largest number of folders that are searched for repositories inside the workspace, which bounds the time.
 const MAX_SEARCHED_FOLDERS: usize = 50_000;
+
+/// Time that a git call runs before pipes that could block it are searched for; most calls take milliseconds.
+const PIPE_AFTER: Duration = Duration::from_secs(3);
+/// The most pipes that a search returns; the first one shows what is wrong.
+const MAX_PIPES: usize = 20;
 
 /// Limits of a comparison.
 #[derive(Debug, Clone, Copy)]
@@ -316,7 +324,23 @@ impl Scratch {
         max_output: usize,
     ) -> Result<super::git::Output, Failure> {
         let (env, rights) = (self.variables(workspace, objects, kept), self.rights.clone());
-        git.run(Call { env, max_output, rights, ..Call::local(workspace, args, TIMEOUT) }).await
+        let running = git.run(Call { env, max_output, rights, ..Call::local(workspace, args, TIMEOUT) });
+        tokio::select! {
+            output = running => output,
+            pipe = self.blocking_pipe(workspace) => {
+                let path = shown(&pipe);
+                Err(failed(&io::Error::other(format!("git cannot read {path:?}, which is a pipe: remove it"))))
+            }
+        }
+    }
+
+    /// Returns once a call runs for [`PIPE_AFTER`] and there is a pipe that blocks git; else never.
+    async fn blocking_pipe(&self, workspace: &Path) -> Vec<u8> {
+        tokio::time::sleep(PIPE_AFTER).await;
+        match blocking_pipes(workspace, self.rights.user).await.into_iter().next() {
+            Some(pipe) => pipe,
+            None => std::future::pending().await,
+        }
     }
 
     /// Variables by which git uses this folder, and not that of the workspace.
@@ -377,7 +401,33 @@ pub(super) async fn add_all(
     scratch.run(git, workspace, objects, kept, add, 0).await.map(drop)
 }
 
-/// Finds the repositories inside a workspace and the files that cannot be read, as paths relative to it. Does not follow
+/// Finds the pipes that block git, as paths relative to the workspace: it opens each `.gitignore` and `.gitattributes`, and
+/// an open pipe without a writer waits for one. Does not follow links.
+pub(super) async fn blocking_pipes(workspace: &Path, user: Option<RunAs>) -> Vec<Vec<u8>> {
+    let top = workspace.to_owned();
+    let search = move || as_user(user, || Ok(pipes_in(&top)));
+    blocking(search).await.unwrap_or_default()
+}
+
+fn pipes_in(workspace: &Path) -> Vec<Vec<u8>> {
+    let (mut found, mut open) = (Vec::new(), vec![PathBuf::new()]);
+    for _ in 0..MAX_SEARCHED_FOLDERS {
+        let Some(relative) = open.pop() else { break };
+        let Ok(entries) = fs::read_dir(workspace.join(&relative)) else { continue };
+        for entry in entries.flatten() {
+            let (name, Ok(kind)) = (entry.file_name(), entry.file_type()) else { continue };
+            if kind.is_dir() {
+                open.push(relative.join(name));
+            } else if kind.is_fifo() && (name == ".gitignore" || name == ".gitattributes") {
+                found.push(relative.join(name).into_os_string().into_encoded_bytes());
+            }
+        }
+    }
+    found.truncate(MAX_PIPES);
+    found
+}
+
+/// Finds the repositories inside a workspace, the files that cannot be read, pipes and sockets, as paths relative to it. Does not follow
 /// links.
 fn refused_in(workspace: &Path) -> Vec<PathBuf> {
     let mut found = Vec::new();
@@ -393,7 +443,10 @@ fn refused_in(workspace: &Path) -> Vec<PathBuf> {
                 }
             } else if entry.file_type().is_ok_and(|kind| kind.is_dir()) {
                 open.push(relative.join(name));
-            } else if entry.file_type().is_ok_and(|kind| kind.is_file()) && is_unreadable(&entry.path()) {
+            } else if entry
+                .file_type()
+                .is_ok_and(|kind| is_special(kind) || kind.is_file() && is_unreadable(&entry.path()))
+            {
                 found.push(relative.join(name));
             }
         }
@@ -401,6 +454,11 @@ fn refused_in(workspace: &Path) -> Vec<PathBuf> {
     // Bounds the command line; no real workspace has this many.
     found.truncate(1000);
     found
+}
+
+/// True for a pipe or a socket. git ignores one, but fails if it replaced a tracked file.
+fn is_special(kind: fs::FileType) -> bool {
+    kind.is_fifo() || kind.is_socket()
 }
 
 fn is_unreadable(file: &Path) -> bool {

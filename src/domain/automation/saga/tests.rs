@@ -256,8 +256,10 @@ fn commit_that_was_kept_before_an_identity_was_known_is_made_again_for_its_deliv
 #[test]
 fn unsafe_path_fails_the_run_before_an_issue_exists() {
     let mut named = changes(1);
-    let path =
-        crate::domain::automation::step::UnsafePath { path: "a/.GIT".into(), why: "is a name of git's own".into() };
+    let path = crate::domain::automation::step::UnsafePath {
+        path: "a/.GIT".into(),
+        why: "it is a name of git's own".into(),
+    };
     named.unsafe_paths.push(path);
     let mut saga = Saga::new(plan(), NOW);
     let (steps, verdict) = run(&mut saga, NOW, |step| (step == Look).then(|| done(StepFact::Changes(named.clone()))));

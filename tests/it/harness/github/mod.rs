@@ -22,7 +22,7 @@ use std::{
     path::PathBuf,
     sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError},
     thread::JoinHandle,
-    time::Duration,
+    time::{Duration, Instant},
 };
 
 use base64::{Engine, engine::general_purpose::STANDARD};
@@ -431,6 +431,11 @@ impl GitHub {
         self.world().log.clone()
     }
 
+    /// The stand-in's own time so far: from requests, once read, to their answers.
+    pub(crate) fn time(&self) -> Duration {
+        self.world().time
+    }
+
     /// Requests of a method (`*` for all) and a pattern, see [`Self::fault`].
     pub(crate) fn requests_of(&self, method: &str, pattern: &str) -> Vec<Logged> {
         let is_meant = |it: &Logged| (method == "*" || it.method == method) && faults::matches(pattern, &it.path);
@@ -542,6 +547,7 @@ impl Shared {
     }
 
     fn handle(&self, connection: &mut Connection, request: &Request) -> Result<(), Closed> {
+        let begin = Instant::now();
         let (fault, caller) = {
             let mut world = self.world();
             (world.faults.take(&request.method, &request.path), self.caller(&world, request))
@@ -559,6 +565,7 @@ impl Shared {
         }
         let is_closed = matches!(fault, Some(Fault::DropBefore | Fault::DropAfter | Fault::Truncate));
         self.log(request, &caller, if is_closed { 0 } else { response.status });
+        self.world().time += begin.elapsed();
         let sent = match fault {
             Some(Fault::DropBefore | Fault::DropAfter) => return Err(Closed),
             Some(Fault::Truncate) => {

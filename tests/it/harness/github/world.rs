@@ -2,7 +2,7 @@
 
 use std::{
     collections::BTreeMap,
-    time::{SystemTime, UNIX_EPOCH},
+    time::{Duration, SystemTime, UNIX_EPOCH},
 };
 
 use super::{
@@ -31,6 +31,8 @@ pub(super) struct World {
     pub people: BTreeMap<String, u64>,
     pub faults: Faults,
     pub log: Vec<Logged>,
+    /// Time from requests to their answers, of all requests.
+    pub time: Duration,
     /// Lifetime of tokens of installations, in seconds.
     pub token_seconds: i64,
     /// Seconds by which the clock is ahead.
