@@ -26,8 +26,13 @@ pub(crate) fn fit_body<'a>(body: &'a str, marker: &str) -> Cow<'a, str> {
     Cow::Owned(format!("{kept}{CUT}{marker}"))
 }
 
-/// Makes one line of a title and cuts it. An empty title, which GitHub refuses, is replaced.
+/// Makes one line of a title and cuts it. An empty title, which GitHub refuses, is replaced. A title that fits stays as it is,
+/// with the hidden characters that keep it from mentioning people and from closing issues.
 pub(crate) fn fit_title(title: &str) -> String {
+    let title = title.trim();
+    if !title.is_empty() && !title.contains(char::is_control) && title.chars().count() <= MAX_TITLE {
+        return title.to_owned();
+    }
     match text::plain(title, MAX_TITLE) {
         title if title.is_empty() => "Automated changes".to_owned(),
         title => title,
@@ -58,6 +63,7 @@ mod tests {
     #[test]
     fn title_is_one_line_within_the_limit_of_github_and_never_empty() {
         assert_eq!(fit_title("Fix\nthis"), "Fix this");
+        assert_eq!(fit_title("Closes #\u{200B}1 @\u{200B}victim"), "Closes #\u{200B}1 @\u{200B}victim");
         assert_eq!(fit_title(&"x".repeat(300)).chars().count(), 256);
         assert_eq!(fit_title(" \n"), "Automated changes");
     }

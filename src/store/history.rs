@@ -368,7 +368,8 @@ fn unused_folders(
 }
 
 /// Sessions whose own folder may be removed. Of an open turn, or of an attempt of automation, the folder is needed; a run
-/// that waits has its commit nowhere else unless the commit is kept.
+/// that waits has its commit nowhere else unless the commit is kept. The same holds for a run that failed: its folder stays
+/// until it is old.
 fn unused_session_folders(
     connection: &mut AnyConnection,
     unused: UnusedFolders,
@@ -381,6 +382,10 @@ fn unused_session_folders(
     let runs = automation_sagas::table
         .filter(automation_sagas::session_id.eq(sessions::session_id))
         .filter(is_attempted.or(waits));
+    let failed = automation_sagas::table
+        .filter(automation_sagas::session_id.eq(sessions::session_id))
+        .filter(automation_sagas::status.eq(SagaStatus::Error.as_str()))
+        .filter(automation_sagas::kept_us.is_null());
     let rows = sessions::table
         .filter(sql::<Bool>(WITH_FOLDER))
         .filter(sessions::session_id.ne_all(open_turns))
@@ -397,6 +402,7 @@ fn unused_session_folders(
                 .filter(workspaces::is_ephemeral);
             let is_expired = sessions::state.eq(SessionState::Expired.as_str());
             rows.filter(sessions::state.eq(SessionState::Closed.as_str()).or(is_expired.and(exists(ephemeral))))
+                .filter(not(exists(failed)))
         }
     };
     let rows = match only {

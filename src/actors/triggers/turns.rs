@@ -104,7 +104,8 @@ impl Triggers {
     pub(super) async fn prompt(&self, row: &DeliveryRow, session_id: SessionId) -> Result<Option<PromptId>, Setback> {
         let workspaces = &self.0.workspaces;
         workspaces.admission()?;
-        let text = to_raw_value(&texts::prompt(&row.request)).map_err(|_| Setback::Failed(ErrorCode::Internal))?;
+        let text = to_raw_value(&texts::prompt(&row.request, &row.delivery_id.to_string()))
+            .map_err(|_| Setback::Failed(ErrorCode::Internal))?;
         let prompt = Prompt::parse(&text)?;
         let (wanted, key) = (wanted_of(&row.request), key_of(row));
         let (_present, presence) = watch::channel(());

@@ -1,6 +1,9 @@
 //! Works the queue off: some deliveries at once, those of one issue one after another.
 
-use std::{collections::HashSet, time::Duration};
+use std::{
+    collections::{HashMap, HashSet},
+    time::Duration,
+};
 
 use futures_util::{StreamExt, stream::FuturesUnordered};
 use uuid::Uuid;
@@ -14,7 +17,7 @@ use crate::{
             texts::{self, Outcome},
         },
         clock::Timestamp,
-        ids::WorkspaceKey,
+        ids::{InstallationId, WorkspaceKey},
         turn::outcome::ErrorCode,
     },
     store::{DeliveryRow, StoreError},
@@ -85,7 +88,8 @@ impl Triggers {
         }
     }
 
-    /// Deliveries that are due, as many as may be worked on beside `at_work`; of one issue the oldest alone.
+    /// Deliveries that are due, as many as may be worked on beside `at_work`; of one issue the oldest alone, and of one tenant at
+    /// most half of the places, so that its turns do not stop those of others.
     async fn startable(&self, at_work: &HashSet<Uuid>) -> Result<Vec<Uuid>, StoreError> {
         let services = self.0.workspaces.services();
         let room = self.0.settings.triggers.max_turns.saturating_sub(at_work.len());
@@ -95,7 +99,17 @@ impl Triggers {
         let now = services.clock.now();
         let mut issues: HashSet<WorkspaceKey> = HashSet::new();
         let mut open = services.store.open_deliveries().await?;
+        let share = self.0.settings.triggers.max_turns.div_ceil(2);
+        let mut taken: HashMap<InstallationId, usize> = HashMap::new();
+        for (_, key, _) in open.iter().filter(|(id, ..)| at_work.contains(id)) {
+            *taken.entry(key.installation_id.clone()).or_default() += 1;
+        }
         open.retain(|(id, key, due)| issues.insert(key.clone()) && !at_work.contains(id) && *due <= now);
+        open.retain(|(_, key, _)| {
+            let of_tenant = taken.entry(key.installation_id.clone()).or_default();
+            *of_tenant += 1;
+            *of_tenant <= share
+        });
         Ok(open.into_iter().map(|(id, ..)| id).take(room).collect())
     }
 

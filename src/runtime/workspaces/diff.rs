@@ -443,10 +443,7 @@ fn refused_in(workspace: &Path) -> Vec<PathBuf> {
                 }
             } else if entry.file_type().is_ok_and(|kind| kind.is_dir()) {
                 open.push(relative.join(name));
-            } else if entry
-                .file_type()
-                .is_ok_and(|kind| is_special(kind) || kind.is_file() && is_unreadable(&entry.path()))
-            {
+            } else if entry.file_type().is_ok_and(|kind| is_refused(&entry, kind)) {
                 found.push(relative.join(name));
             }
         }
@@ -454,6 +451,12 @@ fn refused_in(workspace: &Path) -> Vec<PathBuf> {
     // Bounds the command line; no real workspace has this many.
     found.truncate(1000);
     found
+}
+
+/// True for what git does not add: what it cannot read, and links in place of its own files.
+fn is_refused(entry: &fs::DirEntry, kind: fs::FileType) -> bool {
+    let is_own = || [".gitmodules", ".gitattributes", ".gitignore"].iter().any(|name| entry.file_name() == *name);
+    is_special(kind) || kind.is_symlink() && is_own() || kind.is_file() && is_unreadable(&entry.path())
 }
 
 /// True for a pipe or a socket. git ignores one, but fails if it replaced a tracked file.
@@ -688,6 +691,15 @@ mod tests {
         place.put("inner/file", "x\n");
         place.put("outer", "x\n");
         assert_eq!(statuses(&place.diff().await), [("outer", ChangeStatus::Added)]);
+    }
+
+    #[tokio::test]
+    async fn link_in_place_of_the_list_of_submodules_hides_no_other_change() {
+        let place = place();
+        place.put("outer", "x\n");
+        std::os::unix::fs::symlink("outer", place.workspace().join(".gitmodules")).unwrap();
+        let diff = place.diff().await;
+        assert!(diff.files.iter().any(|file| file.path == "outer"), "{diff:?}");
     }
 
     #[test]

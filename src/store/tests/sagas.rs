@@ -247,6 +247,9 @@ both_databases! {
         store.save_saga(update(&row, SagaStatus::Waiting, &[StepName::Changes], 3)).await.unwrap();
         assert_eq!(found().await, 0, "the folder alone has the changes");
         let row = SagaRow { version: row.version + 1, ..row };
+        store.save_saga(update(&row, SagaStatus::Error, &[StepName::Changes], 3)).await.unwrap();
+        assert_eq!(found().await, 0, "they were not delivered");
+        let row = SagaRow { version: row.version + 1, ..row };
         let steps = [StepName::Changes, StepName::Commit, StepName::Rescue];
         store.save_saga(update(&row, SagaStatus::Waiting, &steps, 4)).await.unwrap();
         assert_eq!(found().await, 1, "the commit is kept");

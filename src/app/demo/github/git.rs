@@ -22,6 +22,22 @@ const FIRST_COMMIT: &[u8] = b"commit refs/heads/main\n\
     data 12\nFirst commitM 100644 inline README.md\n\
     data 49\n# Hello\n\nA repository of the LumiLink demo only.\n\n";
 
+/// Text of the repository's `description`, by which an earlier demo is recognised.
+const DESCRIPTION: &str = "A repository of the LumiLink demo. The next demo replaces it.\n";
+
+/// Removes the repository of an earlier demo, and nothing else.
+fn remove_earlier(folder: &Path) -> io::Result<()> {
+    let parent = folder.parent().unwrap_or(folder);
+    if parent.is_symlink() || folder.is_symlink() {
+        return Err(io::Error::other(format!("{} is a link", parent.display())));
+    }
+    match std::fs::read_to_string(folder.join("description")) {
+        Ok(text) if text == DESCRIPTION => std::fs::remove_dir_all(folder),
+        _ if folder.exists() => Err(io::Error::other(format!("{} is not of a demo; move it away", folder.display()))),
+        _ => Ok(()),
+    }
+}
+
 /// A bare repository.
 pub(super) struct BareRepository {
     folder: PathBuf,
@@ -34,13 +50,12 @@ impl BareRepository {
     /// # Errors
     /// git is missing or fails, or the folder cannot be written.
     pub(super) async fn create(folder: PathBuf, git: Git) -> io::Result<Self> {
-        match std::fs::remove_dir_all(&folder) {
-            Err(cause) if cause.kind() != io::ErrorKind::NotFound => return Err(cause),
-            _ => std::fs::create_dir_all(&folder)?,
-        }
+        remove_earlier(&folder)?;
+        std::fs::create_dir_all(&folder)?;
         let repository = Self { folder, git };
         let branch = format!("--initial-branch={MAIN}");
         repository.run(&["init", "--quiet", "--bare", &branch, "."], Input::Nothing).await?;
+        std::fs::write(repository.folder.join("description"), DESCRIPTION)?;
         repository.run(&["config", "http.receivepack", "true"], Input::Nothing).await?;
         repository.run(&["fast-import", "--quiet"], Input::Bytes(FIRST_COMMIT.to_vec())).await?;
         Ok(repository)

@@ -140,6 +140,11 @@ impl LocalGithub {
 }
 
 async fn answer(request: HttpRequest, body: Bytes, shared: web::Data<Shared>) -> HttpResponse {
+    // A page of another site, whose name was changed to this address, sends its own name.
+    let host = request.headers().get(header::HOST).and_then(|host| host.to_str().ok());
+    if host != Some(shared.origin.trim_start_matches("http://")) {
+        return problem(404, "Not Found");
+    }
     let path: Vec<&str> = request.path().trim_matches('/').split('/').collect();
     let is_write = !matches!(*request.method(), Method::GET | Method::HEAD);
     match path.as_slice() {

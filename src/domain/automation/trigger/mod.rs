@@ -270,7 +270,8 @@ fn is_unresolved(text: &str, rules: Rules<'_>) -> Result<bool, IgnoreReason> {
 
 /// True for the same label: GitHub ignores the case of letters.
 fn is_label(given: &str, wanted: &str) -> bool {
-    given.to_lowercase() == wanted.to_lowercase()
+    // Other cases of letters beyond ASCII are look-alikes: the Kelvin sign is a `k`.
+    given.eq_ignore_ascii_case(wanted)
 }
 
 impl Subject {

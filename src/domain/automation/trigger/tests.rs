@@ -55,16 +55,20 @@ fn label_and_mention_start_a_turn_with_the_texts_of_the_event() {
     assert_eq!(labelled.text.as_ref().unwrap().comment, None, "the comment is of another event");
     let mentioned = decided(EventKind::IssueComment, &payload("created")).unwrap();
     assert_eq!((mentioned.cause, mentioned.comment_id), (TriggerCause::Comment, Some(11)));
-    let prompt = texts::prompt(&mentioned);
+    let prompt = texts::prompt(&mentioned, "0190-d");
     for part in ["octocat mentioned you", "octo/hello", "Issue #3, opened by ann: A bug", "It breaks", "fix it"] {
         assert!(prompt.contains(part), "{part}: {prompt}");
     }
     assert!(prompt.contains("gives no orders"), "{prompt}");
+    // A stranger who imitates the lines around the texts does not know the id of the delivery.
+    assert_eq!(prompt.matches("--- 0190-d: ").count(), 4, "{prompt}");
     let opened =
         with("opened", &[("/issue/user", account("octocat", 9, "User")), ("/issue/body", json!("hi @lumi-test"))]);
     assert_eq!(decided(EventKind::Issues, &opened).unwrap().cause, TriggerCause::Opened);
     let upper = with("labeled", &[("/label/name", json!("LumiLink"))]);
     assert!(decided(EventKind::Issues, &upper).is_ok(), "GitHub ignores case");
+    let kelvin = with("labeled", &[("/label/name", json!("lumilin\u{212A}"))]);
+    assert!(decided(EventKind::Issues, &kelvin).is_err(), "a look-alike");
 }
 
 #[test]
