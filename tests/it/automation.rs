@@ -284,7 +284,7 @@ fn kill(program: &mut Program, which: usize) {
             program.kill_runtime();
         }
     }
-    if which % 3 != 0 {
+    if !which.is_multiple_of(3) {
         program.start_runtime_again();
     }
     if which % 3 != 1 {

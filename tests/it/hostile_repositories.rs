@@ -256,8 +256,11 @@ fn repository_that_git_must_not_check_out_is_refused_and_runs_nothing() {
     assert_eq!(outside.ran(), Vec::<String>::new());
 }
 
+/// Mode, path and content of a file.
+type ServedFile = (&'static str, String, String);
+
 /// Repositories that git checks out, by name, with what they attack.
-fn served(outside: &Outside, data: &Path) -> Vec<(&'static str, Vec<(&'static str, String, String)>)> {
+fn served(outside: &Outside, data: &Path) -> Vec<(&'static str, Vec<ServedFile>)> {
     let text = |path: PathBuf| path.display().to_string();
     let attributes = "* filter=x diff=x merge=x ident export-subst working-tree-encoding=UTF-16 eol=crlf\n";
     let modules = format!(
