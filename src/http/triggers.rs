@@ -7,6 +7,7 @@ use actix_web::{
     http::{StatusCode, header::HeaderMap},
     post, web,
 };
+use tokio::sync::Semaphore;
 use uuid::Uuid;
 
 use super::{
@@ -32,15 +33,18 @@ pub(super) const WEBHOOK_PATH: &str = "/github/webhook";
 /// The largest payload, in bytes. An issue and a comment have up to 65,536 characters each, of which JSON may write each in 12
 /// bytes, and the other members take some tens of kilobytes. GitHub itself sends up to 25 MB for other events.
 const MAX_PAYLOAD_BYTES: usize = 2 * 1024 * 1024;
-/// Payloads that are read at the same time, before their signatures are known: 64 of the largest are 128 MiB.
-const MAX_READING: usize = 64;
-/// Time limit for a payload to arrive. GitHub gives up after 10 seconds, too.
-const BODY_TIMEOUT: Duration = Duration::from_secs(10);
+/// The size up to which a payload is small, in bytes. Events of an issue with usual texts have 10 to 30 KB.
+const SMALL_BYTES: usize = 64 * 1024;
+/// Small and large payloads that are read at the same time, before their signatures are known: 32 and 96 MiB. Small ones have
+/// many places, so that strangers who send slowly need as many connections to keep the deliveries of GitHub out.
+const MAX_READING: (usize, usize) = (512, 48);
+/// Time limit for a payload to arrive; GitHub sends at once.
+const BODY_TIMEOUT: Duration = Duration::from_secs(5);
 /// Characters of a delivery's id, a UUID.
 const ID_CHARS: usize = 36;
 
-/// Places for payloads that are being read.
-static READING: tokio::sync::Semaphore = tokio::sync::Semaphore::const_new(MAX_READING);
+/// Places for small and for large payloads that are being read.
+static READING: (Semaphore, Semaphore) = (Semaphore::const_new(MAX_READING.0), Semaphore::const_new(MAX_READING.1));
 
 /// Takes a delivery of the GitHub App's webhook. It needs no token: the signature over the body authenticates it.
 ///
@@ -77,7 +81,7 @@ pub(crate) async fn receive_delivery(
         ApiError::new(ErrorCode::SignatureInvalid, "the signature is missing or wrong")
     };
     let signature = only(request.headers(), "x-hub-signature-256").ok_or_else(unsigned)?.to_owned();
-    let body = read(payload).await?;
+    let body = read(&request, payload).await?;
     if !triggers.is_authentic(&body, &signature) {
         return Err(unsigned());
     }
@@ -107,13 +111,18 @@ fn only<'a>(headers: &'a HeaderMap, name: &str) -> Option<&'a str> {
     values.next().is_none().then_some(value)
 }
 
-async fn read(payload: web::Payload) -> Result<web::Bytes, ApiError> {
+/// Reads a payload. Its header `Content-Length`, which GitHub sends, says whether it is small.
+async fn read(request: &HttpRequest, payload: web::Payload) -> Result<web::Bytes, ApiError> {
+    let declared = only(request.headers(), "content-length").and_then(|length| length.parse::<usize>().ok());
+    let (places, most) = match declared.is_some_and(|length| length <= SMALL_BYTES) {
+        true => (&READING.0, SMALL_BYTES),
+        false => (&READING.1, MAX_PAYLOAD_BYTES),
+    };
     let full =
         |_| ApiError::new(ErrorCode::QueueFull, "as many deliveries are being read as the service takes at once");
-    let _place = READING.try_acquire().map_err(full)?;
+    let _place = places.try_acquire().map_err(full)?;
     let too_slow = |_| ApiError::new(ErrorCode::InvalidRequest, "the body did not arrive in time");
-    let read =
-        tokio::time::timeout(BODY_TIMEOUT, payload.to_bytes_limited(MAX_PAYLOAD_BYTES)).await.map_err(too_slow)?;
+    let read = tokio::time::timeout(BODY_TIMEOUT, payload.to_bytes_limited(most)).await.map_err(too_slow)?;
     let detail =
         format!("the payload is larger than {MAX_PAYLOAD_BYTES} bytes, which no event that starts turns needs");
     let body = read.map_err(|_| ApiError::new(ErrorCode::PayloadTooLarge, detail))?;

@@ -7,7 +7,7 @@ use crate::{
         automation::{
             branch,
             order::branch,
-            plan::{Figures, MAX_PROMPT_CHARS, Plan, Previous, Unconfirmed},
+            plan::{Figures, MAX_PROMPT_CHARS, MAX_UNCONFIRMED, Plan, Previous, Unconfirmed},
             step::IssueFact,
         },
         redaction::Redacted,
@@ -86,9 +86,12 @@ impl Automation {
                 });
                 break;
             }
-            if earlier.unconfirmed.is_none() && !saga.plan.is_dry_run {
-                let commit = facts.commit.as_ref().map(|commit| commit.sha.clone());
-                earlier.unconfirmed = commit.map(|commit| Unconfirmed { branch: branch(&saga, run), commit });
+            if let Some(commit) = facts.commit.as_ref().filter(|_| !saga.plan.is_dry_run) {
+                let newest = || Unconfirmed { branch: branch(&saga, run), commits: Vec::new() };
+                let unconfirmed = earlier.unconfirmed.get_or_insert_with(newest);
+                if unconfirmed.commits.len() < MAX_UNCONFIRMED {
+                    unconfirmed.commits.push(commit.sha.clone());
+                }
             }
         }
         Ok(earlier)
@@ -102,7 +105,7 @@ struct Earlier {
     previous: Option<Previous>,
     /// The newest issue of the runs after `previous`, which pushed nothing.
     issue: Option<IssueFact>,
-    /// The newest commit of these runs.
+    /// The commits of these runs.
     unconfirmed: Option<Unconfirmed>,
 }
 

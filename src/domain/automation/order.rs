@@ -96,7 +96,7 @@ pub(crate) fn input(saga: &Saga, run: Uuid, step: StepName, signer: Signer) -> R
             StepInput::Push {
                 commit: commit()?,
                 expected,
-                unconfirmed: unconfirmed.map(|unconfirmed| unconfirmed.commit.clone()),
+                unconfirmed: unconfirmed.map(|unconfirmed| unconfirmed.commits.clone()).unwrap_or_default(),
                 branch,
                 signing: saga.signing(),
                 onto,
@@ -161,7 +161,7 @@ fn expected_head(saga: &Saga, changes: &Changes) -> Option<String> {
     previous.or_else(of_target).or_else(|| saga.twin().map(|twin| twin.head.clone()))
 }
 
-/// The commit of an earlier turn that the branch may have; a branch that was merged has it, or is done.
+/// The commits of earlier turns that the branch may have; a branch that was merged has it, or is done.
 fn unconfirmed(saga: &Saga) -> Option<&Unconfirmed> {
     let merged = saga.plan.previous.as_ref().filter(|_| saga.open_previous().is_none());
     saga.plan.unconfirmed.as_ref().filter(|it| merged.is_none_or(|merged| merged.branch != it.branch))

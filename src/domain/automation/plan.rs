@@ -84,7 +84,7 @@ pub(crate) struct Plan {
     /// The issue of an earlier run of the session that pushed nothing, and that this run supersedes.
     #[serde(default)]
     pub earlier_issue: Option<IssueFact>,
-    /// The commit of such a run that GitHub may have, since the answer to a push can be lost.
+    /// The commits of such runs that GitHub may have, since the answer to a push can be lost.
     #[serde(default)]
     pub unconfirmed: Option<Unconfirmed>,
 }
@@ -121,13 +121,17 @@ pub(crate) struct Previous {
     pub pull_request: Option<u64>,
 }
 
-/// A commit of which it is not known whether a branch has it.
+/// Commits of which it is not known whether a branch has them.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "camelCase")]
 pub(crate) struct Unconfirmed {
     pub branch: String,
-    pub commit: String,
+    /// The newest first; at most [`MAX_UNCONFIRMED`].
+    pub commits: Vec<String>,
 }
+
+/// The most commits of earlier runs that a push recognises.
+pub(crate) const MAX_UNCONFIRMED: usize = 10;
 
 /// The longest prompt and message of a plan, in characters.
 pub(crate) const MAX_PROMPT_CHARS: usize = 8000;

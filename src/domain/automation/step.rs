@@ -126,9 +126,9 @@ pub(crate) enum StepInput {
         /// The commit that the branch has on GitHub before the push; absent: the branch must not exist.
         #[serde(default, skip_serializing_if = "Option::is_none")]
         expected: Option<String>,
-        /// The commit of an earlier turn of the session that the branch may have: its push was not answered.
-        #[serde(default, skip_serializing_if = "Option::is_none")]
-        unconfirmed: Option<String>,
+        /// Commits of earlier turns of the session that the branch may have: their pushes were not answered.
+        #[serde(default, skip_serializing_if = "Vec::is_empty")]
+        unconfirmed: Vec<String>,
         /// The signer. With [`SigningWay::Api`] GitHub makes a commit with the same changes on the branch; with
         /// [`SigningWay::Key`] a commit that is moved is signed again with the key of the order.
         #[serde(default, skip_serializing_if = "Option::is_none")]

@@ -53,8 +53,8 @@ struct Push<'a> {
     signature: Signature<'a>,
     /// The branch onto whose head the commit is moved, for a new branch.
     onto: Option<&'a str>,
-    /// The commit of an earlier turn that the branch may have.
-    unconfirmed: Option<&'a str>,
+    /// Commits of earlier turns that the branch may have.
+    unconfirmed: &'a [String],
 }
 
 /// The signature of the commit that the branch gets.
@@ -91,8 +91,8 @@ pub(super) async fn push(step: &mut Step<'_>) -> Made {
     else {
         return Err(other_step());
     };
-    let names = [Some(commit), expected.as_ref(), unconfirmed.as_ref()];
-    if !names.into_iter().flatten().all(|name| is_object_name(name)) {
+    let mut names = [Some(commit), expected.as_ref()].into_iter().flatten().chain(unconfirmed);
+    if !names.all(|name| is_object_name(name)) {
         return Err(failure("invalid-order", "the commits must be given by their names", Remedy::Never));
     }
     for name in [Some(branch), onto.as_ref()].into_iter().flatten() {
@@ -128,7 +128,6 @@ pub(super) async fn push(step: &mut Step<'_>) -> Made {
         Some(SigningWay::Api) => Signature::Github(Box::new(SignedBranch::new(step, branch).await?)),
     };
     let onto = onto.as_deref();
-    let unconfirmed = unconfirmed.as_deref();
     let mut push = Push { repository, proxy: &proxy, branch, commit, timeout, signature, onto, unconfirmed };
     let pushed = match is_twin {
         true => push.adopt_twin().await,
@@ -188,7 +187,9 @@ impl Push<'_> {
                 (is_rebased, _) =
                     (true, log("an earlier pull request was merged; the commit is moved onto the base"));
             }
-            if let Some(head) = head.as_deref().filter(|head| self.unconfirmed == Some(*head) && !is_rebased) {
+            if let Some(head) = head.as_deref().filter(|_| !is_rebased)
+                && self.is_unconfirmed(head).await?
+            {
                 log("the branch has the commit of an earlier turn, whose push was not answered");
                 let Some(following) = self.follow(head).await? else { return self.adopt_head(head.to_owned()).await };
                 (sha, lease, is_rebased) = (following, Some(head.to_owned()), true);
@@ -380,6 +381,17 @@ impl Push<'_> {
             return Ok(None);
         }
         self.write(&commit, &commit.tree, head).await.map(Some)
+    }
+
+    /// True if the branch has the commit of an earlier turn, as it was made or behind another such commit.
+    async fn is_unconfirmed(&self, head: &str) -> Result<bool, StepFailure> {
+        for commit in self.unconfirmed {
+            let is_moved = self.repository.rebased(commit).await.as_deref() == Some(head);
+            if commit == head || (is_moved && self.has_same_tree(head, commit).await?) {
+                return Ok(true);
+            }
+        }
+        Ok(false)
     }
 
     async fn parts(&self) -> Result<Parts, StepFailure> {

@@ -152,7 +152,7 @@ struct Place {
     is_twin: bool,
     fork: Option<String>,
     /// As in the order of a push.
-    unconfirmed: Option<String>,
+    unconfirmed: Vec<String>,
     branch: Option<String>,
 }
 
@@ -208,7 +208,7 @@ impl Place {
             onto: None,
             is_twin: false,
             fork: None,
-            unconfirmed: None,
+            unconfirmed: Vec::new(),
             branch: None,
         }
     }
@@ -540,13 +540,23 @@ async fn turn_after_a_push_without_an_answer_follows_it_on_the_same_branch() {
         place.put("new", "second\n");
         let changes = place.changes(base.as_deref()).await;
         let second = place.commit(&changes).await;
-        place.unconfirmed = Some(first.clone());
+        place.unconfirmed = vec![first.clone()];
         let fact = place.push("auto/x", &second, base.as_deref()).await.unwrap();
         assert_eq!(fact.sha, place.head("auto/x"));
         assert_eq!(place.show("auto/x:new"), b"second\n");
         let parent = git(&place.remote(), &["rev-parse", "auto/x^"]);
         assert_eq!(parent.trim(), first, "nothing is overwritten");
         assert_eq!(place.push("auto/x", &second, base.as_deref()).await.unwrap(), fact, "a repeat");
+        // The fact of this push is lost too; the branch has the commit in another form.
+        place.put("new", "third\n");
+        let changes = place.changes(base.as_deref()).await;
+        let third = place.commit(&changes).await;
+        place.unconfirmed = vec![second, first];
+        let fact = place.push("auto/x", &third, base.as_deref()).await.unwrap();
+        assert_eq!(
+            (fact.sha.as_str(), place.show("auto/x:new")),
+            (place.head("auto/x").as_str(), b"third\n".to_vec())
+        );
     }
 }
 

@@ -385,9 +385,9 @@ fn turn_after_a_merge_begins_anew_from_the_base() {
     let StepInput::Push { branch, expected, onto, .. } = push_of(&saga) else { panic!("a push") };
     assert_eq!((expected, onto.as_deref()), (None, Some("main")));
     assert_ne!(branch, "b");
-    saga.plan.unconfirmed = Some(Unconfirmed { branch: "b".into(), commit: "5".repeat(40) });
+    saga.plan.unconfirmed = Some(Unconfirmed { branch: "b".into(), commits: vec!["5".repeat(40)] });
     let StepInput::Push { branch, unconfirmed, .. } = push_of(&saga) else { panic!("a push") };
-    assert!(branch != "b" && unconfirmed.is_none(), "the merged branch is done: {branch}");
+    assert!(branch != "b" && unconfirmed.is_empty(), "the merged branch is done: {branch}");
 }
 
 #[test]
@@ -501,13 +501,13 @@ proptest! {
 
 #[test]
 fn turn_after_a_push_without_an_answer_uses_the_same_branch() {
-    let unconfirmed = Unconfirmed { branch: "claude-code/issue-4-earlier".into(), commit: "c".repeat(40) };
+    let unconfirmed = Unconfirmed { branch: "claude-code/issue-4-earlier".into(), commits: vec!["c".repeat(40)] };
     let mut saga = Saga::new(Plan { unconfirmed: Some(unconfirmed.clone()), ..plan() }, NOW);
     run(&mut saga, NOW, |_| None);
     saga.facts.push = None;
     let StepInput::Push { branch, expected, unconfirmed: commit, .. } = push_of(&saga) else { panic!("a push") };
-    assert_eq!((branch, expected, commit), (unconfirmed.branch, None, Some(unconfirmed.commit)));
+    assert_eq!((branch, expected, commit), (unconfirmed.branch, None, unconfirmed.commits));
     saga.plan.branch_name = Some("topic".into());
     let StepInput::Push { branch, unconfirmed: commit, .. } = push_of(&saga) else { panic!("a push") };
-    assert_eq!((branch.as_str(), commit), ("topic", None), "the caller names another branch");
+    assert_eq!((branch.as_str(), commit), ("topic", Vec::new()), "the caller names another branch");
 }
