@@ -227,6 +227,8 @@ async fn recover(workspaces: &Workspaces, can_resume: bool) -> Result<(), AppErr
     }
     let results = adoption::results_of_interrupted(services, &unfinished).await?;
     let recovered = services.store.recover(services.clock.now(), &resumed, results).await?;
+    // The process that had begun them has ended, since the database has one member.
+    services.store.take_up_attempts(services.clock.now()).await?;
     let automated = closing.len();
     closing::resume(services, closing);
     tracing::info!(

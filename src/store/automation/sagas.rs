@@ -287,6 +287,22 @@ impl Store {
         .await
     }
 
+    /// Makes the attempts of an earlier process due, whose leases have not ended. Only for a process that has the database
+    /// alone. Safe to retry.
+    ///
+    /// # Cancel safety
+    /// A dropped future may have written.
+    pub(crate) async fn take_up_attempts(&self, now: Timestamp) -> Result<(), StoreError> {
+        self.write(move |tx| {
+            let leased = automation_sagas::table
+                .filter(automation_sagas::status.eq(SagaStatus::Running.as_str()))
+                .filter(automation_sagas::retry_us.gt(now.0));
+            tx.rows += diesel::update(leased).set(automation_sagas::retry_us.eq(now.0)).execute(tx.connection)?;
+            Ok(())
+        })
+        .await
+    }
+
     /// Stops the attempts of a target that is being erased: no writer that advances one of its runs can store a further
     /// step. Safe to retry.
     ///

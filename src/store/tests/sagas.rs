@@ -133,6 +133,13 @@ both_databases! {
         assert_eq!(ids(&store.due_sagas(at(30), 9).await.unwrap()), [runs[1], runs[0]]);
         assert_eq!(ids(&store.due_sagas(at(30), 1).await.unwrap()), [runs[1]]);
         assert!(store.due_sagas(at(9), 9).await.unwrap().is_empty());
+        // An attempt that a crash cut off does not wait for the end of its lease.
+        let session = session_of(&store, &key("acme", "web"), "ann").await;
+        let row = begun(&store, &key("acme", "web"), session, 5).await;
+        let leased = SagaUpdate { retry_at: Some(at(1000)), ..update(&row, SagaStatus::Running, &[], 5) };
+        store.save_saga(leased).await.unwrap();
+        store.take_up_attempts(at(30)).await.unwrap();
+        assert!(ids(&store.due_sagas(at(30), 9).await.unwrap()).contains(&row.run_id));
     }
 
     async fn runs_are_listed_by_scope_status_and_time_in_pages(database: TestDatabase) {
