@@ -107,18 +107,7 @@ impl Store {
         session_notice: Option<SessionNotice>,
         key: Option<SessionKey>,
     ) -> Result<(), StoreError> {
-        let (tenant, session_id, now) = (new.key.installation_id.clone(), new.session_id, new.now);
-        let notice = |session_notice| SessionNoticeRows::new(new.key.clone(), session_id, None, session_notice, now);
-        let mut session_notice = session_notice.map(notice);
-        let mut create = sessions::create(new);
-        self.write(move |tx| {
-            create(tx)?;
-            if let Some(key) = &key {
-                session_keys::bind(tx, &tenant, session_id, key, now)?;
-            }
-            session_notice.as_mut().map_or(Ok(()), |session_notice| session_notice.write(tx))
-        })
-        .await
+        self.write_session_with(&new.clone(), sessions::create(new), session_notice, key).await
     }
 
     /// [`Store::create_session_with`] for a session whose row says that it is being prepared, and stays the same otherwise.
@@ -134,12 +123,22 @@ impl Store {
         session_notice: Option<SessionNotice>,
         key: Option<SessionKey>,
     ) -> Result<(), StoreError> {
+        self.write_session_with(&new.clone(), sessions::complete(new), session_notice, key).await
+    }
+
+    /// Writes a session by `write`, with its notification and its key.
+    async fn write_session_with(
+        &self,
+        new: &NewSession,
+        mut write: impl FnMut(&mut WriteTx<'_>) -> Result<(), StoreError> + Send + 'static,
+        session_notice: Option<SessionNotice>,
+        key: Option<SessionKey>,
+    ) -> Result<(), StoreError> {
         let (tenant, session_id, now) = (new.key.installation_id.clone(), new.session_id, new.now);
         let notice = |session_notice| SessionNoticeRows::new(new.key.clone(), session_id, None, session_notice, now);
         let mut session_notice = session_notice.map(notice);
-        let mut complete = sessions::complete(new);
         self.write(move |tx| {
-            complete(tx)?;
+            write(tx)?;
             if let Some(key) = &key {
                 session_keys::bind(tx, &tenant, session_id, key, now)?;
             }
