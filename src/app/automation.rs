@@ -7,26 +7,43 @@ use tokio::{sync::watch, task::JoinHandle};
 use super::AppError;
 use crate::{
     actors::{triggers::Triggers, workspaces::Workspaces},
-    config::Config,
+    config::{Config, ReloadableSecret},
     domain::jail::{self, JailState, KernelRights},
     github::{App, AppOptions, Github, GithubLimits},
     process::sandbox::kernel,
 };
 
-/// Makes the App of `[github]`, if one is configured. Blocks for about a millisecond.
+/// The keys of `[github]`, which a reload replaces.
+#[derive(Clone)]
+pub(super) struct GithubKeys {
+    /// The App with its private key, if one is configured.
+    pub app: Option<Arc<App>>,
+    pub signing_key: ReloadableSecret,
+}
+
+/// Reads the keys of `[github]`. Blocks for about a millisecond.
 ///
 /// # Errors
-/// The key is not usable, or the agents of an embedded runtime could read its file.
-pub(super) fn github_app(config: &Config) -> Result<Option<Arc<App>>, AppError> {
+/// A key is not usable, or the agents of an embedded runtime could read its file.
+pub(super) fn github_keys(config: &Config) -> Result<GithubKeys, AppError> {
+    check_keys(config)?;
+    let github = &config.github;
+    let app = github.app().map(|(app_id, private_key)| {
+        let options = AppOptions { api_url: &github.api_url, app_id, private_key };
+        App::new(Github::new(GithubLimits::default()), options).map(Arc::new)
+    });
+    let app = app.transpose().map_err(|cause| AppError::Github(cause.to_string()))?;
+    Ok(GithubKeys { app, signing_key: ReloadableSecret::new(github.signing_key.clone()) })
+}
+
+/// Refuses a key whose file the agents of an embedded runtime could read.
+pub(super) fn check_keys(config: &Config) -> Result<(), AppError> {
     let github = &config.github;
     let has_key = github.app().is_some() || github.signing_key.is_some();
     if has_key && config.runtime.url.is_none() && !github.allow_embedded_key {
         check_jail(config, kernel::detect().unwrap_or_default())?;
     }
-    let Some((app_id, private_key)) = github.app() else { return Ok(None) };
-    let options = AppOptions { api_url: &github.api_url, app_id, private_key };
-    let app = App::new(Github::new(GithubLimits::default()), options);
-    app.map(|app| Some(Arc::new(app))).map_err(|cause| AppError::Github(cause.to_string()))
+    Ok(())
 }
 
 /// The queue of GitHub's deliveries and its worker, if they are switched on.
@@ -61,9 +78,9 @@ fn check_jail(config: &Config, kernel: KernelRights) -> Result<(), AppError> {
     let agents = std::iter::once(&config.agent).chain(config.agents.values());
     match jail::state(agents.map(|agent| agent.jail), kernel) {
         JailState::Off => Err(AppError::Github(
-            "`github.private_key` or `github.signing_key` is set, and agents run in this process's runtime without the file rules of the jail: they \
-             could read the file of the key. Confine them, use a separate runtime (`runtime.url`) of another user, or set \
-             `github.allow_embedded_key = true`"
+            "`github.private_key` or `github.signing_key` is set, and agents run in this process's runtime without the \
+             file rules of the jail: they could read the file of the key. Confine them, use a separate runtime \
+             (`runtime.url`) of another user, or set `github.allow_embedded_key = true`"
                 .to_owned(),
         )),
         JailState::On | JailState::Partial => Ok(()),

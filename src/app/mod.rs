@@ -116,7 +116,7 @@ pub(crate) async fn serve(loaded: Loaded, options: ServeOptions) -> Result<(), A
     let service = Service::start(&loaded, inherited).await?;
     let signals = stop::Signals::listen();
     announce(options.announce.as_deref(), service.address())?;
-    let reloader = Reloader::new(options.reload, &loaded, service.targets.clone());
+    let reloader = Reloader::new(options.reload, &loaded, service.targets());
     let membership = service.membership.membership.clone();
     let replaced = tokio::select! {
         () = stop::signal(signals, terminal, reloader) => Ok(()),

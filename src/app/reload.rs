@@ -1,19 +1,30 @@
-//! Reload on SIGHUP: log filter, tokens, webhook secrets, named secrets and blocked repositories.
+//! Reload on SIGHUP: every secret, the log filter and the blocked repositories.
 
 use std::sync::Arc;
 
-use secrecy::{ExposeSecret, SecretString};
+use secrecy::ExposeSecret;
 
-use super::{AppError, access::client_token};
+use super::{
+    AppError,
+    access::client_token,
+    automation::{GithubKeys, check_keys},
+    store::database_url,
+};
 use crate::{
-    config::{self, Config, Loaded, Reloadable, Sources, changes::changes},
+    actors::triggers::Triggers,
+    config::{self, Loaded, Reloadable, ReloadableSecret, Sources, changes::changes},
     domain::redaction::known,
+    github::AppKey,
     runtime::NamedSecrets,
+    store::DatabaseUrl,
     telemetry::logging::LogFilter,
-    webhook::{Poster, Signer},
+    webhook::{Poster, Receiver, Signer},
 };
 
 const SERVER_TOKEN: &str = "server.token";
+
+/// A checked change of one setting.
+type Change = Box<dyn FnOnce()>;
 
 /// The sources of the configuration, which a reload reads again, and the log whose filter it changes.
 #[derive(Debug, Clone)]
@@ -23,17 +34,20 @@ pub(crate) struct Reload {
 }
 
 /// The parts of a process that take new settings while it runs.
-#[derive(Debug, Clone, Default)]
+#[derive(Clone, Default)]
 pub(super) struct Targets {
     /// The token of the API.
-    pub server_token: Option<Reloadable<Option<SecretString>>>,
-    /// The token of a separate runtime.
-    pub runtime_token: Option<Reloadable<Option<SecretString>>>,
+    pub server_token: Option<ReloadableSecret>,
+    /// The token of a separate runtime, on either side.
+    pub runtime_token: Option<ReloadableSecret>,
     pub secrets: Option<NamedSecrets>,
     /// Repositories that are never automated.
     pub blocked_repositories: Option<Reloadable<Vec<String>>>,
     /// The poster of operators' alerts.
     pub poster: Option<Arc<Poster>>,
+    pub github: Option<GithubKeys>,
+    pub triggers: Option<Triggers>,
+    pub database: Option<DatabaseUrl>,
 }
 
 /// Reloads the configuration of a process.
@@ -58,34 +72,21 @@ impl Reloader {
             tracing::warn!(marker = "[ACP]", "SIGHUP ignored: this command has no configuration to reload");
             return;
         };
-        let loaded = match config::load(sources) {
-            Ok(loaded) => loaded,
+        let loaded = config::load(sources).map_err(|cause| cause.to_string());
+        let checked = loaded.and_then(|loaded| {
+            known::hide(loaded.secrets());
+            Ok((self.changes(&loaded, log)?, loaded))
+        });
+        let ((reloaded, made), loaded) = match checked {
+            Ok(checked) => checked,
             Err(cause) => {
                 tracing::error!(marker = "[ACP]", %cause, "configuration not reloaded; the old settings remain");
                 return;
             }
         };
-        known::hide(loaded.secrets());
-        let mut reloaded = changes(&self.current, &loaded);
-        reloaded.retain(|name| self.applies(name) && name != SERVER_TOKEN);
-        match self.reload_client_token(&loaded) {
-            Ok(true) => {
-                reloaded.push(SERVER_TOKEN.to_owned());
-                reloaded.sort();
-            }
-            Ok(false) => {}
-            Err(cause) => {
-                tracing::error!(marker = "[ACP]", %cause, "configuration not reloaded; the old settings remain");
-                return;
-            }
-        }
-        for name in reloaded.iter().filter(|name| *name != SERVER_TOKEN) {
-            if let Err(cause) = self.apply(name, &loaded.config, log) {
-                tracing::error!(marker = "[ACP]", setting = name, %cause, "setting not reloaded");
-            }
-        }
+        made.into_iter().for_each(|change| change());
         let mut needs_restart = changes(&self.started, &loaded);
-        needs_restart.retain(|name| !self.applies(name));
+        needs_restart.retain(|name| !self.applies(name, &loaded));
         let (reloaded, needs_restart) = (reloaded.join(", "), needs_restart.join(", "));
         if needs_restart.is_empty() {
             tracing::info!(marker = "[ACP]", reloaded, "configuration reloaded");
@@ -95,55 +96,130 @@ impl Reloader {
         self.current = loaded;
     }
 
-    /// True if a reload applies this setting.
-    fn applies(&self, name: &str) -> bool {
+    /// The settings to reload, in alphabetical order, and their changes. Every change is checked before the first one is
+    /// made.
+    fn changes(&self, loaded: &Loaded, log: &LogFilter) -> Result<(Vec<String>, Vec<Change>), String> {
+        self.check_files(loaded)?;
+        let mut names = changes(&self.current, loaded);
+        names.retain(|name| name != SERVER_TOKEN && self.applies(name, loaded));
+        let change = |name: &String| self.change(name, loaded, log).map_err(|cause| format!("{name}: {cause}"));
+        let mut prepared = names.iter().map(change).collect::<Result<Vec<_>, _>>()?;
+        if let Some(change) = self.change_of_client_token(loaded).map_err(|cause| cause.to_string())? {
+            prepared.push(change);
+            names.push(SERVER_TOKEN.to_owned());
+            names.sort();
+        }
+        Ok((names, prepared))
+    }
+
+    /// Refuses a file that was not named at the start: the jail of the agents excludes only those that were.
+    fn check_files(&self, loaded: &Loaded) -> Result<(), String> {
+        let has_agents = self.started.config.runtime.url.is_none();
+        match loaded.own_files.iter().find(|file| has_agents && !self.started.own_files.contains(file)) {
+            Some(file) => Err(format!(
+                "{} was not named at the start, and the jail of the agents excludes only the files that were: restart, or \
+                 put the new value into the old file",
+                file.display()
+            )),
+            None => Ok(()),
+        }
+    }
+
+    /// True if a reload applies this setting. Credentials in a URL are reloaded, its server is not.
+    fn applies(&self, name: &str, loaded: &Loaded) -> bool {
         let targets = &self.targets;
+        let (started, new) = (&self.started.config, &loaded.config);
         match name {
             "log.level" => true,
             SERVER_TOKEN => targets.server_token.is_some(),
             "runtime.token" => targets.runtime_token.is_some(),
             "webhook.secret" | "webhook.previous_secret" => targets.poster.is_some(),
+            "webhook.url" => targets.poster.is_some() && started.webhook.endpoint() == new.webhook.endpoint(),
+            "database.url" => targets.database.as_ref().is_some_and(|url| {
+                // A malformed URL is an error of the reload.
+                database_url(loaded).is_ok_and(|new| url.is_same_database(&new)) || database_url(loaded).is_err()
+            }),
+            "github.signing_key" => targets.github.is_some(),
+            "github.private_key" => {
+                targets.github.as_ref().is_some_and(|github| github.app.is_some())
+                    && started.github.app_id == new.github.app_id
+            }
+            "github.triggers.webhook_secret" => {
+                targets.triggers.is_some() && new.github.triggers.webhook_secret.is_some()
+            }
             name if name.starts_with("secrets.") => targets.secrets.is_some(),
             name if name.starts_with("github.blocked_repositories") => targets.blocked_repositories.is_some(),
             _ => false,
         }
     }
 
-    /// Replaces the token of the API, also by that of the data folder, whose file may have changed or be gone: then it is made
-    /// again. Returns whether it differs from the current one.
-    fn reload_client_token(&self, loaded: &Loaded) -> Result<bool, AppError> {
-        let Some(target) = &self.targets.server_token else { return Ok(false) };
+    /// The change of the API's token, also by that of the data folder, whose file may have changed or be gone: then it is
+    /// made again. `None` if it is the current one.
+    fn change_of_client_token(&self, loaded: &Loaded) -> Result<Option<Change>, AppError> {
+        let Some(target) = &self.targets.server_token else { return Ok(None) };
         let token = client_token(loaded)?;
-        let text = |token: &Option<SecretString>| token.as_ref().map(|token| token.expose_secret().to_owned());
-        let differs = text(&target.get()) != text(&token);
-        if differs {
-            target.set(token);
-        }
-        Ok(differs)
+        let differs = target.get().as_ref().as_ref().map(ExposeSecret::expose_secret)
+            != token.as_ref().map(ExposeSecret::expose_secret);
+        Ok(differs.then(|| replace(Some(target), &token)))
     }
 
-    fn apply(&self, name: &str, config: &Config, log: &LogFilter) -> Result<(), String> {
-        let Targets { server_token: _, runtime_token, secrets, blocked_repositories, poster } = &self.targets;
-        let failed = |cause: &dyn std::error::Error| cause.to_string();
-        match name {
-            "log.level" => log.set(&config.log.level).map_err(|cause| failed(&cause))?,
-            "runtime.token" => replace(runtime_token.as_ref(), &config.runtime.token),
+    /// Checks the new value of a setting that a reload applies.
+    fn change(&self, name: &str, loaded: &Loaded, log: &LogFilter) -> Result<Change, String> {
+        let (targets, config) = (&self.targets, &loaded.config);
+        let text = |cause: &dyn std::error::Error| cause.to_string();
+        Ok(match name {
+            "log.level" => {
+                let (log, level) = (log.clone(), config.log.level.clone());
+                Box::new(move || {
+                    if let Err(cause) = log.set(&level) {
+                        tracing::error!(marker = "[ACP]", %cause, "log level not reloaded");
+                    }
+                })
+            }
+            "runtime.token" => replace(targets.runtime_token.as_ref(), &config.runtime.token),
+            "webhook.url" => {
+                let url = config.webhook.url.as_ref().map(Receiver::parse).transpose();
+                let url = url.map_err(|cause| text(&cause))?;
+                with(targets.poster.clone().zip(url), |(poster, url)| poster.post_to(url))
+            }
             "webhook.secret" | "webhook.previous_secret" => {
                 let secrets = config.webhook.secret.iter().chain(&config.webhook.previous_secret);
-                let signer = Signer::new(secrets).map_err(|cause| failed(&cause))?;
-                if let Some(poster) = poster {
-                    poster.sign_with(signer);
-                }
+                let signer = Signer::new(secrets).map_err(|cause| text(&cause))?;
+                with(targets.poster.clone(), move |poster| poster.sign_with(signer))
             }
-            name if name.starts_with("secrets.") => replace(secrets.as_ref(), &config.secrets),
-            _ => replace(blocked_repositories.as_ref(), &config.github.blocked_repositories),
-        }
-        Ok(())
+            "database.url" => {
+                let url = database_url(loaded).map_err(|cause| text(&cause))?;
+                with(targets.database.clone(), move |database| database.connect_as(&url))
+            }
+            "github.private_key" => {
+                let key = config.github.private_key.as_ref().map(AppKey::parse).transpose();
+                let key = key.map_err(|cause| text(&cause))?;
+                let app = targets.github.as_ref().and_then(|github| github.app.clone());
+                with(app.zip(key), |(app, key)| app.use_key(key))
+            }
+            "github.signing_key" => {
+                check_keys(config).map_err(|cause| text(&cause))?;
+                replace(targets.github.as_ref().map(|github| &github.signing_key), &config.github.signing_key)
+            }
+            "github.triggers.webhook_secret" => {
+                let secret = config.github.triggers.webhook_secret.clone();
+                with(targets.triggers.clone().zip(secret), |(triggers, secret)| triggers.use_secret(secret))
+            }
+            name if name.starts_with("secrets.") => replace(targets.secrets.as_ref(), &config.secrets),
+            _ => replace(targets.blocked_repositories.as_ref(), &config.github.blocked_repositories),
+        })
     }
 }
 
-fn replace<T: Clone>(target: Option<&Reloadable<T>>, value: &T) {
-    if let Some(target) = target {
-        target.set(value.clone());
-    }
+fn with<T: 'static>(target: Option<T>, change: impl FnOnce(T) + 'static) -> Change {
+    Box::new(move || {
+        if let Some(target) = target {
+            change(target);
+        }
+    })
+}
+
+fn replace<T: Clone + 'static>(target: Option<&Reloadable<T>>, value: &T) -> Change {
+    let value = value.clone();
+    with(target.cloned(), move |target| target.set(value))
 }

@@ -13,7 +13,9 @@ use uuid::Uuid;
 
 use super::AppError;
 use crate::{
-    config::{Config, DEFAULT_AGENT, Loaded, Reloadable, environment::current_program, sections::Agent},
+    config::{
+        Config, DEFAULT_AGENT, Loaded, Reloadable, ReloadableSecret, environment::current_program, sections::Agent,
+    },
     domain::{
         heartbeat::Heartbeat,
         jail::{limits::ResourceLimits, pool::UserPool},
@@ -56,7 +58,7 @@ pub(super) async fn start_runtime(
     let config = &loaded.config;
     let endpoint = |url: String, token| Endpoint {
         url,
-        token,
+        token: ReloadableSecret::new(token),
         frame_bytes: config.limits.frame_bytes,
         pipe: pipe_limits(config),
         resume: ResumeLimits {

@@ -9,7 +9,7 @@ use std::{
 use futures_util::{StreamExt, stream};
 use tokio::{sync::watch, task::JoinHandle};
 
-use super::{AppError, runtime::transports};
+use super::{AppError, automation::GithubKeys, runtime::transports};
 use crate::{
     actors::{
         automation::{Automation, Credentials, retries::run_due_attempts},
@@ -41,7 +41,6 @@ use crate::{
     cluster::membership::Membership,
     config::Config,
     domain::{clock::Clock, ids::SessionId, session::lifecycle::SessionState, turn::TurnPhase},
-    github::App,
     store::{SessionRow, Store, Unfinished},
     telemetry::{DatabaseClock, Metrics},
     transport::{http::client::WorkspaceClient, socket::websocket::Endpoint},
@@ -73,7 +72,7 @@ pub(super) async fn start_sessions(
     metrics: Metrics,
     endpoint: Endpoint,
     (tokens, can_resume): (ClientTokens, bool),
-    app: Option<Arc<App>>,
+    github: GithubKeys,
 ) -> Result<SessionsStart, AppError> {
     let asked = Instant::now();
     let clock: Arc<dyn Clock> = Arc::new(DatabaseClock::anchored(asked, store.time().await?));
@@ -82,7 +81,6 @@ pub(super) async fn start_sessions(
     let workspace_client = WorkspaceClient::new(&endpoint.url, endpoint.token.clone(), clone_timeout)?;
     let (acp, http) = transports(config, endpoint)?;
     let storm = Storm::recover(store.clone(), metrics.clone(), clock.clone()).await?;
-    let runtime = availability(workspace_client.clone(), clock.clone(), metrics.clone());
     let tenants = Tenants::recover(&store).await?;
     // Before anything is restored: what is being erased is hidden.
     store.erasures().recover(store.open_erasures().await?);
@@ -93,19 +91,20 @@ pub(super) async fn start_sessions(
         clock: clock.clone(),
         runtime: workspace_client.clone(),
         settings: Arc::new(config.github.clone()),
-        credentials: Credentials::new(app, tenants.clone()),
+        credentials: Credentials::new(github.app, tenants.clone()),
+        signing_key: github.signing_key,
         metrics: metrics.clone(),
         given_tokens: given_tokens.clone(),
         stopping: stopping.subscribe(),
     };
     let services = Arc::new(Services {
+        runtime: availability(workspace_client.clone(), clock.clone(), metrics.clone()),
         store,
         membership,
         metrics,
         acp: Arc::new(acp),
         http: Arc::new(http),
         clock,
-        runtime,
         runtime_client: Some(workspace_client.clone()),
         draining: AtomicBool::new(false),
         index: SessionIndex::default(),

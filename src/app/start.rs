@@ -6,7 +6,7 @@ use super::{
     AppError,
     access::{client_token, client_token_place},
     api::{HttpHandle, MigrationsHandle, start_http, start_migrations},
-    automation::{TriggersHandle, github_app, start_triggers},
+    automation::{GithubKeys, TriggersHandle, github_keys, start_triggers},
     membership::join,
     notifications::{NotificationsHandle, WebhooksHandle, start_notifications, start_webhooks, webhooks},
     reload::Targets,
@@ -18,7 +18,7 @@ use super::{
 use crate::{
     actors::{handles::client_tokens::ClientTokens, migrations::Migrations, upkeep::keeper::Keeper},
     cluster::membership::Renewal,
-    config::{DEFAULT_AGENT, Loaded, Reloadable},
+    config::{DEFAULT_AGENT, Loaded, ReloadableSecret},
     domain::watchdog::WatchdogLimits,
     http::ApiState,
     process::inherited::Inherited,
@@ -36,8 +36,10 @@ pub(crate) struct Service {
     pub(super) migrations: MigrationsHandle,
     pub(super) triggers: TriggersHandle,
     pub(super) webhooks: WebhooksHandle,
-    /// The parts that a reload changes.
-    pub(super) targets: Targets,
+    pub(super) server_token: ReloadableSecret,
+    /// The token of a separate runtime.
+    pub(super) runtime_token: Option<ReloadableSecret>,
+    pub(super) github: GithubKeys,
 }
 
 impl Service {
@@ -48,18 +50,20 @@ impl Service {
         // First: a taken address must not cost anything, and nothing is recovered before the address is ours.
         let listener = bind(config.server.listen)?;
         // Before anything is recovered: a key that cannot be used is an error of the start.
-        let app = github_app(config)?;
+        let github = github_keys(config)?;
         let store = start_store(loaded, metrics.clone()).await?;
-        let server_token = Reloadable::new(client_token(loaded)?);
+        let server_token = ReloadableSecret::new(client_token(loaded)?);
         let client_tokens = ClientTokens::of(&store.store.usable_tokens(store.store.time().await?).await?);
         let membership = join(config, &listener, &store.url, store.held.is_some()).await?;
         let watchdog = watchdog(metrics.clone())?;
         let (runtime, embedded, endpoint) =
             start_runtime(loaded, inherited, client_tokens.trust_boundary(), &metrics).await?;
         let can_resume = !runtime.is_embedded();
+        // The token of an embedded runtime is not configured.
+        let runtime_token = can_resume.then(|| endpoint.token.clone());
         let member = membership.membership.clone();
         let tokens = (client_tokens, can_resume);
-        let sessions = start_sessions(config, store.store.clone(), member, metrics, endpoint, tokens, app.clone());
+        let sessions = start_sessions(config, store.store.clone(), member, metrics, endpoint, tokens, github.clone());
         let sessions = sessions.await?;
         let SessionsStart { handle: sessions, progress, capacity } = sessions;
         let workspaces = &sessions.workspaces;
@@ -74,7 +78,7 @@ impl Service {
         // Another process may write notifications to a database that is not held for this one alone.
         let looks = store.held.is_none();
         let notifications = start_notifications(config, store.store.clone(), progress, keeper.clone(), looks);
-        let triggers = start_triggers(config, workspaces, app);
+        let triggers = start_triggers(config, workspaces, github.app.clone());
         let state = ApiState {
             workspaces: workspaces.clone(),
             migrations: migrations.clone(),
@@ -86,13 +90,6 @@ impl Service {
         let http = start_http(config, state, watchdog, embedded, listener, &loaded.data_dir)?;
         let migrations = start_migrations(migrations);
         let webhooks = start_webhooks(webhooks, keeper);
-        let targets = Targets {
-            server_token: Some(server_token),
-            runtime_token: None,
-            secrets: runtime.secrets.clone(),
-            blocked_repositories: Some(workspaces.services().settings.blocked_repositories.clone()),
-            poster: webhooks.poster.clone(),
-        };
         let embedded_runtime = runtime.is_embedded();
         let client_token = client_token_place(loaded);
         tracing::info!(marker = "[ACP]", address = %http.address(), embedded_runtime, client_token, "serves");
@@ -107,8 +104,25 @@ impl Service {
             migrations,
             triggers,
             webhooks,
-            targets,
+            server_token,
+            runtime_token,
+            github,
         })
+    }
+
+    /// The parts that a reload changes.
+    pub(super) fn targets(&self) -> Targets {
+        let settings = &self.sessions.workspaces.services().settings;
+        Targets {
+            server_token: Some(self.server_token.clone()),
+            runtime_token: self.runtime_token.clone(),
+            secrets: self.runtime.secrets.clone(),
+            blocked_repositories: Some(settings.blocked_repositories.clone()),
+            poster: self.webhooks.poster.clone(),
+            github: Some(self.github.clone()),
+            triggers: self.triggers.triggers(),
+            database: Some(self.store.url.clone()),
+        }
     }
 
     pub(crate) fn address(&self) -> SocketAddr {

@@ -75,7 +75,9 @@ impl Service {
             migrations,
             triggers,
             webhooks,
-            targets: _,
+            server_token: _,
+            runtime_token: _,
+            github: _,
         } = self;
         migrations.stop();
         triggers.stop();

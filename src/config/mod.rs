@@ -21,7 +21,7 @@ pub(crate) use self::{
     environment::Environment,
     error::ConfigError,
     load::{Loaded, load},
-    reloadable::Reloadable,
+    reloadable::{Reloadable, ReloadableSecret},
     secret_file::read as secret_of_file,
     sections::{Config, DEFAULT_AGENT, Listener},
     sources::{Flag, Sources},

@@ -3,9 +3,13 @@
 use std::{fmt, sync::Arc};
 
 use parking_lot::RwLock;
+use secrecy::SecretString;
 
 /// A setting that its readers share, so that a reload reaches all of them. Cheap to clone.
 pub(crate) struct Reloadable<T>(Arc<RwLock<Arc<T>>>);
+
+/// A secret, or none.
+pub(crate) type ReloadableSecret = Reloadable<Option<SecretString>>;
 
 impl<T> Reloadable<T> {
     pub(crate) fn new(value: T) -> Self {

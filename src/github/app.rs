@@ -16,6 +16,7 @@ use super::{
     model::{Installation, MintedToken},
 };
 use crate::{
+    config::Reloadable,
     contract::steps::AppInstallation,
     domain::{
         automation::{
@@ -91,12 +92,32 @@ pub(crate) struct AppToken {
     pub installation: AppInstallation,
 }
 
+/// A private key that can sign.
+pub(crate) struct AppKey(EncodingKey);
+
+impl AppKey {
+    /// Reads a key, an RSA key as PEM (PKCS #1 or PKCS #8), and tries it.
+    ///
+    /// # Errors
+    /// It is no such key, or it cannot sign.
+    pub(crate) fn parse(pem: &SecretString) -> Result<Self, BadApp> {
+        let key = EncodingKey::from_rsa_pem(pem.expose_secret().trim().as_bytes())
+            .map_err(|_| BadApp("the private key is not an RSA key in PEM format"))?;
+        sign(&Claims { iat: 0, exp: 0, iss: "" }, &key).map_err(|_| BadApp("the private key cannot sign"))?;
+        Ok(Self(key))
+    }
+}
+
+fn sign(claims: &Claims<'_>, key: &EncodingKey) -> jsonwebtoken::errors::Result<String> {
+    encode(&Header::new(Algorithm::RS256), claims, key)
+}
+
 /// Mints tokens, and caches them until 5 minutes before their expiry. `Debug` shows no key and no token.
 pub(crate) struct App {
     github: Github,
     base: Url,
     app_id: String,
-    key: EncodingKey,
+    key: Reloadable<EncodingKey>,
     tokens: Mutex<BTreeMap<TokenKey, AppToken>>,
 }
 
@@ -132,13 +153,13 @@ impl App {
         if !github_host::is_safe(&base) {
             return Err(BadApp("the address of the API must begin with https://"));
         }
-        let pem = options.private_key.expose_secret().trim();
-        let key = EncodingKey::from_rsa_pem(pem.as_bytes())
-            .map_err(|_| BadApp("the private key is not an RSA key in PEM format"))?;
-        let app = Self { github, base, app_id: options.app_id.to_owned(), key, tokens: Mutex::default() };
-        // A key that cannot sign is refused here instead of at the first run.
-        app.identity(Timestamp(0)).map_err(|_| BadApp("the private key cannot sign"))?;
-        Ok(app)
+        let key = Reloadable::new(AppKey::parse(options.private_key)?.0);
+        Ok(Self { github, base, app_id: options.app_id.to_owned(), key, tokens: Mutex::default() })
+    }
+
+    /// Identifies itself with another key of the same App from now on. Cached tokens remain valid.
+    pub(crate) fn use_key(&self, key: AppKey) {
+        self.key.set(key.0);
     }
 
     /// Returns a token for one repository, with the permissions of `scope` that the installation grants. Calls for the
@@ -271,7 +292,7 @@ impl App {
         let seconds = |at: Timestamp| at.0.div_euclid(1_000_000);
         let claims =
             Claims { iat: seconds(now.minus(JWT_SKEW)), exp: seconds(now.plus(JWT_LIFE)), iss: &self.app_id };
-        encode(&Header::new(Algorithm::RS256), &claims, &self.key)
+        sign(&claims, &self.key.get())
             .map(SecretString::from)
             .map_err(|_| Refusal::unusable("the private key of the GitHub App cannot sign"))
     }

@@ -21,7 +21,7 @@ pub(crate) mod stub;
 #[cfg(test)]
 mod tests;
 
-pub(crate) use self::app::{App, AppOptions, AppToken, Scope, unbound};
+pub(crate) use self::app::{App, AppKey, AppOptions, AppToken, Scope, unbound};
 pub(crate) use self::{
     client::{Access, GithubClient},
     comment::comment_once,

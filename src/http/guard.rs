@@ -16,7 +16,7 @@ use actix_web::{
     middleware::Next,
     web,
 };
-use secrecy::{ExposeSecret, SecretString};
+use secrecy::ExposeSecret;
 use subtle::ConstantTimeEq;
 
 use super::{
@@ -29,7 +29,7 @@ use super::{
 };
 use crate::{
     actors::handles::client_tokens::ClientTokens,
-    config::{Reloadable, sections::Server},
+    config::{ReloadableSecret, sections::Server},
     contract::{
         authorization::bearer_token,
         browsers::{self, CROSS_SITE, SEC_FETCH_SITE},
@@ -44,7 +44,7 @@ use crate::{
 /// The rules, from `[server]`.
 #[derive(Debug)]
 pub(crate) struct Guard {
-    token: Reloadable<Option<SecretString>>,
+    token: ReloadableSecret,
     tokens: ClientTokens,
     hosts: HashSet<String>,
     origins: HashSet<String>,
@@ -83,7 +83,7 @@ pub(super) fn is_open(path: &str) -> bool {
 }
 
 impl Guard {
-    pub(crate) fn new(server: &Server, token: Reloadable<Option<SecretString>>, tokens: ClientTokens) -> Self {
+    pub(crate) fn new(server: &Server, token: ReloadableSecret, tokens: ClientTokens) -> Self {
         let lower = |names: &[String]| names.iter().map(|name| name.to_lowercase()).collect();
         Self { token, tokens, hosts: lower(&server.allowed_hosts), origins: lower(&server.allowed_origins) }
     }
@@ -259,7 +259,7 @@ mod tests {
             allowed_origins: vec!["https://app.example.com".into()],
             ..Server::default()
         };
-        Guard::new(&server, Reloadable::new(Some("secret".to_owned().into())), ClientTokens::default())
+        Guard::new(&server, ReloadableSecret::new(Some("secret".to_owned().into())), ClientTokens::default())
     }
 
     fn check(request: &ServiceRequest, operation: Option<Option<Privilege>>) -> Result<Admitted, ApiError> {

@@ -43,7 +43,6 @@ use actix_web::{
     rt::net::TcpStream,
     web::{self, Data, ServiceConfig},
 };
-use secrecy::SecretString;
 use utoipa::openapi::OpenApi;
 use utoipa_actix_web::AppExt;
 use utoipa_swagger_ui::SwaggerUi;
@@ -58,7 +57,7 @@ use self::{
 pub(crate) use self::{route_table::RouteTable, routes::document};
 use crate::{
     actors::{migrations::Migrations, notifications::NotificationHub, triggers::Triggers, workspaces::Workspaces},
-    config::{Config, Reloadable},
+    config::{Config, ReloadableSecret},
     contract::keep_alive::SERVER_KEEP_ALIVE,
     telemetry::watchdog::Watchdog,
 };
@@ -72,7 +71,7 @@ pub(crate) struct ApiState {
     /// Turns that GitHub starts, if they are switched on.
     pub triggers: Option<Triggers>,
     /// `server.token`; `None` admits every caller.
-    pub token: Reloadable<Option<SecretString>>,
+    pub token: ReloadableSecret,
 }
 
 /// The state that handlers share.

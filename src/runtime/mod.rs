@@ -46,7 +46,7 @@ pub(crate) use self::{
     conversations::conversation::Retention,
 };
 use crate::{
-    config::{DEFAULT_AGENT, Reloadable},
+    config::{DEFAULT_AGENT, Reloadable, ReloadableSecret},
     contract::keep_alive::SERVER_KEEP_ALIVE,
     domain::{
         heartbeat::Heartbeat,
@@ -158,7 +158,7 @@ pub(crate) struct RunningRuntime {
     agents: Arc<Agents>,
     stop: watch::Sender<bool>,
     kill_grace: Duration,
-    token: Reloadable<Option<SecretString>>,
+    token: ReloadableSecret,
     /// HTTP server of this runtime; `None` if the routes are served by another server.
     server: Option<(ServerHandle, JoinHandle<io::Result<()>>)>,
 }
@@ -261,7 +261,7 @@ impl RunningRuntime {
     }
 
     /// The token that clients must send.
-    pub(crate) fn token(&self) -> &Reloadable<Option<SecretString>> {
+    pub(crate) fn token(&self) -> &ReloadableSecret {
         &self.token
     }
 

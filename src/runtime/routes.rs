@@ -30,7 +30,7 @@ use super::{
     workspaces::Workspaces,
 };
 use crate::{
-    config::Reloadable,
+    config::ReloadableSecret,
     contract::{
         authorization::bearer_token,
         browsers::{self, CROSS_SITE, EVERYWHERE, NO_STORE, POLICY_OF_DATA, SEC_FETCH_SITE},
@@ -62,7 +62,7 @@ const BODY: &str = "a request about a workspace";
 #[derive(Clone)]
 pub(super) struct RuntimeState {
     /// Bearer token that clients must send; `None` accepts requests without one.
-    pub token: Reloadable<Option<SecretString>>,
+    pub token: ReloadableSecret,
     /// Settings and shared handles of every socket.
     pub sockets: SocketSettings,
     pub workspaces: Arc<Workspaces>,

@@ -10,6 +10,6 @@ mod signature;
 
 pub(crate) use self::{
     github::is_signed,
-    poster::{Answered, NoAnswer, Poster, PosterOptions},
+    poster::{Answered, NoAnswer, Poster, PosterOptions, Receiver},
     signature::Signer,
 };

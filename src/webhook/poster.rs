@@ -6,7 +6,7 @@ use reqwest::{
     Client, Response, Url,
     header::{CONTENT_TYPE, HeaderValue, RETRY_AFTER},
 };
-use secrecy::SecretString;
+use secrecy::{ExposeSecret, SecretString};
 use uuid::Uuid;
 
 use super::signature::Signer;
@@ -37,10 +37,21 @@ pub(crate) struct PosterOptions<'a> {
 #[error("{0}")]
 pub(crate) struct SetupError(&'static str);
 
+/// The address of a receiver, which may hold secrets.
+pub(crate) struct Receiver(Url);
+
+impl Receiver {
+    /// # Errors
+    /// The address is malformed.
+    pub(crate) fn parse(url: &SecretString) -> Result<Self, SetupError> {
+        Url::parse(url.expose_secret()).map(Self).map_err(|_| SetupError("the address is not a URL"))
+    }
+}
+
 /// Posts to one receiver. Its address and keys are never printed: `Debug` shows only the origin.
 pub(crate) struct Poster {
     client: Client,
-    url: Url,
+    receiver: Reloadable<Receiver>,
     signer: Reloadable<Signer>,
     timeout: Duration,
 }
@@ -62,7 +73,9 @@ pub(crate) struct NoAnswer(String);
 
 impl std::fmt::Debug for Poster {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        f.debug_struct("Poster").field("origin", &self.url.origin().ascii_serialization()).finish_non_exhaustive()
+        f.debug_struct("Poster")
+            .field("origin", &self.receiver.get().0.origin().ascii_serialization())
+            .finish_non_exhaustive()
     }
 }
 
@@ -72,8 +85,7 @@ impl Poster {
     /// # Errors
     /// The address is malformed, or the system has no TLS roots. A retry does not help.
     pub(crate) fn new(options: PosterOptions<'_>) -> Result<Self, SetupError> {
-        use secrecy::ExposeSecret;
-        let url = Url::parse(options.url.expose_secret()).map_err(|_| SetupError("the address is not a URL"))?;
+        let receiver = Reloadable::new(Receiver::parse(options.url)?);
         let client = Client::builder()
             .user_agent(concat!("lumilink/", env!("CARGO_PKG_VERSION")))
             .redirect(reqwest::redirect::Policy::none())
@@ -83,12 +95,17 @@ impl Poster {
             .no_proxy()
             .build()
             .map_err(|_| SetupError("the HTTP client cannot be set up: the system has no TLS roots"))?;
-        Ok(Self { client, url, signer: Reloadable::new(options.signer), timeout: options.timeout })
+        Ok(Self { client, receiver, signer: Reloadable::new(options.signer), timeout: options.timeout })
     }
 
     /// Signs later posts with other secrets.
     pub(crate) fn sign_with(&self, signer: Signer) {
         self.signer.set(signer);
+    }
+
+    /// Sends later posts to another URL.
+    pub(crate) fn post_to(&self, receiver: Receiver) {
+        self.receiver.set(receiver);
     }
 
     /// Posts JSON once, signed with `id` and the time. Receivers deduplicate by id.
@@ -103,7 +120,7 @@ impl Poster {
         let signature = self.signer.get().sign(&id, timestamp, body.as_bytes());
         let request = self
             .client
-            .post(self.url.clone())
+            .post(self.receiver.get().0.clone())
             .header(CONTENT_TYPE, HeaderValue::from_static("application/json"))
             .header("webhook-id", id)
             .header("webhook-timestamp", timestamp)

@@ -19,13 +19,16 @@ use std::{
 use crate::harness::{
     Api, DEADLINE, Program, Value, eventually, free_port,
     git_server::GitServer,
+    github::GitHub,
     hostile::RawRequest,
     json, lumilink,
+    postgres::PostgresDatabase,
     process::{Folder, Process},
     processes,
     receiver::Receiver,
     tokens, wait_for,
 };
+use crate::triggers;
 
 const OLD: &str = "old-token-0123456789";
 const NEW: &str = "new-token-0123456789";
@@ -137,7 +140,115 @@ fn webhook_is_signed_with_the_new_secret_after_sighup() {
 }
 
 #[test]
-fn runtime_uses_its_new_token_after_sighup() {
+fn webhook_posts_to_the_new_path_after_sighup_and_not_to_another_server() {
+    let receiver = Receiver::start([]);
+    let base = receiver.url();
+    let config = |url: &str| format!("[webhook]\nurl = '{url}'\nsecret = 'correct-horse-battery-staple-1'\n");
+    let builder = Program::builder().set("capacity.max_sessions", 2).set("capacity.warn_bp", 5000);
+    let builder = builder.set("capacity.resolve_bp", 4000).set("capacity.resolve_after_s", 0);
+    let program = builder.config(&config(&format!("{base}/first-secret-path"))).start();
+    let line_of = |posts: usize| receiver.gets(posts).pop().expect("a post").line;
+    let session = program.api.open("ws");
+    assert!(line_of(1).contains("/first-secret-path "));
+    write(&program.folder, &config(&format!("{base}/second-secret-path")));
+    assert_eq!(reload(&program, "configuration reloaded")["reloaded"], "webhook.url");
+    session.post("close", json!({})).expect(200);
+    assert!(line_of(2).contains("/second-secret-path "));
+    write(&program.folder, &config("https://hooks.example.com/second-secret-path"));
+    let line = reload(&program, "configuration reloaded in part");
+    assert_eq!((&line["reloaded"], &line["needs_restart"]), (&json!(""), &json!("webhook.url")));
+    assert!(!program.log().contains("secret-path"));
+}
+
+#[test]
+fn changed_password_of_the_database_is_used_after_sighup() {
+    let (database, first, second) = (PostgresDatabase::create(), "first-db-password", "second-db-password");
+    let folder = Folder::new();
+    let file = folder.path().join("database-url");
+    fs::write(&file, database.with_owner(first)).expect("a file");
+    let mut program = Program::builder().config(&format!("[database]\nurl_file = '{}'\n", file.display())).start();
+    program.expect_error("configuration not reloaded");
+    let session = program.api.open("ws");
+    assert_eq!(session.says("echo before"), "before");
+    // Whoever rotates writes the new password first, so that no connection is refused for long.
+    let url = database.change_password(second);
+    fs::write(&file, &url).expect("a file");
+    assert_eq!(reload(&program, "configuration reloaded")["reloaded"], "database.url");
+    eventually("the database is back", || program.api.get("/readyz").status == 200);
+    assert_eq!(session.says("echo after"), "after");
+    fs::write(&file, url.replace("127.0.0.1", "localhost")).expect("a file");
+    assert_eq!(reload(&program, "configuration reloaded in part")["needs_restart"], "database.url");
+    fs::write(&file, "mysql://ann:third-db-password@127.0.0.1/d").expect("a file");
+    let line = reload(&program, "configuration not reloaded; the old settings remain");
+    assert!(line["cause"].as_str().unwrap_or_default().contains("database.url"), "{line}");
+    // Agents could read a file that their jail does not know.
+    let other = folder.path().join("other-url");
+    fs::write(&other, &url).expect("a file");
+    write(&program.folder, &format!("[database]\nurl_file = '{}'\n", other.display()));
+    let line = reload(&program, "configuration not reloaded; the old settings remain");
+    assert!(line["cause"].as_str().unwrap_or_default().contains("was not named at the start"), "{line}");
+    assert!(!program.log().contains("db-password"));
+}
+
+#[test]
+fn keys_and_webhook_secret_of_github_in_files_are_read_again_on_sighup() {
+    const EMAIL: &str = "1+lumi-test[bot]@users.noreply.github.com";
+    let (github, folder) = (GitHub::start(), Folder::new());
+    let (old, new) = ("old-webhook-secret-of-32-characters", "new-webhook-secret-of-32-characters");
+    let path = |name: &str| folder.path().join(name).display().to_string();
+    let new_key = |name: &str| {
+        let made = Command::new("ssh-keygen").args(["-q", "-t", "ed25519", "-N", "", "-f", &path(name)]).status();
+        assert!(made.expect("ssh-keygen runs").success());
+        fs::read_to_string(path(&format!("{name}.pub"))).expect("a key")
+    };
+    fs::write(path("webhook"), old).expect("a file");
+    let first = new_key("signing");
+    github.trust("octo/hello", EMAIL, &first);
+    github.demand_signatures("octo/hello", "claude-code/*");
+    let mut program = Program::builder()
+        .set("workspaces.git_hosts", format!("[\"{}\"]", github.host()))
+        .set("github.api_url", github.api_url())
+        .set("github.author_name", "lumi-test[bot]")
+        .set("github.author_email", EMAIL)
+        .set("turn.quiet_s", 1)
+        .set("github.app_id", github.app_id())
+        .set("github.triggers.enabled", true)
+        .env("LUMILINK_GITHUB__PRIVATE_KEY_FILE", &github.app_key_file().display().to_string())
+        .env("LUMILINK_GITHUB__SIGNING_KEY_FILE", &path("signing"))
+        .env("LUMILINK_GITHUB__TRIGGERS__WEBHOOK_SECRET_FILE", &path("webhook"))
+        .start();
+    let bound = json!({"automation": {"installations": [77]}, "actor": "ada", "reason": "test"});
+    program.api.call("PUT", "/acp/tenants/acme").json(&bound).send().expect(200);
+    let body = json!({"workspaceId": "ws", "installationId": "acme", "repository": github.url("octo/hello")});
+    let session = program.api.open_with(body);
+    let status = |result: Value| result["githubAutomation"]["status"].clone();
+    assert_eq!(status(session.completes("write a.txt hello")), "success");
+    assert_eq!(triggers::ping_signed_with(old, &program.api).status, 200);
+    // GitHub knows neither the old key of the App nor that of the signatures any more.
+    github.replace_app_key();
+    github.expire_tokens();
+    fs::remove_file(path("signing")).expect("a file");
+    github.trust("octo/hello", EMAIL, &new_key("signing"));
+    fs::write(path("webhook"), new).expect("a file");
+    let line = reload(&program, "configuration reloaded");
+    assert_eq!(line["reloaded"], "github.private_key, github.signing_key, github.triggers.webhook_secret");
+    let result = session.completes("write b.txt hello");
+    assert_eq!(status(result.clone()), "success", "{result:#}");
+    let pinged = [old, new].map(|secret| triggers::ping_signed_with(secret, &program.api).status);
+    assert_eq!(pinged, [401, 200]);
+    // One key that cannot be used leaves all of them as they are.
+    fs::write(path("webhook"), old).expect("a file");
+    fs::write(github.app_key_file(), "-----BEGIN RSA PRIVATE KEY-----\nAAAA\n-----END RSA PRIVATE KEY-----\n")
+        .expect("a file");
+    program.expect_error("configuration not reloaded");
+    let line = reload(&program, "configuration not reloaded; the old settings remain");
+    assert!(line["cause"].as_str().unwrap_or_default().contains("github.private_key"), "{line}");
+    assert_eq!(triggers::ping_signed_with(new, &program.api).status, 200);
+    assert!(!program.log().contains("-webhook-secret-of"));
+}
+
+#[test]
+fn supervisor_and_runtime_use_their_new_token_after_sighup() {
     let (folder, port) = (Folder::new(), free_port());
     let listen = std::net::SocketAddr::from(([127, 0, 0, 1], port));
     let config = |token: &str| format!("[runtime]\nlisten = '{listen}'\ntoken = '{token}'\n");
@@ -152,11 +263,20 @@ fn runtime_uses_its_new_token_after_sighup() {
         let request = RawRequest::new("GET", "/status").header("Host", &listen.to_string());
         request.header("Authorization", &format!("Bearer {token}")).send(listen).status
     };
+    let of_supervisor = |token: &str| format!("[runtime]\nurl = 'ws://{listen}/acp'\ntoken = '{token}'\n");
+    let program = Program::builder().config(&of_supervisor(OLD)).start();
+    let session = program.api.open("ws");
+    assert_eq!(session.says("echo before"), "before");
     assert_eq!((status(OLD), status(NEW)), (200, 401));
     write(&folder, &config(NEW));
     processes::signal(process.pid(), libc::SIGHUP);
     eventually("the token is reloaded", || status(NEW) == 200);
     assert_eq!(status(OLD), 401);
+    write(&program.folder, &of_supervisor(NEW));
+    assert_eq!(reload(&program, "configuration reloaded")["reloaded"], "runtime.token");
+    // The open connection stays, and new connections and requests are admitted.
+    assert_eq!(session.says("echo after"), "after");
+    assert_eq!(program.api.open("other").says("echo new"), "new");
     processes::signal(process.pid(), libc::SIGTERM);
     assert_eq!(process.wait(DEADLINE).code(), Some(0), "{}", process.log());
 }

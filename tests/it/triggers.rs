@@ -62,7 +62,14 @@ fn deliver(api: &Api, event: &str, payload: &Value) -> Answer {
 
 /// The test that GitHub sends to a new webhook.
 pub(crate) fn ping(api: &Api) -> Answer {
-    deliver(api, "ping", &json!({"zen": "Keep it logically awesome.", "hook_id": 1}))
+    ping_signed_with(SECRET, api)
+}
+
+/// As [`ping`], from a webhook with this secret.
+pub(crate) fn ping_signed_with(secret: &str, api: &Api) -> Answer {
+    let body = json!({"zen": "Keep it logically awesome.", "hook_id": 1}).to_string();
+    let headers = webhook_headers(secret, "ping", &uuid::Uuid::new_v4().to_string(), body.as_bytes());
+    headers.iter().fold(api.call("POST", HOOK).body(&body), |call, (name, value)| call.header(name, value)).send()
 }
 
 fn queued(answer: Answer) {

@@ -20,7 +20,7 @@ use crate::{
         folder_use::own_reference,
         given_tokens::GivenTokens,
     },
-    config::sections::Github,
+    config::{ReloadableSecret, sections::Github},
     contract::{
         runtime::WorkspaceRef,
         steps::{Remote, StepOrder},
@@ -29,6 +29,7 @@ use crate::{
         automation::{
             order,
             saga::{Next, RUNTIME_UNAVAILABLE, Saga, SagaStatus, Verdict},
+            signing::Signer,
             skip::Credential,
             step::{Remedy, StepFailure, StepName, StepOutcome, StepReport},
         },
@@ -49,6 +50,8 @@ pub(crate) struct Automation {
     pub runtime: WorkspaceClient,
     pub settings: Arc<Github>,
     pub credentials: Credentials,
+    /// SSH key that signs commits.
+    pub signing_key: ReloadableSecret,
     pub metrics: Metrics,
     /// Tokens of sessions, and of runs that may be tried again.
     pub given_tokens: GivenTokens,
@@ -163,9 +166,10 @@ impl AdvancedRun {
     }
 
     async fn order(&self, step: StepName) -> Result<StepOrder, StepFailure> {
-        let settings = &self.automation.settings;
-        let input = order::input(&self.saga, self.row.run_id, step, settings.signer())?;
-        let signing_key = settings.signing_key.clone().filter(|_| order::needs_key(&self.saga, step));
+        let key = self.automation.signing_key.get();
+        let signer = Signer { mode: self.automation.settings.signing, has_key: key.is_some() };
+        let input = order::input(&self.saga, self.row.run_id, step, signer)?;
+        let signing_key = Option::clone(&key).filter(|_| order::needs_key(&self.saga, step));
         let remote = if step.is_remote() { Some(self.remote().await?) } else { None };
         let (workspace, session_id) = (self.workspace.clone(), self.row.session_id);
         Ok(StepOrder { workspace, session_id, remote, signing_key, input })

@@ -17,7 +17,7 @@ use uuid::Uuid;
 
 use super::workspaces::Workspaces;
 use crate::{
-    config::{Config, sections},
+    config::{Config, Reloadable, sections},
     domain::{
         automation::trigger::{
             DeliveryState, EventKind, IgnoreReason, Rejection, Request, Rules, decide, payload::Payload,
@@ -40,7 +40,7 @@ struct Inner {
     app: Arc<App>,
     github: Github,
     settings: sections::Github,
-    secret: SecretString,
+    secret: Reloadable<SecretString>,
     /// Time after which a hibernated session is not continued.
     max_age: Duration,
     /// The App's own name, once an answer of GitHub has named it.
@@ -77,7 +77,7 @@ impl Triggers {
             app: app?,
             github: Github::new(GithubLimits::default()),
             settings: config.github.clone(),
-            secret,
+            secret: Reloadable::new(secret),
             max_age: Duration::from_secs(config.session.max_age_s),
             name: Mutex::default(),
             queued: Notify::new(),
@@ -85,9 +85,14 @@ impl Triggers {
         })))
     }
 
+    /// Authenticates later deliveries with another secret.
+    pub(crate) fn use_secret(&self, secret: SecretString) {
+        self.0.secret.set(secret);
+    }
+
     /// True if `signature` is that of the body.
     pub(crate) fn is_authentic(&self, body: &[u8], signature: &str) -> bool {
-        is_signed(&self.0.secret, body, signature)
+        is_signed(&self.0.secret.get(), body, signature)
     }
 
     /// Counts a delivery that is not authentic.

@@ -48,14 +48,14 @@ pub(crate) async fn demo(mut loaded: Loaded, once: bool, options: ServeOptions) 
         Some(reserved) => automation::serve(reserved, &loaded).await.map_err(|cause| cause.to_string()),
         None => Err("a separate runtime does not reach a GitHub on this machine".to_owned()),
     };
-    let token = service.targets.server_token.as_ref().and_then(|token| token.get().as_ref().clone());
+    let token = Option::clone(&service.server_token.get());
     let toured = tour(service.address(), token, github.as_ref()).await;
     if toured.is_ok() {
         say(&links_text(service.address(), &loaded));
         if !once {
             say("\nServing until Ctrl-C.");
             let signals = stop::Signals::listen();
-            stop::signal(signals, terminal, Reloader::new(options.reload, &loaded, service.targets.clone())).await;
+            stop::signal(signals, terminal, Reloader::new(options.reload, &loaded, service.targets())).await;
         }
     }
     service.stop().await;

@@ -207,7 +207,7 @@ fn key_for_signatures_is_checked_at_start_and_hidden() {
     let (key, _) = new_key(folder.path(), &["-t", "ed25519", "-N", ""]);
     let file = folder.path().join("key").display().to_string();
     let loaded = load(&sources(&[("LUMILINK_GITHUB__SIGNING_KEY_FILE", &file)], &["github.signing=always"])).unwrap();
-    assert!(loaded.config.github.signer().has_key && loaded.own_files.contains(&folder.path().join("key")));
+    assert!(loaded.config.github.signing_key.is_some() && loaded.own_files.contains(&folder.path().join("key")));
     let line = key.lines().nth(2).unwrap();
     assert!(loaded.secrets().any(|secret| secret == line));
     assert!(!crate::config::render::render(&loaded).contains(line));

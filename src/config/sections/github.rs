@@ -10,7 +10,7 @@ use crate::domain::automation::{
     plan::{PROTECTED_PATHS, Protection},
     policy::{Policy, default_labels, problem_of_protected, problem_of_template},
     repository_pattern::{MAX_PATTERNS, is_pattern},
-    signing::{Signer, SigningMode},
+    signing::SigningMode,
     ssh_key::SshKey,
     step::Identity,
 };
@@ -103,11 +103,6 @@ impl Github {
     /// Id and private key of the App, if one is configured.
     pub(crate) fn app(&self) -> Option<(&str, &SecretString)> {
         self.app_id.as_deref().zip(self.private_key.as_ref())
-    }
-
-    /// The means to sign commits.
-    pub(crate) fn signer(&self) -> Signer {
-        Signer { mode: self.signing, has_key: self.signing_key.is_some() }
     }
 
     /// The policy of tenants without settings of their own.

@@ -176,7 +176,12 @@ async fn open_with(address: SocketAddr, cwd: String, grace: Duration, frame_byte
         queue_bytes: 64 * 1024,
         auth_methods: BTreeMap::new(),
     };
-    let fallback = HttpFallback::new(&format!("ws://{address}/acp"), Some("secret".into()), limits).unwrap();
+    let fallback = HttpFallback::new(
+        &format!("ws://{address}/acp"),
+        crate::config::ReloadableSecret::new(Some("secret".into())),
+        limits,
+    )
+    .unwrap();
     let request = OpenRequest {
         session_id: SessionId(Uuid::now_v7()),
         installation_id: None,

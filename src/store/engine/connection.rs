@@ -18,7 +18,7 @@ use diesel::{
 };
 use secrecy::{ExposeSecret, SecretString};
 
-use crate::store::StoreError;
+use crate::{config::Reloadable, store::StoreError};
 
 /// A connection to one of the two databases.
 #[derive(MultiConnection)]
@@ -34,7 +34,8 @@ pub(crate) enum AnyConnection {
 pub(crate) enum DatabaseUrl {
     /// A SQLite file; the file is created if it is missing, its folder is not.
     Sqlite(PathBuf),
-    Postgres(SecretString),
+    /// Clones share the URL, so that a reload reaches later connections of all of them.
+    Postgres(Reloadable<SecretString>),
 }
 
 /// A malformed database URL. The message does not quote the URL, which may hold a password.
@@ -47,7 +48,7 @@ impl FromStr for DatabaseUrl {
 
     fn from_str(text: &str) -> Result<Self, BadDatabaseUrl> {
         if text.starts_with("postgres://") || text.starts_with("postgresql://") {
-            return Ok(Self::Postgres(SecretString::from(text)));
+            return Ok(Self::Postgres(Reloadable::new(SecretString::from(text))));
         }
         let Some(path) = text.strip_prefix("sqlite:") else {
             return Err(BadDatabaseUrl("must be `sqlite:PATH` or `postgres://user:password@host/database`"));
@@ -112,6 +113,7 @@ impl DatabaseUrl {
         match self {
             Self::Sqlite(path) => path.display().to_string(),
             Self::Postgres(url) => {
+                let url = url.get();
                 let url = url.expose_secret();
                 let (url, _) = url.split_once('?').unwrap_or((url, ""));
                 let place = url.split_once("://").map_or(url, |(_, place)| place);
@@ -123,15 +125,22 @@ impl DatabaseUrl {
     /// The URL of a `PostgreSQL` server without its password: user, host, database, and the options that say how to
     /// connect. A SQLite file's path. Safe to print.
     pub(crate) fn without_secrets(&self) -> String {
-        const SHOWN: [&str; 6] = ["host", "port", "dbname", "user", "sslmode", "sslrootcert"];
+        self.reduced_to(&["host", "port", "dbname", "user", "sslmode", "sslrootcert"], true)
+    }
+
+    /// The URL without its password, with these of its options, and with its user if asked.
+    fn reduced_to(&self, options: &[&str], with_user: bool) -> String {
         let Self::Postgres(secret) = self else { return self.name() };
-        let Ok(mut url) = url::Url::parse(secret.expose_secret()) else { return self.name() };
+        let Ok(mut url) = url::Url::parse(secret.get().expose_secret()) else { return self.name() };
         if url.password().is_some() && url.set_password(None).is_err() {
+            return self.name();
+        }
+        if !with_user && !url.username().is_empty() && url.set_username("").is_err() {
             return self.name();
         }
         let shown: Vec<(String, String)> = url
             .query_pairs()
-            .filter(|(name, _)| SHOWN.contains(&name.as_ref()))
+            .filter(|(name, _)| options.contains(&name.as_ref()))
             .map(|it| (it.0.into(), it.1.into()))
             .collect();
         url.set_query(None);
@@ -139,6 +148,21 @@ impl DatabaseUrl {
             url.query_pairs_mut().extend_pairs(shown);
         }
         url.to_string()
+    }
+
+    /// True if both are the same file, or the same database of the same server, whatever the user, the password and the
+    /// other options are.
+    pub(crate) fn is_same_database(&self, other: &Self) -> bool {
+        let place = |url: &Self| (matches!(url, Self::Sqlite(_)), url.reduced_to(&["host", "port", "dbname"], false));
+        place(self) == place(other)
+    }
+
+    /// Lets this URL and its clones connect with the user, the password and the options of another URL of the same
+    /// database from now on. Open connections remain.
+    pub(crate) fn connect_as(&self, other: &Self) {
+        if let (Self::Postgres(url), Self::Postgres(new)) = (self, other) {
+            url.set(SecretString::clone(&new.get()));
+        }
     }
 
     /// Connects and sets the connection up. Blocks.
@@ -156,6 +180,7 @@ impl DatabaseUrl {
                 Ok(AnyConnection::Sqlite(connection))
             }
             Self::Postgres(url) => {
+                let url = &*url.get();
                 let unavailable = |cause: &dyn Display| {
                     StoreError::Unavailable(format!("PostgreSQL: {}", without_password(url, cause)))
                 };

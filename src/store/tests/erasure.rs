@@ -37,7 +37,7 @@ fn texts_of(database: &TestDatabase, sqlite: &str, postgres: &str) -> Vec<String
             diesel::sql_query(sqlite).load(&mut connection).unwrap()
         }
         DatabaseUrl::Postgres(url) => {
-            let mut connection = PgConnection::establish(secrecy::ExposeSecret::expose_secret(&url)).unwrap();
+            let mut connection = PgConnection::establish(secrecy::ExposeSecret::expose_secret(&*url.get())).unwrap();
             diesel::sql_query(postgres).load(&mut connection).unwrap()
         }
     };

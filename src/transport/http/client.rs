@@ -8,11 +8,12 @@ use futures_util::{
     stream::{self, BoxStream},
 };
 use reqwest::{Method, Url, header};
-use secrecy::{ExposeSecret, SecretString};
+use secrecy::ExposeSecret;
 use serde::{Serialize, de::DeserializeOwned};
 use uuid::Uuid;
 
 use crate::{
+    config::ReloadableSecret,
     contract::{
         fallback::{NDJSON, PROCESS_PROMPT, TurnCancelled},
         keep_alive::CLIENT_KEEP_ALIVE,
@@ -38,7 +39,7 @@ use crate::{
 pub(crate) struct RuntimeClient {
     client: reqwest::Client,
     base: Url,
-    token: Option<SecretString>,
+    token: ReloadableSecret,
     cookies: Option<String>,
 }
 
@@ -60,7 +61,7 @@ impl RuntimeClient {
     ///
     /// # Errors
     /// `acp_url` is malformed or has another scheme.
-    pub(crate) fn new(acp_url: &str, token: Option<SecretString>, connections: Connections) -> Result<Self, Failure> {
+    pub(crate) fn new(acp_url: &str, token: ReloadableSecret, connections: Connections) -> Result<Self, Failure> {
         let bad =
             |cause: String| Failure::new(ErrorCode::RuntimeUnavailable, format!("runtime.url {acp_url}: {cause}"));
         let http = match acp_url.strip_prefix("ws") {
@@ -98,7 +99,7 @@ impl RuntimeClient {
         if let Some(cookies) = &self.cookies {
             request = request.header(header::COOKIE, cookies);
         }
-        match &self.token {
+        match self.token.get().as_ref() {
             Some(token) => request.bearer_auth(token.expose_secret()),
             None => request,
         }
@@ -204,7 +205,7 @@ impl WorkspaceClient {
     ///
     /// # Errors
     /// `acp_url` is malformed or has another scheme.
-    pub(crate) fn new(acp_url: &str, token: Option<SecretString>, clone_timeout: Duration) -> Result<Self, Failure> {
+    pub(crate) fn new(acp_url: &str, token: ReloadableSecret, clone_timeout: Duration) -> Result<Self, Failure> {
         Ok(Self {
             client: RuntimeClient::new(acp_url, token, Connections::Reused)?,
             prepare_timeout: clone_timeout + PREPARE_MARGIN,
@@ -438,7 +439,7 @@ mod tests {
     async fn request_is_repeated_if_the_server_closes_a_reused_connection() {
         let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
         let url = format!("ws://{}/acp", listener.local_addr().unwrap());
-        let client = WorkspaceClient::new(&url, None, Duration::from_secs(1)).unwrap();
+        let client = WorkspaceClient::new(&url, ReloadableSecret::new(None), Duration::from_secs(1)).unwrap();
         let server = async {
             let (mut first, _) = listener.accept().await.unwrap();
             request(&mut first).await;
@@ -460,7 +461,7 @@ mod tests {
     async fn prompt_is_not_repeated_if_its_connection_closes() {
         let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
         let url = format!("ws://{}/acp", listener.local_addr().unwrap());
-        let client = RuntimeClient::new(&url, None, Connections::OneEach).unwrap();
+        let client = RuntimeClient::new(&url, ReloadableSecret::new(None), Connections::OneEach).unwrap();
         let server = async {
             let (mut first, _) = listener.accept().await.unwrap();
             request(&mut first).await;

@@ -10,7 +10,6 @@ pub(crate) mod turn;
 use std::{collections::BTreeMap, sync::Arc, time::Duration};
 
 use futures_util::{FutureExt, future::BoxFuture};
-use secrecy::SecretString;
 use serde_json::{json, value::RawValue};
 use tokio::{task::JoinHandle, time::sleep};
 use tracing::Instrument;
@@ -26,6 +25,7 @@ use super::{
 };
 use crate::{
     acp::{jsonrpc::RpcError, schema::RequestId},
+    config::ReloadableSecret,
     contract::{fallback::ProcessPrompt, result::ResultWorkspace},
     domain::{
         ids::PromptId,
@@ -75,7 +75,7 @@ impl HttpFallback {
     ///
     /// # Errors
     /// `acp_url` is malformed or has another scheme.
-    pub(crate) fn new(acp_url: &str, token: Option<SecretString>, limits: FallbackLimits) -> Result<Self, Failure> {
+    pub(crate) fn new(acp_url: &str, token: ReloadableSecret, limits: FallbackLimits) -> Result<Self, Failure> {
         let client = RuntimeClient::new(acp_url, token, Connections::OneEach)?;
         Ok(Self { client, limits: Arc::new(limits) })
     }

@@ -57,7 +57,7 @@ impl Runtime {
         let listener = TcpListener::bind(SocketAddr::from(([127, 0, 0, 1], 0))).await.unwrap();
         let endpoint = Endpoint {
             url: format!("ws://{}/acp", listener.local_addr().unwrap()),
-            token: None,
+            token: crate::config::ReloadableSecret::new(None),
             frame_bytes: 16 * 1024 * 1024,
             pipe: PipeLimits { frames: 256, bytes: 1024 * 1024 },
             resume: ResumeLimits { grace: GRACE, frames: 2048, bytes: 2 * 1024 * 1024 },

@@ -11,7 +11,7 @@ use std::{
     time::Duration,
 };
 
-use secrecy::{ExposeSecret, SecretString};
+use secrecy::ExposeSecret;
 use tokio::{
     io::{AsyncRead, AsyncWrite, ReadBuf},
     net::TcpStream,
@@ -30,6 +30,7 @@ use tokio_tungstenite::{
 };
 
 use crate::{
+    config::ReloadableSecret,
     contract::runtime::{CONNECTION_ID_HEADER, RECEIVED_HEADER, close_code},
     domain::heartbeat::Heartbeat,
     transport::{
@@ -43,7 +44,7 @@ use crate::{
 pub(crate) struct Endpoint {
     /// `ws://host:port/acp` or `wss://…`.
     pub url: String,
-    pub token: Option<SecretString>,
+    pub token: ReloadableSecret,
     /// Largest message, in bytes.
     pub frame_bytes: usize,
     /// Bounds of the queue in each direction.
@@ -162,7 +163,7 @@ fn is_not_held(status: u16) -> bool {
 fn request(endpoint: &Endpoint, cookies: Option<&str>, earlier: Option<Earlier<'_>>) -> Result<Request, String> {
     let mut request = endpoint.url.as_str().into_client_request().map_err(|cause| cause.to_string())?;
     let headers = request.headers_mut();
-    if let Some(token) = &endpoint.token {
+    if let Some(token) = endpoint.token.get().as_ref() {
         let mut value = HeaderValue::try_from(format!("Bearer {}", token.expose_secret()))
             .map_err(|_| "the runtime's token is no header value".to_owned())?;
         value.set_sensitive(true);

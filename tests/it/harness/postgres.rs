@@ -26,6 +26,30 @@ impl PostgresDatabase {
         url.to_string()
     }
 
+    /// Creates a user who owns the database, and returns the URL with that user.
+    pub(crate) fn with_owner(&self, password: &str) -> String {
+        self.execute(&format!("CREATE USER {0} PASSWORD '{password}'", self.name));
+        self.execute(&format!("ALTER DATABASE {0} OWNER TO {0}", self.name));
+        self.url_of_owner(password)
+    }
+
+    /// Changes the password of the owner, closes the owner's connections, and returns the new URL.
+    pub(crate) fn change_password(&self, password: &str) -> String {
+        self.execute(&format!("ALTER USER {} PASSWORD '{password}'", self.name));
+        self.execute(&format!(
+            "SELECT pg_terminate_backend(pid) FROM pg_stat_activity WHERE usename = '{}'",
+            self.name
+        ));
+        self.url_of_owner(password)
+    }
+
+    fn url_of_owner(&self, password: &str) -> String {
+        let mut url = url::Url::parse(&self.url()).expect("a URL");
+        url.set_username(&self.name).expect("a user");
+        url.set_password(Some(password)).expect("a password");
+        url.to_string()
+    }
+
     /// The address of its server.
     pub(crate) fn server(&self) -> std::net::SocketAddr {
         let url = url::Url::parse(&self.maintenance).expect("LUMILINK_TEST_POSTGRES is a URL");
@@ -75,6 +99,7 @@ impl Drop for PostgresDatabase {
     fn drop(&mut self) {
         if !std::thread::panicking() {
             self.execute(&format!("DROP DATABASE {} WITH (FORCE)", self.name));
+            self.execute(&format!("DROP USER IF EXISTS {}", self.name));
         }
     }
 }

@@ -148,6 +148,12 @@ impl GitHub {
         file
     }
 
+    /// Replaces the App's key, in its file too. The old one is not accepted any more.
+    pub(crate) fn replace_app_key(&self) {
+        let key = auth::write_key(&self.app_key_file());
+        self.world().app_key = Some(key);
+    }
+
     /// Issues a token of a person, who is created if unknown.
     pub(crate) fn user_token(&self, login: &str) -> String {
         let mut world = self.world();
