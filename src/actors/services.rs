@@ -214,6 +214,8 @@ pub(crate) struct SessionSettings {
     pub ceilings: CeilingRules,
     /// Time without taking a message from its mailbox after which a session's actor is replaced.
     pub stuck_after: Duration,
+    /// Time that the end of a turn waits for the database before its caller is answered.
+    pub database_patience: Duration,
     pub restart: RestartLimits,
     /// Time without a session after which the actors of a workspace stop.
     pub idle_workspace: Duration,
@@ -269,6 +271,7 @@ impl SessionSettings {
             default_policy: config.permission.policy,
             ceilings: config.ceilings.rules(),
             stuck_after: Duration::from_secs(config.database.patience_s) + STUCK_MARGIN,
+            database_patience: Duration::from_secs(config.database.patience_s),
             restart: RestartLimits {
                 max_restarts: config.supervision.max_restarts,
                 within: Duration::from_secs(config.supervision.within_s),

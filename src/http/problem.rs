@@ -74,7 +74,10 @@ impl ApiError {
             let detail = "another process of the service took over the turn and ended it";
             return Self::new(ErrorCode::Fenced, detail).about(ended.prompt_id);
         }
-        let detail = "the turn ended, but its end is not on disk yet; `result` has the outcome";
+        let detail = match ended.is_open {
+            true => "the agent has ended, and the turn waits for the database; `result` has what the agent did",
+            false => "the turn ended, but its end is not on disk yet; `result` has the outcome",
+        };
         Self::new(ErrorCode::DatabaseUnavailable, detail)
             .about(ended.prompt_id)
             .with_result(Some(ended.result.clone()))

@@ -9,8 +9,15 @@ use std::{
 use diesel::{Connection, SqliteConnection, connection::SimpleConnection};
 
 use crate::harness::{
-    Answer, DEADLINE, Program, Session, Value, api::result_of, disk::Disk, eventually, gate::Gate, json,
-    program::PostgresDatabase, wait_for,
+    Answer, DEADLINE, Program, Session, Value,
+    api::result_of,
+    disk::Disk,
+    eventually,
+    gate::Gate,
+    github::{GitHub, faults::Fault},
+    json,
+    program::PostgresDatabase,
+    wait_for,
 };
 
 /// Every failed attempt of the writer is an ERROR line: the operator has to know.
@@ -255,4 +262,59 @@ fn foreign_backup_read_and_checkpoint_lose_no_acknowledged_turn() {
     acknowledged.iter().for_each(|it| it.is_found(&session));
     late_turn.is_found(&late);
     assert!(deleted.is_empty(), "live files of the database were unlinked: {deleted:?}");
+}
+
+/// Fills the disk while a turn is automated: while the agent works, or at this request to GitHub.
+fn full_disk_in_automation(at: Option<(&str, &str)>) {
+    let (disk, github) = (Disk::best(), GitHub::start());
+    let program = crate::automation::with(&github).set("database.patience_s", 1).disk(disk);
+    let mut program = program.start();
+    program.expect_error(WRITER_SAYS);
+    let session = program.api.open_with(json!({
+        "workspaceId": "ws", "installationId": "tenant-1", "repository": github.url("octo/hello"),
+        "githubToken": github.user_token("octocat"),
+    }));
+    if let Some((method, path)) = at {
+        github.fault(method, path, Fault::HoldAfter);
+    }
+    let (prompt_id, mut stream) = session.is_busy_with("write a.txt hello ; echo started ; sleep 1 ; echo done");
+    if at.is_some() {
+        eventually("the request is held", || github.held() == 1);
+    }
+    disk.fill(program.pid(), &program.folder);
+    github.release();
+    let last = stream.rest().pop().expect("an answer");
+    let answered = github.requests().len();
+    assert_eq!((last.name.as_str(), &last.data["code"]), ("problem", &json!("database_unavailable")), "{last:?}");
+    assert_eq!((&last.data["promptId"], &last.data["status"]), (&json!(prompt_id), &json!(503)), "{last:?}");
+    assert_eq!(last.data["result"]["stopReason"], "completed", "{last:?}");
+    // The step whose outcome cannot be stored is not carried out again: GitHub hears nothing.
+    let waits = |log: &str| log.matches("automation waits for the database").count();
+    let before = waits(&program.log());
+    if at.is_some() {
+        eventually("the run waited twice more", || waits(&program.log()) >= before + 2);
+        assert_eq!(github.requests().len(), answered);
+    }
+    disk.free(program.pid(), &program.folder);
+    let turn = session.ends(&prompt_id);
+    assert_eq!(turn["result"]["githubAutomation"]["status"], "success", "{turn:#}");
+    assert_eq!((github.issues("octo/hello").len(), github.pulls("octo/hello").len()), (1, 1));
+    assert_eq!(github.requests_of("POST", "/api/v3/repos/octo/hello/issues").len(), 1);
+    assert_eq!(session.completes("write b.txt more")["githubAutomation"]["status"], "success");
+}
+
+#[test]
+fn full_disk_at_the_end_of_a_turn_delays_its_automation() {
+    full_disk_in_automation(None);
+}
+
+#[test]
+fn full_disk_in_a_step_delays_automation_and_repeats_nothing() {
+    for at in [
+        ("GET", "/api/v3/repos/octo/hello"),
+        ("POST", "/api/v3/repos/octo/hello/issues"),
+        ("POST", "/api/v3/repos/octo/hello/pulls"),
+    ] {
+        full_disk_in_automation(Some(at));
+    }
 }

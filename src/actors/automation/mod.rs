@@ -64,6 +64,8 @@ struct AdvancedRun {
     automation: Automation,
     row: SagaRow,
     saga: Saga,
+    /// The outcome of a step that was not stored yet. The step is not carried out again.
+    unstored: Option<Saga>,
     workspace: WorkspaceRef,
     /// The token that the caller gave.
     token: Option<SecretString>,
@@ -133,7 +135,16 @@ impl Automation {
         }
         let kept = || self.given_tokens.of(row.run_id).or_else(|| self.given_tokens.of(row.session_id.0));
         let token = token.or_else(|| kept().filter(|_| saga.plan.has_token));
-        Ok(AdvancedRun { automation: self.clone(), row, saga, workspace, token, minted: None, is_leased: false })
+        Ok(AdvancedRun {
+            automation: self.clone(),
+            row,
+            saga,
+            unstored: None,
+            workspace,
+            token,
+            minted: None,
+            is_leased: false,
+        })
     }
 }
 
@@ -197,11 +208,13 @@ impl AdvancedRun {
         })
     }
 
-    /// Stores the state of the running attempt.
+    /// Stores the state of the running attempt. After an error the state is kept, and may be stored later.
     async fn store(&mut self, saga: Saga) -> Result<(), StoreError> {
         let lease = self.is_leased.then(|| self.automation.clock.now().plus(retries::LEASE));
-        self.automation.store.save_saga(self.update(saga.clone(), SagaStatus::Running, lease)).await?;
-        self.saga = saga;
+        let is_repeated = self.unstored.replace(saga.clone()).is_some();
+        let update = self.update(saga.clone(), SagaStatus::Running, lease);
+        self.automation.store.save_saga(SagaUpdate { is_repeated, ..update }).await?;
+        (self.saga, self.unstored) = (saga, None);
         self.row.version += 1;
         Ok(())
     }
@@ -213,7 +226,7 @@ impl AdvancedRun {
         retry_at: Option<crate::domain::clock::Timestamp>,
     ) -> SagaUpdate {
         let (run_id, version, now) = (self.row.run_id, self.row.version, self.automation.clock.now());
-        SagaUpdate { run_id, version, status, saga, retry_at, now }
+        SagaUpdate { run_id, version, status, saga, retry_at, is_repeated: false, now }
     }
 }
 
@@ -224,6 +237,9 @@ impl Run for AdvancedRun {
 
     fn perform(&mut self, step: StepName) -> BoxFuture<'_, Result<(), StoreError>> {
         async move {
+            if let Some(saga) = self.unstored.clone() {
+                return self.store(saga).await;
+            }
             let began = self.automation.clock.now();
             let report = self.execute_with_valid_token(step).await;
             let now = self.automation.clock.now();

@@ -6,6 +6,7 @@ use std::time::Duration;
 
 use futures_util::{StreamExt, stream};
 use secrecy::SecretString;
+use tokio::sync::watch;
 use uuid::Uuid;
 
 use super::{AdvancedRun, Automation};
@@ -16,7 +17,7 @@ use crate::{
         clock::Timestamp,
         turn::outcome::{ErrorCode, Failure},
     },
-    store::{self, SagaRow, StoreError},
+    store::{self, RunEnd, SagaRow, StoreError},
 };
 
 /// Time between two looks for attempts that are due.
@@ -25,6 +26,8 @@ const LOOK: Duration = Duration::from_secs(5);
 const ATTEMPTS_AT_ONCE: usize = 4;
 /// The most attempts that one look takes up.
 const TAKEN_AT_ONCE: usize = 100;
+/// Pause before the outcome of a step is stored again that the database did not take.
+const DATABASE_PAUSE: Duration = Duration::from_secs(1);
 /// Time after which an attempt of a process that died is taken up again. Longer than the longest step.
 pub(super) const LEASE: Duration = Duration::from_secs(1200);
 
@@ -138,11 +141,13 @@ impl Automation {
                 return Ok(());
             }
             match run.next() {
-                Next::Step(step) => run.perform(step).await?,
-                Next::Wait(until) => tokio::select! {
-                    () = tokio::time::sleep(until.since(self.clock.now())) => {}
-                    _ = stopping.wait_for(|stopping| *stopping) => {}
+                Next::Step(step) => match run.perform(step).await {
+                    Err(StoreError::Unavailable(_) | StoreError::Busy) => {
+                        self.pause(self.clock.now().plus(DATABASE_PAUSE), &mut stopping).await;
+                    }
+                    performed => performed?,
                 },
+                Next::Wait(until) => self.pause(until, &mut stopping).await,
                 Next::End(verdict) => break verdict,
             }
         };
@@ -150,12 +155,40 @@ impl Automation {
         let Some(ended) = run.end(Some(verdict)) else { return Ok(()) };
         let is_delivered = run.saga.facts.push.is_some();
         let (status, reason) = (ended.rows.run.status.clone(), ended.rows.run.skip_reason.clone());
-        self.store.end_attempt(&run.row, ended.rows, self.clock.now()).await?;
+        self.store_end(&run.row, ended.rows, &mut stopping).await?;
         self.metrics.automation_run(&status, reason.as_deref());
         if is_kept && is_delivered {
             self.discard_rescue(run.row.run_id).await;
         }
         Ok(())
+    }
+
+    /// Writes the end of an attempt, as soon as the database takes it.
+    async fn store_end(
+        &self,
+        row: &SagaRow,
+        mut end: RunEnd,
+        stopping: &mut watch::Receiver<bool>,
+    ) -> Result<(), StoreError> {
+        loop {
+            match self.store.end_attempt(row, end.clone(), self.clock.now()).await {
+                Err(StoreError::Unavailable(_) | StoreError::Busy) if !*stopping.borrow() => {
+                    if let Some(saga) = &mut end.saga {
+                        saga.is_repeated = true;
+                    }
+                    self.pause(self.clock.now().plus(DATABASE_PAUSE), stopping).await;
+                }
+                written => return written,
+            }
+        }
+    }
+
+    /// Waits until a time, or until the service stops.
+    async fn pause(&self, until: Timestamp, stopping: &mut watch::Receiver<bool>) {
+        tokio::select! {
+            () = tokio::time::sleep(until.since(self.clock.now())) => {}
+            _ = stopping.wait_for(|stopping| *stopping) => {}
+        }
     }
 
     /// Removes the kept commit of a run that was delivered. One that cannot be removed now is removed by its age.

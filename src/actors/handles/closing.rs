@@ -8,7 +8,7 @@ use secrecy::SecretString;
 use serde_json::Value;
 use tokio::sync::watch;
 
-use super::messages::TurnEnded;
+use super::messages::{TurnEnded, has_ended};
 use crate::{
     contract::{automation::GithubAutomation, result::ACPSessionResult},
     domain::{
@@ -95,8 +95,8 @@ pub(crate) trait Run: Send + Sync {
     /// Carries out a step. It may run again after a crash of the service, so it must be idempotent.
     ///
     /// # Errors
-    /// The outcome could not be stored: [`StoreError::Fenced`] if another process advances the run; after any other error
-    /// the step may be repeated.
+    /// The outcome could not be stored: [`StoreError::Fenced`] if another process advances the run. After any other error
+    /// the next call stores it, and does not carry out the step again.
     fn perform(&mut self, step: StepName) -> BoxFuture<'_, Result<(), StoreError>>;
 
     /// Progress for readers of the session, as JSON.
@@ -150,15 +150,15 @@ impl ClosingTurn {
 
     /// Waits up to `grace` for the end of the turn.
     pub(crate) async fn ends_within(mut self, grace: Duration) {
-        let _ = tokio::time::timeout(grace, self.ended.wait_for(Option::is_some)).await;
+        let _ = tokio::time::timeout(grace, self.ended.wait_for(has_ended)).await;
     }
 
     /// Waits up to `grace` for the end of the turn, then cancels it and waits for the end of the running step.
     pub(crate) async fn cancel_after(mut self, grace: Duration) {
-        let in_time = tokio::time::timeout(grace, self.ended.wait_for(Option::is_some)).await.is_ok();
+        let in_time = tokio::time::timeout(grace, self.ended.wait_for(has_ended)).await.is_ok();
         if !in_time {
             self.cancel();
-            let _ = self.ended.wait_for(Option::is_some).await;
+            let _ = self.ended.wait_for(has_ended).await;
         }
     }
 }
@@ -191,7 +191,7 @@ impl ClosingTurns {
         let turns: Vec<_> = self.0.lock().values().cloned().collect();
         let ending = turns.into_iter().map(|mut turn| async move {
             turn.stop.send_replace(Stop::Drain);
-            let _ = turn.ended.wait_for(Option::is_some).await;
+            let _ = turn.ended.wait_for(has_ended).await;
         });
         join_all(ending).await;
     }

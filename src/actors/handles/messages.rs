@@ -71,7 +71,8 @@ pub(crate) struct TurnHandle {
     /// The turn's events come after this one.
     pub after_event: u64,
     pub feed: EventFeed,
-    /// Set once, after the end is on disk; a dropped sender means that the turn never began.
+    /// Set once the end is on disk, or earlier with [`TurnEnded::is_open`]; a dropped sender means that the turn never
+    /// began.
     pub ended: watch::Receiver<Option<Arc<TurnEnded>>>,
 }
 
@@ -90,6 +91,14 @@ pub(crate) struct TurnEnded {
     pub event_id: Option<u64>,
     /// True if the end was not written because another process had ended the turn.
     pub is_fenced: bool,
+    /// True while the turn is open: the agent has ended, and the rest waits for the database. Callers are answered; the
+    /// end replaces this value.
+    pub is_open: bool,
+}
+
+/// True if a turn has ended, for those who wait for its end and not for an answer.
+pub(crate) fn has_ended(seen: &Option<Arc<TurnEnded>>) -> bool {
+    seen.as_ref().is_some_and(|seen| !seen.is_open)
 }
 
 /// Reason for refusing a prompt; nothing was started or written.

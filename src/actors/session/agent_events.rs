@@ -15,7 +15,7 @@ use crate::{
         jsonrpc::{self, RpcError},
         schema::{CANCEL_REQUEST, RequestId, client_method},
     },
-    actors::handles::messages::{AnswerPermission, CancelTurn, EndCause},
+    actors::handles::messages::{AnswerPermission, CancelTurn, EndCause, has_ended},
     contract::fallback::LineNotification,
     domain::{
         redaction::{Redacted, RedactedJson},
@@ -295,7 +295,7 @@ impl Session {
         if self.permissions.is_waiting() || self.has_unwritten_updates() || self.choice_writes.is_pending() {
             return;
         }
-        if self.last_end.as_ref().is_some_and(|end| end.borrow().is_none()) {
+        if self.last_end.as_ref().is_some_and(|end| !has_ended(&end.borrow())) {
             return;
         }
         let Some(delivered) = self.link.as_ref().map(|link| link.delivered()) else { return };

@@ -29,7 +29,7 @@ use crate::{
             background::{QuietStep, quiet_step},
             event::EventKind,
         },
-        turn::{Severity, TurnOutcome},
+        turn::{Severity, TurnOutcome, TurnState},
     },
     store::{EndSlot, EndStep, RunEnd, StoreError, TurnEnd, Unfinished},
 };
@@ -53,6 +53,15 @@ pub(crate) struct Closing {
     run: Option<Box<dyn Run>>,
     verdict: Option<Verdict>,
     open: Option<Open>,
+    waits: Waits,
+}
+
+/// The wait of a turn for the database.
+#[derive(Debug, Default)]
+struct Waits {
+    since: Option<Timestamp>,
+    /// True once the callers were answered.
+    are_notified: bool,
 }
 
 /// Present until the turn is closed.
@@ -77,10 +86,10 @@ pub(crate) struct Begin {
 /// Writes the end of the agent, then runs automation in a task of its own, which outlives the session's actor.
 /// `durable` is called once the agent's end is on disk.
 pub(crate) fn begin(begin: Begin, end: TurnEnd, durable: impl FnOnce() + Send + 'static) {
-    let Begin { services, shared, agent, first_carrier, slot, ended, registered, stop } = begin;
+    let Begin { services, shared, agent, first_carrier, slot, ended, registered, mut stop } = begin;
     let open = Some(Open { slot, ended, registered });
     let agent_name = shared.spec.agent_name().to_owned();
-    let turn = Closing {
+    let mut turn = Closing {
         services: services.clone(),
         shared: Some(shared),
         agent,
@@ -89,6 +98,7 @@ pub(crate) fn begin(begin: Begin, end: TurnEnd, durable: impl FnOnce() + Send + 
         run: None,
         verdict: None,
         open,
+        waits: Waits::default(),
     };
     tokio::spawn(async move {
         let written = loop {
@@ -105,8 +115,15 @@ pub(crate) fn begin(begin: Begin, end: TurnEnd, durable: impl FnOnce() + Send + 
             }
             Err(StoreError::Closed) => {}
             Err(StoreError::Fenced) => turn.close(false, None),
-            // The write is retained, and the close after it.
-            Err(_) => turn.close(false, Some("automation was left out: the database was not available in time")),
+            // The write is retained.
+            Err(StoreError::Unavailable(_)) => {
+                turn.notify_callers();
+                if turn.is_stored(&mut stop).await {
+                    durable();
+                    turn.run(stop).await;
+                }
+            }
+            Err(cause) => turn.close(false, Some(&format!("automation was left out: {cause}"))),
         }
     });
 }
@@ -135,6 +152,7 @@ pub(crate) fn resume(services: &Arc<Services>, turns: Vec<Unfinished>) {
             run: None,
             verdict: None,
             open,
+            waits: Waits::default(),
         };
         tokio::spawn(turn.run(stop));
     }
@@ -167,7 +185,7 @@ impl Closing {
                 }
             };
             match advanced {
-                Ok(()) => {}
+                Ok(()) => self.database_answers(),
                 // Another process advances the run, and will close the turn.
                 Err(StoreError::Fenced | StoreError::Closed) => return,
                 // No repetition helps.
@@ -177,9 +195,63 @@ impl Closing {
                 Err(cause) => {
                     let prompt_id = self.agent.prompt_id;
                     tracing::warn!(marker = "[GITHUB-AUTO]", %prompt_id, %cause, "automation waits for the database");
-                    wait_until(services.clock.now().plus(DATABASE_PAUSE), services.clock.now(), &mut stop).await;
+                    self.wait_for_database(&mut stop).await;
                 }
             }
+        }
+    }
+
+    /// Waits until the agent's end, whose write is retained, is on disk. False if the turn stays open for the next start,
+    /// or was closed by its cancel.
+    async fn is_stored(&mut self, stop: &mut watch::Receiver<Stop>) -> bool {
+        loop {
+            match *stop.borrow() {
+                Stop::Drain => return false,
+                Stop::Cancel => {
+                    self.close_once(true, None);
+                    return false;
+                }
+                Stop::No => {}
+            }
+            if matches!(self.services.store.saga_of_prompt(self.agent.prompt_id).await, Ok(Some(_))) {
+                self.database_answers();
+                return true;
+            }
+            self.wait_for_database(stop).await;
+        }
+    }
+
+    /// Pauses before the database is asked again. After its patience, callers are answered.
+    async fn wait_for_database(&mut self, stop: &mut watch::Receiver<Stop>) {
+        let now = self.services.clock.now();
+        let since = *self.waits.since.get_or_insert(now);
+        if now.since(since) >= self.services.settings.database_patience {
+            self.notify_callers();
+        }
+        wait_until(now.plus(DATABASE_PAUSE), now, stop).await;
+    }
+
+    /// Answers the callers of a turn that waits for the database: with what the agent did. The turn stays open.
+    fn notify_callers(&mut self) {
+        let Some(open) = self.open.as_ref().filter(|_| !std::mem::replace(&mut self.waits.are_notified, true)) else {
+            return;
+        };
+        let mut result = self.agent.result.clone();
+        result.remark(Severity::Warn, "automation waits for the database, and continues when it is available");
+        let took = self.services.clock.now().since(self.agent.accepted_at);
+        let result = result.closed(None, false, took).into_redacted_json().into_raw();
+        let (prompt_id, state) = (self.agent.prompt_id, TurnState::Completed);
+        let ending =
+            TurnEnded { prompt_id, state, result, failure: None, event_id: None, is_fenced: false, is_open: true };
+        open.ended.send_replace(Some(Arc::new(ending)));
+    }
+
+    /// Ends a wait: later callers wait for the end of the turn again.
+    fn database_answers(&mut self) {
+        if std::mem::take(&mut self.waits).are_notified
+            && let Some(open) = &self.open
+        {
+            open.ended.send_replace(None);
         }
     }
 
@@ -288,7 +360,7 @@ impl Closing {
             }
             let is_fenced = written == Err(StoreError::Fenced);
             let result = result.into_raw();
-            let ending = TurnEnded { prompt_id, state, result, failure: None, event_id, is_fenced };
+            let ending = TurnEnded { prompt_id, state, result, failure: None, event_id, is_fenced, is_open: false };
             ended.send_replace(Some(Arc::new(ending)));
         };
         slot.end_turn(end, Box::new(done));

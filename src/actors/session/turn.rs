@@ -15,7 +15,7 @@ use super::{
 };
 use crate::{
     actors::handles::{
-        messages::{PromptRefused, RunPrompt, TurnBegun, TurnEnded, TurnHandle},
+        messages::{PromptRefused, RunPrompt, TurnBegun, TurnEnded, TurnHandle, has_ended},
         runtime_availability::PROMPT_WAIT,
         tenants::UsePermit,
     },
@@ -194,7 +194,7 @@ impl Session {
         let waiting = async move {
             tokio::select! {
                 // The sender is dropped without a value if the end was not written; the session decides then.
-                _ = ended.wait_for(Option::is_some) => true,
+                _ = ended.wait_for(has_ended) => true,
                 // Nothing is sent, so this is the caller's end.
                 _ = caller.changed() => false,
                 () = tokio::time::sleep(CANCEL_WAIT) => true,

@@ -395,7 +395,7 @@ impl Begun {
                     tracing::error!(marker = "[ACP]", %session_id, %prompt_id, "turn was ended by another process");
                 }
                 let result = result.into_raw();
-                let ending = TurnEnded { prompt_id, state, result, failure, event_id, is_fenced };
+                let ending = TurnEnded { prompt_id, state, result, failure, event_id, is_fenced, is_open: false };
                 if let (Ok(()), Some(skip)) = (&written, skip) {
                     report_skip(&metrics, session_id, prompt_id, skip);
                 }

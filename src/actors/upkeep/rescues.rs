@@ -60,7 +60,7 @@ async fn remove_one(store: &Store, runtime: &WorkspaceClient, row: SagaRow, now:
     discard(runtime, run_id).await?;
     saga.remove_rescue(now);
     // The time of the run's own change stays, by which the row itself is removed.
-    let update = SagaUpdate { run_id, version, status, saga, retry_at, now: updated };
+    let update = SagaUpdate { run_id, version, status, saga, retry_at, is_repeated: false, now: updated };
     match store.save_saga(update).await {
         Ok(()) => {
             tracing::info!(marker = "[GITHUB-AUTO]", %run_id, "kept commit removed: older than retention.rescues_days");

@@ -57,6 +57,8 @@ pub(crate) struct SagaUpdate {
     pub status: SagaStatus,
     pub saga: Saga,
     pub retry_at: Option<Timestamp>,
+    /// True if an earlier write of this change reported an error: it may have taken effect nevertheless.
+    pub is_repeated: bool,
     pub now: Timestamp,
 }
 
@@ -84,10 +86,11 @@ impl RunEndRows {
 
     /// Writes the rows. Returns false, and writes nothing, if another writer has advanced the run.
     pub(crate) fn write(&mut self, tx: &mut WriteTx<'_>) -> Result<bool, StoreError> {
-        if let Some(saga) = &self.saga
-            && !saga.write(tx)?
-        {
-            return Ok(false);
+        match self.saga.as_ref().map_or(Ok(Effect::Written), |saga| saga.write(tx))? {
+            Effect::Fenced => return Ok(false),
+            // The rows of the same transaction, too.
+            Effect::Stored => return Ok(true),
+            Effect::Written => {}
         }
         self.run.insert(tx)?;
         if let Some(notice) = &mut self.notice {
@@ -176,6 +179,17 @@ struct Changed {
     retry_us: Option<i64>,
     updated_us: i64,
     kept_us: Option<i64>,
+    is_repeated: bool,
+}
+
+/// The effect of a [`Changed`].
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Effect {
+    Written,
+    /// An earlier attempt reported an error, and has written the change nevertheless.
+    Stored,
+    /// The run has another version.
+    Fenced,
 }
 
 impl Changed {
@@ -188,11 +202,12 @@ impl Changed {
             retry_us: update.retry_at.map(|at| at.0),
             updated_us: update.now.0,
             kept_us: update.saga.facts.rescue.is_some().then_some(update.now.0),
+            is_repeated: update.is_repeated,
         }
     }
 
-    /// Writes the change; false if the run has another version.
-    fn write(&self, tx: &mut WriteTx<'_>) -> Result<bool, StoreError> {
+    /// Writes the change.
+    fn write(&self, tx: &mut WriteTx<'_>) -> Result<Effect, StoreError> {
         let row =
             automation_sagas::table.find(self.run_id.as_str()).filter(automation_sagas::version.eq(self.version));
         let changed = diesel::update(row)
@@ -206,16 +221,18 @@ impl Changed {
             ))
             .execute(tx.connection)?;
         tx.rows += changed;
-        if changed == 0 && tx.in_doubt {
+        if changed == 0 && (tx.in_doubt || self.is_repeated) {
             // The commit of an earlier attempt reported an error and took effect nevertheless.
             let stored: Option<(i64, Option<String>)> = automation_sagas::table
                 .find(self.run_id.as_str())
                 .select((automation_sagas::version, automation_sagas::state))
                 .first(tx.connection)
                 .optional()?;
-            return Ok(stored == Some((self.version + 1, Some(self.state.clone()))));
+            if stored == Some((self.version + 1, Some(self.state.clone()))) {
+                return Ok(Effect::Stored);
+            }
         }
-        Ok(changed > 0)
+        Ok(if changed > 0 { Effect::Written } else { Effect::Fenced })
     }
 }
 
@@ -371,8 +388,10 @@ impl Store {
     /// A dropped future may have written.
     pub(crate) async fn save_saga(&self, update: SagaUpdate) -> Result<(), StoreError> {
         let changed = Changed::new(update);
-        let written = self.write(move |tx| changed.write(tx)).await?;
-        if written { Ok(()) } else { Err(StoreError::Fenced) }
+        match self.write(move |tx| changed.write(tx)).await? {
+            Effect::Written | Effect::Stored => Ok(()),
+            Effect::Fenced => Err(StoreError::Fenced),
+        }
     }
 
     /// Writes the end of an attempt that began after the turn was closed.

@@ -56,7 +56,7 @@ fn saga_with(steps: &[StepName]) -> Saga {
 
 fn update(row: &SagaRow, status: SagaStatus, steps: &[StepName], us: i64) -> SagaUpdate {
     let (run_id, version) = (row.run_id, row.version);
-    SagaUpdate { run_id, version, status, saga: saga_with(steps), retry_at: None, now: at(us) }
+    SagaUpdate { run_id, version, status, saga: saga_with(steps), retry_at: None, is_repeated: false, now: at(us) }
 }
 
 fn record(row: &SagaRow) -> AutomationRunItem {
@@ -119,6 +119,13 @@ both_databases! {
         let runs = store.automation_runs(AuditFilter::default(), page(9)).await.unwrap();
         assert_eq!(runs.iter().map(|run| run.automation_id).collect::<Vec<_>>(), [Some(row.run_id)]);
         assert_eq!(store.saga(row.run_id).await.unwrap().unwrap().status, SagaStatus::Error);
+        // The writer got an error, and repeats the end that is stored: its own, and no other.
+        let mut again = end(&stored);
+        again.saga.as_mut().unwrap().is_repeated = true;
+        assert_eq!(store.end_attempt(&stored, again.clone(), at(4)).await, Ok(()));
+        again.saga = Some(SagaUpdate { is_repeated: true, ..update(&stored, SagaStatus::Error, &[], 4) });
+        assert_eq!(store.end_attempt(&stored, again, at(4)).await, Err(StoreError::Fenced));
+        assert_eq!(store.automation_runs(AuditFilter::default(), page(9)).await.unwrap().len(), 1);
     }
 
     async fn due_runs_are_those_whose_time_has_come_and_the_longest_wait_is_first(database: TestDatabase) {
