@@ -213,9 +213,9 @@ impl Faulty {
     }
 
     /// Waits for the end of the newest turn, and returns it.
-    fn end(&self) -> Value {
+    fn end(&self, deadline: Duration) -> Value {
         let (prompt, _) = self.turns.last().expect("a turn");
-        wait_for(FAULT_DEADLINE, "the end of the turn", || {
+        wait_for(deadline, "the end of the turn", || {
             let read = self.session.api.get(&format!("/acp/prompt/{prompt}")).expect(200);
             (!read["endedAt"].is_null()).then_some(read)
         })
@@ -310,7 +310,7 @@ fn kills_and_lost_answers(builder: Builder) {
         wait_for(deadline, "automation runs", || (created() > before + 2 * turn).then_some(()));
         kill(&mut program, turn);
         for it in &started {
-            it.end();
+            it.end(deadline);
         }
     }
     github.calm();
@@ -318,7 +318,7 @@ fn kills_and_lost_answers(builder: Builder) {
         // Each session has at least one turn whose agent was not killed.
         if it.runs().is_empty() {
             it.begin();
-            it.end();
+            it.end(deadline);
         }
     }
     let mut open: Vec<_> = sessions.iter().collect();
