@@ -47,7 +47,7 @@ pub(super) fn start_upkeep(config: &Config, workspaces: &Workspaces, capacity: C
             workspaces.workspace_client().clone(),
             config.retention.folders(),
         )),
-        token_use: actix::spawn(token_use::record(services.store.clone(), services.tokens.clone())),
+        token_use: actix::spawn(token_use::record(services.clone())),
         disk: actix::spawn(measure_workspaces(
             services.clone(),
             workspaces.workspace_client().clone(),

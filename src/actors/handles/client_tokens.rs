@@ -6,6 +6,7 @@ use std::{
         Arc,
         atomic::{AtomicBool, Ordering},
     },
+    time::Duration,
 };
 
 use parking_lot::{Mutex, RwLock};
@@ -38,10 +39,18 @@ struct Known {
     callers: HashMap<String, Caller>,
     /// The hashes by id.
     hashes: HashMap<Uuid, String>,
+    /// The expiry of those with a life of [`LONG_LIFE`] or more.
+    long_lived: HashMap<Uuid, Timestamp>,
 }
+
+/// Life from which the expiry of a token is a surprise to its users; shorter ones are renewed by programs.
+const LONG_LIFE: Duration = Duration::from_secs(30 * 86_400);
+/// Time before its expiry from which a long-lived token is counted: enough for a person to replace it.
+const NOTICE: Duration = Duration::from_secs(7 * 86_400);
 
 impl Known {
     fn remove(&mut self, id: Uuid) {
+        self.long_lived.remove(&id);
         if let Some(hash) = self.hashes.remove(&id) {
             self.callers.remove(&hash);
         }
@@ -63,6 +72,9 @@ impl ClientTokens {
         }
         let mut known = self.0.known.write();
         known.hashes.insert(row.token_id, row.hash.clone());
+        if let Some(expires) = row.expires.filter(|expires| expires.since(row.created) >= LONG_LIFE) {
+            known.long_lived.insert(row.token_id, expires);
+        }
         known.callers.insert(row.hash.clone(), row.caller());
     }
 
@@ -109,6 +121,12 @@ impl ClientTokens {
         caller.grant().token_id.is_none_or(|id| self.by_id(id, now).is_some())
     }
 
+    /// Tokens with a life of 30 days or more that expire within 7 days.
+    pub(crate) fn expiring(&self, now: Timestamp) -> usize {
+        let known = self.0.known.read();
+        known.long_lived.values().filter(|expires| now < **expires && **expires <= now.plus(NOTICE)).count()
+    }
+
     /// True once a token of a tenant was admitted by this process: from then on tenants do not trust each other.
     pub(crate) fn has_tenants(&self) -> bool {
         self.0.has_tenants.load(Ordering::Acquire)
@@ -127,4 +145,39 @@ impl ClientTokens {
 
 fn has_expired(caller: &Caller, now: Timestamp) -> bool {
     caller.grant().expires.is_some_and(|expires| expires <= now)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::domain::{access::Role, limits::UseLimits};
+
+    const DAY: Duration = Duration::from_secs(86_400);
+
+    fn token(life_days: Option<u32>) -> TokenRow {
+        TokenRow {
+            token_id: Uuid::now_v7(),
+            hash: Uuid::now_v7().to_string(),
+            scope: Scope::default(),
+            subject: "ann".into(),
+            role: Role::User,
+            limits: UseLimits::default(),
+            created_by: "root".into(),
+            created: Timestamp(0),
+            expires: life_days.map(|days| Timestamp(0).plus(DAY * days)),
+            revoked: None,
+            last_used: None,
+        }
+    }
+
+    #[test]
+    fn long_lived_tokens_are_counted_in_the_week_before_their_expiry() {
+        let rows = [token(Some(30)), token(Some(29)), token(Some(90)), token(None)];
+        let tokens = ClientTokens::of(&rows);
+        let counted = |day: u32| tokens.expiring(Timestamp(0).plus(DAY * day));
+        assert_eq!([0, 22, 23, 29, 30].map(counted), [0, 0, 1, 1, 0]);
+        assert_eq!(counted(85), 1);
+        tokens.revoke(rows[2].token_id);
+        assert_eq!(counted(85), 0);
+    }
 }

@@ -1,7 +1,8 @@
 //! One metric for each member of a closed set of labels, all registered at the start.
 
 use prometheus::{
-    Gauge, Histogram, HistogramOpts, HistogramVec, IntCounter, IntCounterVec, IntGauge, IntGaugeVec, Opts, Registry,
+    Counter, CounterVec, Gauge, Histogram, HistogramOpts, HistogramVec, IntCounter, IntCounterVec, IntGauge,
+    IntGaugeVec, Opts, Registry,
 };
 
 use crate::telemetry::labels::Label;
@@ -88,6 +89,17 @@ impl Maker<'_> {
         labels: &[&str],
     ) -> prometheus::Result<Family<L, IntCounter>> {
         let vec = IntCounterVec::new(Opts::new(name, help), labels)?;
+        self.0.register(Box::new(vec.clone()))?;
+        Family::make(|values| vec.get_metric_with_label_values(values))
+    }
+
+    pub(crate) fn real_counters<L: Label>(
+        &self,
+        name: &str,
+        help: &str,
+        labels: &[&str],
+    ) -> prometheus::Result<Family<L, Counter>> {
+        let vec = CounterVec::new(Opts::new(name, help), labels)?;
         self.0.register(Box::new(vec.clone()))?;
         Family::make(|values| vec.get_metric_with_label_values(values))
     }

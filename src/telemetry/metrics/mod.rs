@@ -86,6 +86,7 @@ struct All {
     arbiters: Arbiters,
     sessions_expired: IntCounter,
     workspaces: Workspaces,
+    expiring_tokens: IntGauge,
     routes: RouteMetrics,
     capacity: CapacityMetrics,
     notifications: NotificationMetrics,
@@ -154,6 +155,7 @@ impl All {
             sessions_expired: make
                 .counter("lumilink_sessions_expired_total", "Hibernated sessions that expired without use.")?,
             workspaces: Workspaces::new(&make)?,
+            expiring_tokens: service::expiring_tokens(&make)?,
             routes: RouteMetrics::new(&make)?,
             capacity: CapacityMetrics::new(&make)?,
             notifications: NotificationMetrics::new(&make)?,
@@ -220,6 +222,11 @@ impl Metrics {
     pub(crate) fn workspaces_measured(&self, largest: u64, full: usize) {
         self.all.workspaces.largest_bytes.set(i64::try_from(largest).unwrap_or(i64::MAX));
         self.all.workspaces.full.set(i64::try_from(full).unwrap_or(i64::MAX));
+    }
+
+    /// The client tokens were looked at: so many expire soon.
+    pub(crate) fn tokens_expire(&self, soon: usize) {
+        self.all.expiring_tokens.set(i64::try_from(soon).unwrap_or(i64::MAX));
     }
 
     /// A session was created (`from` is `None`), changed its state, or was removed (`to` is `None`). States without a seat
@@ -414,6 +421,7 @@ impl Metrics {
     /// # Errors
     /// Only a mistake in this folder.
     pub(crate) fn render(&self) -> Result<String, MetricsError> {
+        self.all.routes.count_time_until_now();
         let mut families = self.all.registry.gather();
         if let Some(exported) = self.exported {
             families.retain(|family| !family.name().starts_with("lumilink_") || exported.contains(&family.name()));

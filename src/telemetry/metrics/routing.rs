@@ -1,6 +1,9 @@
 //! Metrics of routes: outcomes, flips, probes, workspaces, migrations.
 
-use prometheus::{IntCounter, IntGauge};
+use std::time::Instant;
+
+use parking_lot::Mutex;
+use prometheus::{Counter, IntCounter, IntGauge};
 
 use super::family::{Family, Maker};
 use crate::{
@@ -14,6 +17,9 @@ pub(crate) struct RouteMetrics {
     flips: Family<Flipped, IntCounter>,
     probes: Family<Sample, IntCounter>,
     workspaces: Family<Route, IntGauge>,
+    workspace_seconds: Family<Route, Counter>,
+    /// The time up to which `workspace_seconds` is counted.
+    counted_until: Mutex<Instant>,
     actors: IntGauge,
     both_failing: IntCounter,
     session_fallbacks: IntCounter,
@@ -120,6 +126,12 @@ impl RouteMetrics {
                 "Workspaces with a session opened, loaded or prompted since the start, by current route.",
                 &["route"],
             )?,
+            workspace_seconds: make.real_counters(
+                "lumilink_workspace_seconds_total",
+                "Time that workspaces were in use, summed over them, by route. Time on http counts against ACP.",
+                &["route"],
+            )?,
+            counted_until: Mutex::new(Instant::now()),
             actors: make.gauge(
                 "lumilink_route_actors",
                 "Actors that run the routes of workspaces: two for each workspace in use.",
@@ -159,18 +171,38 @@ impl RouteMetrics {
 
     /// A workspace came into use.
     pub(crate) fn appeared(&self, route: Route) {
-        self.workspaces.change(route, 1);
+        self.change(&[(route, 1)]);
     }
 
     /// A workspace is no longer in use.
     pub(crate) fn vanished(&self, route: Route) {
-        self.workspaces.change(route, -1);
+        self.change(&[(route, -1)]);
     }
 
     /// A workspace in use changed its route.
     pub(crate) fn moved(&self, from: Route, to: Route) {
-        self.vanished(from);
-        self.appeared(to);
+        self.change(&[(from, -1), (to, 1)]);
+    }
+
+    /// Changes numbers of workspaces; the time until now counts with the old ones.
+    fn change(&self, changes: &[(Route, i64)]) {
+        let mut until = self.counted_until.lock();
+        self.count_time(&mut until, Instant::now());
+        changes.iter().for_each(|(route, by)| self.workspaces.change(*route, *by));
+    }
+
+    /// Counts the time of workspaces up to now, for a reader of the metrics.
+    pub(super) fn count_time_until_now(&self) {
+        self.count_time(&mut self.counted_until.lock(), Instant::now());
+    }
+
+    fn count_time(&self, until: &mut Instant, now: Instant) {
+        let passed = now.saturating_duration_since(std::mem::replace(until, now.max(*until))).as_secs_f64();
+        for route in Route::ALL {
+            if let Some(seconds) = self.workspace_seconds.get(route) {
+                seconds.inc_by(self.workspaces(route) as f64 * passed);
+            }
+        }
     }
 
     /// An actor of a workspace's route was created.
@@ -222,5 +254,40 @@ impl RouteMetrics {
     /// Outcomes since the start of the process.
     pub(crate) fn outcomes(&self, protocol: Route, sample: Sample) -> u64 {
         self.outcomes.get(Outcome { protocol, sample }).map_or(0, |counter| counter.get())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::time::Duration;
+
+    use super::*;
+
+    #[test]
+    fn time_of_workspaces_counts_with_their_number_and_route_at_the_time() {
+        let routes = RouteMetrics::new(&Maker(&prometheus::Registry::new())).unwrap();
+        let seconds = |route| routes.workspace_seconds.get(route).unwrap().get();
+        let passes = |seconds: u64| {
+            let mut until = routes.counted_until.lock();
+            let now = *until + Duration::from_secs(seconds);
+            routes.count_time(&mut until, now);
+        };
+        passes(5);
+        assert_eq!((seconds(Route::Acp), seconds(Route::Http)), (0.0, 0.0));
+        routes.workspaces.change(Route::Acp, 3);
+        passes(10);
+        routes.workspaces.change(Route::Acp, -1);
+        routes.workspaces.change(Route::Http, 1);
+        passes(4);
+        // A clock that seems to step back counts nothing, and nothing twice.
+        let mut until = routes.counted_until.lock();
+        let earlier = *until - Duration::from_secs(2);
+        routes.count_time(&mut until, earlier);
+        drop(until);
+        passes(1);
+        assert_eq!((seconds(Route::Acp), seconds(Route::Http)), (40.0, 5.0));
+        // A change counts the time before it.
+        routes.moved(Route::Http, Route::Acp);
+        assert!(seconds(Route::Http) >= 5.0 && routes.workspaces(Route::Acp) == 3);
     }
 }

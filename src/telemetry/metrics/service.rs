@@ -117,3 +117,10 @@ impl Workspaces {
         })
     }
 }
+
+pub(in crate::telemetry) fn expiring_tokens(make: &Maker<'_>) -> prometheus::Result<IntGauge> {
+    make.gauge(
+        "lumilink_client_tokens_expiring",
+        "Client tokens with a life of 30 days or more that expire within 7 days.",
+    )
+}
