@@ -24,6 +24,7 @@ pages![
     "README.md",
     "access.md",
     "agents.md",
+    "alerts.md",
     "api.md",
     "automation.md",
     "benchmarks.md",
