@@ -325,6 +325,9 @@ pub(crate) fn diff_text(diff: &WorkspaceDiff) -> String {
         };
         out.push_str(&format!("{mark} {}\n", clean_line(&file.path)));
     }
+    for left_out in &diff.left_out {
+        out.push_str(&format!("! {}: {}\n", clean_line(&left_out.path), clean_line(&left_out.why)));
+    }
     out.push_str(&clean(&diff.patch));
     if diff.truncated {
         out.push_str("\n(truncated: the diff is larger than limits.diff_bytes of the server)");

@@ -151,6 +151,7 @@ pub(crate) fn status_of(code: ErrorCode) -> u16 {
         | ErrorCode::UnknownAgent
         | ErrorCode::UnknownSecret
         | ErrorCode::WorkspaceUnavailable
+        | ErrorCode::WorkspaceUnreadable
         | ErrorCode::AgentRejected => 422,
         ErrorCode::LimitReached => 429,
         ErrorCode::Internal => 500,

@@ -42,7 +42,7 @@ codes! {
         CancelUnconfirmed ProtocolViolation FrameTooLarge AgentError RuntimeUnavailable InactivityTimeout Draining;
     /// A workspace cannot be prepared, or an agent cannot be started in it.
     OfStart = CeilingExceeded PathNotAllowed UnknownAgent UnknownSecret WorkspaceUnavailable WorkspaceOwner
-        FolderMissing AgentStartFailed ProtocolVersion HandshakeFailed HandshakeTimeout CapacityExhausted
+        WorkspaceUnreadable FolderMissing AgentStartFailed ProtocolVersion HandshakeFailed HandshakeTimeout CapacityExhausted
         FallbackUnavailable Interrupted LimitReached Erasing;
     /// A turn is refused, fails, or ends elsewhere.
     OfTurn = TurnRunning ModeUnavailable Interrupted Fenced FallbackUnavailable LimitReached WorkspaceFull;
@@ -63,7 +63,7 @@ codes! {
     /// A listed folder is not in one of `workspaces.allow_paths`.
     OfPath = PathNotAllowed;
     /// The runtime cannot answer.
-    OfRuntime = RuntimeUnavailable WorkspaceUnavailable FolderMissing ConnectionLost HandshakeTimeout;
+    OfRuntime = RuntimeUnavailable WorkspaceUnavailable WorkspaceUnreadable FolderMissing ConnectionLost HandshakeTimeout;
     /// A run of automation cannot be tried again now.
     OfRun = TurnRunning Draining;
     /// There are too many tokens.

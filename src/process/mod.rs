@@ -1,6 +1,7 @@
 //! Agent processes: commands that speak ACP on stdin and stdout, started with an explicit environment and in a jail. Also
 //! the identity and the terminal of this process, and how another one finds it.
 
+pub(crate) mod capabilities;
 pub(crate) mod cgroup;
 pub(crate) mod group;
 pub(crate) mod identity;

@@ -370,6 +370,12 @@ fn attacks(outside: &Outside, program: &Program, other: &Session) -> Vec<(&'stat
     let [out, data] = [outside.folder.path(), &program.folder.path().join("data")].map(|it| it.display().to_string());
     let hooks: String = HOOKS.iter().map(|hook| put(&format!(".git/hooks/{hook}"), &outside.script(hook))).collect();
     let attributes = "* filter=x diff=x merge=x -text working-tree-encoding=UTF-16";
+    let committed = |name: &str| {
+        format!(
+            "git init -q {name}\necho x > {name}/file\ngit -C {name} add file\n\
+             git -C {name} -c user.name=x -c user.email=x@x commit -qm x\n"
+        )
+    };
     let config = put(".git/config", &outside.config("agent"));
     let modules = put(
         ".gitmodules",
@@ -427,7 +433,14 @@ fn attacks(outside: &Outside, program: &Program, other: &Session) -> Vec<(&'stat
                 put("inner/.git/config", &outside.config("inner")),
                 put("bare/config", &outside.config("agent-bare")),
             ),
-            End::Delivered(&[".gitmodules", "bare/HEAD", "bare/config"]),
+            // In its jail git cannot follow the redirect, and takes the folder for a plain one.
+            End::Delivered(&[".gitmodules", "bare/HEAD", "bare/config", "redirected/file"]),
+        ),
+        ("malformed-modules", format!("{}printf '[[\\n' > .gitmodules\n", committed("inner")), End::Delivered(&[".gitmodules"])),
+        (
+            "closed",
+            "echo x > file\nmkdir folder\necho x > folder/file\nchmod 000 file folder sub\n".into(),
+            End::Delivered(&[]),
         ),
         (
             "dashes",
@@ -451,7 +464,7 @@ fn attacks(outside: &Outside, program: &Program, other: &Session) -> Vec<(&'stat
         (
             "pipes",
             "rm -f README.md\nmkfifo README.md .gitmodules .claude-pr-summary.md other\n".into(),
-            // The pipe in place of a tracked file is left out.
+            // The pipe in place of a tracked file is named, and the file stays as it was.
             End::Delivered(&[]),
         ),
         // git would wait for a writer.
@@ -528,6 +541,33 @@ fn checkout_that_an_agent_made_hostile_runs_nothing_and_reveals_nothing() {
     let (_, _, (session, _)) = begun.iter().find(|(name, ..)| *name == "worktree-config").unwrap();
     let _ = Command::new("git").arg("-C").arg(session.path()).args(["status", "--short"]).output();
     assert!(!outside.ran().is_empty(), "the commands of the attack work");
+}
+
+#[test]
+fn paths_that_git_cannot_read_are_named_in_diff_log_and_pull_request() {
+    let github = GitHub::start();
+    github.commit(REPOSITORY, "main", &[("piped", "1\n")]);
+    let program = automation::with(&github).start();
+    let script = "git init -q empty\necho x > empty/file\nrm piped\nmkfifo piped\nmkdir closed\nchmod 000 closed\n\
+                  echo x > \"$(printf '@octocat <b>fixes #1')\"\nchmod 000 @*\n";
+    let (session, prompt) = begin(&program, &github, "named", script);
+    let result = result(&session, &prompt);
+    assert_end(&github, "named", End::Delivered(&[]), &result);
+    let expected = ["@octocat <b>fixes #1", "closed", "empty", "piped"];
+    let diff = session.get("/diff").expect(200);
+    let named: Vec<_> = diff["leftOut"].as_array().unwrap().iter().map(|it| it["path"].as_str().unwrap()).collect();
+    assert_eq!(named, expected, "{diff:#}");
+    let automation = &result["githubAutomation"];
+    let logs = automation["diagnostics"]["logs"].to_string();
+    let pull = github.pulls(REPOSITORY).pop().unwrap().body;
+    for name in &expected[1..] {
+        assert!(logs.contains(&format!("\\\"{name}\\\" is not in the commit: ")), "{name}: {logs}");
+        assert!(pull.contains(name) && pull.contains("is not in the commit"), "{name}: {pull}");
+    }
+    assert!(!pull.contains("@octocat") && !pull.contains("<b>") && !pull.contains("fixes #1"), "{pull}");
+    let alone = session.starts("run sh -c 'mkdir second && chmod 000 second'");
+    let skipped = &self::result(&session, &alone)["githubAutomation"];
+    assert_eq!(skipped["skipDetail"], "nothing-staged", "{skipped:#}");
 }
 
 /// Checks that neither bundle nor patch of a run has content from outside.

@@ -199,9 +199,9 @@ fn git_of_a_diff_runs_in_a_jail_as_the_user_of_the_agent() {
     let program =
         Program::builder().folder(&folder).env("PATH", &path).set("agent.run_as", "pool:70000-70009").start();
     let session = program.api.open("ws");
-    let problem = session.get("/diff").problem(422, "workspace_unavailable").to_string();
+    let problem = session.get("/diff").problem(422, "workspace_unreadable").to_string();
     let expected =
-        ["user=70000 groups=70000", "NoNewPrivs:\\t1", "CapEff:\\t0000000000000000", "token: Permission denied"];
+        ["user=70000 groups=70000", "NoNewPrivs: 1", "CapEff: 0000000000000000", "token: Permission denied"];
     for text in expected {
         assert!(problem.contains(text), "{text}: {problem}");
     }

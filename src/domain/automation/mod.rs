@@ -5,6 +5,7 @@ pub(crate) mod branch_rules;
 pub(crate) mod clone_access;
 pub(crate) mod github_answer;
 pub(crate) mod github_host;
+pub(crate) mod left_out;
 mod markdown;
 pub(crate) mod order;
 pub(crate) mod plan;

@@ -6,6 +6,7 @@ use uuid::Uuid;
 
 use super::{
     branch::{BranchName, NewBranch},
+    left_out::sentences,
     plan::Unconfirmed,
     saga::Saga,
     signing::{Signer, SigningWay},
@@ -40,13 +41,20 @@ impl Texts {
             prompt: Redacted::new(&saga.plan.prompt),
             summary: left.or(said).map(Redacted::new),
             title: saga.plan.issue_title.as_deref().map(Redacted::new),
-            notes: saga.plan.figures.remarks.iter().map(|line| Redacted::new(line)).collect(),
+            notes: notes(saga).iter().map(|line| Redacted::new(line)).collect(),
         }
     }
 
     fn origin(&self) -> Origin<'_> {
         Origin { run: &self.run, session_suffix: &self.suffix }
     }
+}
+
+/// The remarks about the turn, and the paths that its commit does not have.
+fn notes(saga: &Saga) -> Vec<String> {
+    let changes = saga.facts.changes.iter();
+    let left_out = changes.flat_map(|changes| sentences(&changes.left_out, changes.left_out_total));
+    left_out.chain(saga.plan.figures.remarks.iter().cloned()).collect()
 }
 
 /// The input of the next step of a run.

@@ -261,10 +261,7 @@ impl Saga {
         }
         let changes = self.facts.changes.as_ref()?;
         if let Some(path) = changes.unsafe_paths.first() {
-            let message = format!(
-                "{:?} must not be in a commit: {}. Rename or remove it, and prompt again",
-                path.path, path.why
-            );
+            let message = format!("{} must not be in a commit: {}, and prompt again", path.name(), path.why);
             let (code, message) = (UNSAFE_PATH.to_owned(), text::cut(&message, 300));
             return Some(Obstacle::Own(StepFailure {
                 code,
@@ -275,7 +272,8 @@ impl Saga {
             }));
         }
         if changes.total == 0 {
-            let detail = if changes.ignored > 0 { SkipDetail::NothingStaged } else { SkipDetail::NoChanges };
+            let has_others = changes.ignored > 0 || changes.left_out_total > 0;
+            let detail = if has_others { SkipDetail::NothingStaged } else { SkipDetail::NoChanges };
             return Some(Obstacle::Skip(detail));
         }
         if let Some(finding) = changes.findings.first() {

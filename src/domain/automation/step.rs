@@ -9,7 +9,7 @@ use super::{
     signing::{SigningMode, SigningWay},
     skip::SkipDetail,
 };
-use crate::domain::{clock::Timestamp, words::words};
+use crate::domain::{clock::Timestamp, text, words::words};
 
 words! {
     /// A step of a run.
@@ -217,7 +217,14 @@ pub(crate) struct Changes {
     /// Changed paths that must not be in a commit, and are not in `tree`: at most 20. A run with one fails with the code
     /// `unsafe-path`.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
-    pub unsafe_paths: Vec<UnsafePath>,
+    pub unsafe_paths: Vec<RefusedPath>,
+    /// Changed paths that git cannot read; `tree` has them as `parent` does. At most
+    /// [`MAX_LEFT_OUT`](super::left_out::MAX_LEFT_OUT).
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub left_out: Vec<RefusedPath>,
+    /// Number of all such paths.
+    #[serde(default)]
+    pub left_out_total: u64,
     /// Why GitHub cannot make this commit itself; see [`api_obstacle`](super::signing::api_obstacle).
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub api_obstacle: Option<String>,
@@ -237,15 +244,25 @@ pub(crate) struct ChangedPath {
     pub is_deleted: bool,
 }
 
-/// A changed path that must not be in a commit.
+/// A changed path that is not in a commit.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "camelCase")]
-pub(crate) struct UnsafePath {
+pub(crate) struct RefusedPath {
     /// As [`ChangedPath::path`], without control characters.
     pub path: String,
-    /// The reason, as a part of a sentence whose subject is the path.
+    /// The reason and advice, as a part of a sentence whose subject is the path.
     pub why: String,
 }
+
+impl RefusedPath {
+    /// The path in quotes, cut so that a message has room for the reason.
+    pub(crate) fn name(&self) -> String {
+        format!("{:?}", text::cut(&self.path, MAX_NAME_CHARS))
+    }
+}
+
+/// The longest path in a message, in characters.
+const MAX_NAME_CHARS: usize = 120;
 
 /// Something in a change that cannot or must not be pushed.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]

@@ -7,7 +7,7 @@ use icu_normalizer::ComposingNormalizerBorrowed;
 
 use super::{
     skip::SkipDetail,
-    step::{ChangedPath, Finding, MAX_CHANGED_PATHS, UnsafePath},
+    step::{ChangedPath, Finding, MAX_CHANGED_PATHS, RefusedPath},
 };
 use crate::domain::redaction;
 
@@ -119,19 +119,19 @@ pub(crate) fn secrets(path: &[u8], old: &[u8], new: &[u8]) -> Vec<Finding> {
 pub(crate) fn unsafe_path(path: &[u8], mode: Option<u32>) -> Option<&'static str> {
     let text = String::from_utf8_lossy(path);
     if text.chars().any(char::is_control) {
-        return Some("its name has a control character");
+        return Some("its name has a control character; rename or remove it");
     }
     let parts = || text.split(['/', '\\']);
     if text.split('/').any(str::is_empty) || parts().any(|part| matches!(part, "." | "..")) {
-        return Some("its name leads out of its folder");
+        return Some("its name leads out of its folder; rename or remove it");
     }
     if parts().any(is_git_folder) {
-        return Some("a part of its name is a form of `.git`");
+        return Some("a part of its name is a form of `.git`; rename or remove it");
     }
     // git reads this file before a checkout, so a link could name any other file.
     let is_modules = || parts().next_back().is_some_and(|name| name.eq_ignore_ascii_case(".gitmodules"));
     if mode == Some(LINK) && is_modules() {
-        return Some("`.gitmodules` is a symbolic link");
+        return Some("`.gitmodules` is a symbolic link; remove it, or put a file in its place");
     }
     None
 }
@@ -151,7 +151,9 @@ pub(crate) fn unsafe_link(path: &[u8], target: &[u8]) -> Option<&'static str> {
     let (path, target) = (String::from_utf8_lossy(path), String::from_utf8_lossy(target));
     let has_drive = target.as_bytes().get(1) == Some(&b':');
     if target.is_empty() || target.starts_with(['/', '\\']) || has_drive {
-        return Some("a symbolic link with an absolute target");
+        return Some(
+            "a symbolic link with an absolute target; remove it, or give it a relative target in the repository",
+        );
     }
     let mut depth = path.split('/').count() - 1;
     for part in target.split(['/', '\\']) {
@@ -159,9 +161,15 @@ pub(crate) fn unsafe_link(path: &[u8], target: &[u8]) -> Option<&'static str> {
             "" | "." => {}
             ".." => match depth.checked_sub(1) {
                 Some(above) => depth = above,
-                None => return Some("a symbolic link that leads out of the repository"),
+                None => {
+                    return Some(
+                        "a symbolic link that leads out of the repository; remove it, or give it a target in the repository",
+                    );
+                }
             },
-            part if is_git_folder(part) => return Some("a symbolic link into `.git`"),
+            part if is_git_folder(part) => {
+                return Some("a symbolic link into `.git`; remove it, or give it another target");
+            }
             _ => depth += 1,
         }
     }
@@ -180,7 +188,7 @@ fn folded(name: &str) -> String {
 
 /// Added paths, or folders of theirs, whose names equal those of another path in the tree but for case or composition: a
 /// checkout on many file systems has only one of them. `tree` has all paths of the new tree.
-pub(crate) fn collisions<'a>(tree: impl IntoIterator<Item = &'a [u8]>, changes: &[TreeChange]) -> Vec<UnsafePath> {
+pub(crate) fn collisions<'a>(tree: impl IntoIterator<Item = &'a [u8]>, changes: &[TreeChange]) -> Vec<RefusedPath> {
     let added = changes.iter().filter(|change| change.is_added && change.mode.is_some());
     let mut wanted: HashMap<String, Vec<(String, &TreeChange)>> = HashMap::new();
     for change in added {
@@ -189,7 +197,7 @@ pub(crate) fn collisions<'a>(tree: impl IntoIterator<Item = &'a [u8]>, changes: 
             wanted.entry(folded(name)).or_default().push((name.to_owned(), change));
         }
     }
-    let mut found: Vec<UnsafePath> = Vec::new();
+    let mut found: Vec<RefusedPath> = Vec::new();
     let mut seen = HashSet::new();
     if wanted.is_empty() {
         return found;
@@ -204,8 +212,11 @@ pub(crate) fn collisions<'a>(tree: impl IntoIterator<Item = &'a [u8]>, changes: 
             for (_, change) in others.filter(|(spelled, _)| spelled != name) {
                 let path = change.shown();
                 if found.len() < MAX_FINDINGS && found.iter().all(|it| it.path != path) {
-                    let why = format!("its name equals {:?} but for case or accents", shown(name.as_bytes()));
-                    found.push(UnsafePath { path, why });
+                    let why = format!(
+                        "its name equals {:?} but for case or accents; rename or remove one of them",
+                        shown(name.as_bytes())
+                    );
+                    found.push(RefusedPath { path, why });
                 }
             }
         }

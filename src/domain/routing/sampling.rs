@@ -58,8 +58,8 @@ fn sample_of_failure(code: ErrorCode) -> Option<Sample> {
         | SignatureInvalid | InstallationBound | QueueFull | ModeUnavailable | NotSupportedByAgent | UnknownAgent
         | UnknownSecret | AgentRejected => None,
         // The same on every route: folder and git, credentials, the model's provider.
-        PathNotAllowed | FolderMissing | WorkspaceUnavailable | WorkspaceOwner | AgentAuthRequired
-        | Authentication | ModelProvider => None,
+        PathNotAllowed | FolderMissing | WorkspaceUnavailable | WorkspaceUnreadable | WorkspaceOwner
+        | AgentAuthRequired | Authentication | ModelProvider => None,
         // The runtime is stopped or cannot be reached: both routes need it.
         RuntimeUnavailable => None,
         // Caused by this service: 429 and 503, a drain or a crash during the turn, internal errors.
@@ -124,6 +124,7 @@ mod tests {
         ErrorCode::UnknownAgent,
         ErrorCode::UnknownSecret,
         ErrorCode::WorkspaceUnavailable,
+        ErrorCode::WorkspaceUnreadable,
         ErrorCode::WorkspaceOwner,
         ErrorCode::AgentAuthRequired,
         ErrorCode::Authentication,

@@ -172,6 +172,9 @@ error_codes! {
         | "Restore the folder, or run `lumilink session load`: a folder that was not given by path is created again.";
     /// The workspace could not be prepared: the clone failed, the disk is full, or the path is not a folder.
     WorkspaceUnavailable = "workspace_unavailable", Application, true, "Check the repository and the access to it.";
+    /// Git refuses the files of the workspace, or they exceed its limits; a repeat meets the same.
+    WorkspaceUnreadable = "workspace_unreadable", Application, false,
+        "Remove or change what the error names in the folder of the workspace.";
     /// The folder of the workspace belongs to another user than the one that runs the agent.
     WorkspaceOwner = "workspace_owner", Application, false,
         "Use another workspace, or the agent that worked in it before: an administrator decides who owns the folder.";

@@ -3,7 +3,7 @@
 //! The tree is that of the parent with the changes of the workspace, by path: files that the agent did not change keep
 //! their blobs to the byte. If the parent has commits of others, made on the branch meanwhile, both are merged.
 
-use std::collections::{HashMap, HashSet};
+use std::collections::{BTreeMap, HashMap, HashSet};
 
 use uuid::Uuid;
 
@@ -13,9 +13,10 @@ use super::{
 };
 use crate::{
     domain::automation::{
+        left_out::{MAX_LEFT_OUT, Obstacle, sentences},
         signing::{self, ChangedFile},
         skip::SkipDetail,
-        step::{Changes, Finding, Remedy, StepFact, StepFailure, StepInput, UnsafePath},
+        step::{Changes, Finding, RefusedPath, Remedy, StepFact, StepFailure, StepInput},
         tree::{
             self, GITLINK, LINK, MAX_FILE_BYTES, MAX_POINTER_BYTES, MAX_SEARCHED_BYTES, TreeChange, shown,
             unsafe_link, unsafe_path,
@@ -55,7 +56,9 @@ struct Origin {
 /// The part of a delta that may be in a commit.
 struct Usable {
     entries: Vec<TreeEntry>,
-    unsafe_paths: Vec<UnsafePath>,
+    unsafe_paths: Vec<RefusedPath>,
+    /// The first paths that are as in the parent, since git cannot read them; and the number of all.
+    left_out: (Vec<RefusedPath>, u64),
     /// Objects of the clone, which are no new content.
     known: HashSet<String>,
     has_attributes: bool,
@@ -101,6 +104,8 @@ pub(super) async fn changes(step: &mut Step<'_>) -> Made {
         base_branch: cloned.branch,
         findings,
         unsafe_paths: usable.unsafe_paths,
+        left_out: usable.left_out.0,
+        left_out_total: usable.left_out.1,
         api_obstacle: signing::api_obstacle(
             changed.iter().zip(&listed).map(|(entry, listed)| file_of(entry, listed.bytes)),
         ),
@@ -143,19 +148,20 @@ async fn origin(repository: &BareRepository, cloned: &Cloned, parent: Option<&st
     Ok(Origin { parent, parent_tree, base_tree, folder_tree })
 }
 
-/// Leaves out submodules, nested repositories and unsafe paths.
+/// Leaves out submodules, unsafe paths, and what git cannot read.
 async fn usable(
     step: &mut Step<'_>,
     repository: &BareRepository,
     origin: &Origin,
     delta: &Delta,
 ) -> Result<Usable, StepFailure> {
-    if delta.entries.is_empty() && delta.unsafe_paths.is_empty() {
-        let why = "it is a pipe, which git cannot read";
-        let of_pipe = |path: &Vec<u8>| UnsafePath { path: shown(path), why: why.to_owned() };
+    if delta.entries.is_empty() && delta.unsafe_paths.is_empty() && delta.left_out.is_empty() {
+        let why = "it is a pipe, for which git waits; remove it";
+        let of_pipe = |path: &Vec<u8>| RefusedPath { path: shown(path), why: why.to_owned() };
         return Ok(Usable {
             entries: Vec::new(),
             unsafe_paths: delta.pipes.iter().map(of_pipe).collect(),
+            left_out: Default::default(),
             known: HashSet::new(),
             has_attributes: false,
         });
@@ -163,12 +169,13 @@ async fn usable(
     let files = repository.files(&origin.base_tree, FILES_BYTES).await.map_err(broken)?;
     let gitlinks: HashSet<&[u8]> =
         files.iter().filter(|file| file.mode == Some(GITLINK)).map(|file| file.path.as_slice()).collect();
-    let (mut entries, mut unsafe_paths) = (Vec::new(), Vec::new());
-    for entry in &delta.entries {
-        if entry.mode == Some(GITLINK) || is_within(&gitlinks, &entry.path) {
+    let left_out = left_out(delta, &gitlinks);
+    let (mut entries, mut unsafe_paths) = (kept_entries(repository, origin, &left_out).await?, Vec::new());
+    for entry in delta.entries.iter().filter(|entry| !left_out.has(&entry.path)) {
+        if is_within(&gitlinks, &entry.path) {
             step.log(&format!("not committed, since it is of another repository: {}", shown(&entry.path)));
         } else if let Some(why) = unsafe_path(&entry.path, entry.mode) {
-            unsafe_paths.push(UnsafePath { path: shown(&entry.path), why: why.to_owned() });
+            unsafe_paths.push(RefusedPath { path: shown(&entry.path), why: why.to_owned() });
         } else {
             entries.push(entry.clone());
         }
@@ -176,27 +183,71 @@ async fn usable(
     for path in &delta.unsafe_paths {
         let path = path.strip_suffix(b"/").unwrap_or(path);
         if let Some(why) = unsafe_path(path, None)
-            && unsafe_paths.iter().all(|it: &UnsafePath| it.path != shown(path))
+            && unsafe_paths.iter().all(|it: &RefusedPath| it.path != shown(path))
         {
-            unsafe_paths.push(UnsafePath { path: shown(path), why: why.to_owned() });
+            unsafe_paths.push(RefusedPath { path: shown(path), why: why.to_owned() });
         }
     }
     let links = unsafe_links(repository, &entries).await?;
-    let changes: Vec<_> = {
-        let present: HashSet<&[u8]> = files.iter().map(|file| file.path.as_slice()).collect();
-        entries.iter().map(|entry| change(entry, 0, !present.contains(entry.path.as_slice()))).collect()
-    };
-    let colliding = {
-        let deleted: HashSet<&[u8]> = paths(entries.iter().filter(|entry| entry.mode.is_none())).collect();
-        let kept = paths(files.iter()).filter(|path| !deleted.contains(path));
-        tree::collisions(kept.chain(paths(entries.iter().filter(|entry| entry.mode.is_some()))), &changes)
-    };
-    unsafe_paths.extend(links.into_iter().chain(colliding));
+    unsafe_paths.extend(links.into_iter().chain(colliding(&files, &entries)));
     let refused: HashSet<&str> = unsafe_paths.iter().map(|it| it.path.as_str()).collect();
     entries.retain(|entry| !refused.contains(shown(&entry.path).as_str()));
     unsafe_paths.truncate(MAX_UNSAFE);
+    let left_out = left_out.named();
+    for sentence in sentences(&left_out.0, left_out.1) {
+        step.log(&sentence);
+    }
     let has_attributes = files.iter().any(|file| file.path.ends_with(b".gitattributes"));
-    Ok(Usable { entries, unsafe_paths, known: files.into_iter().map(|file| file.object).collect(), has_attributes })
+    let known = files.into_iter().map(|file| file.object).collect();
+    Ok(Usable { entries, unsafe_paths, left_out, known, has_attributes })
+}
+
+/// Paths that stay as they are in the parent.
+struct LeftOut<'a>(BTreeMap<&'a [u8], Obstacle>);
+
+impl LeftOut<'_> {
+    /// True for such a path, and for one below it.
+    fn has(&self, path: &[u8]) -> bool {
+        !self.0.is_empty() && ancestors(path).any(|it| self.0.contains_key(it))
+    }
+
+    /// The first ones as text, and the number of all.
+    fn named(&self) -> (Vec<RefusedPath>, u64) {
+        let to_named =
+            |(path, obstacle): (&&[u8], &Obstacle)| RefusedPath { path: shown(path), why: obstacle.why().to_owned() };
+        (self.0.iter().take(MAX_LEFT_OUT).map(to_named).collect(), self.0.len() as u64)
+    }
+}
+
+/// What git cannot read, and the repositories that it recorded. Submodules of the clone are no news.
+fn left_out<'a>(delta: &'a Delta, gitlinks: &HashSet<&[u8]>) -> LeftOut<'a> {
+    let unreadable = delta.left_out.iter().map(|(path, obstacle)| (path.as_slice(), *obstacle));
+    let recorded = delta.entries.iter().filter(|entry| entry.mode == Some(GITLINK));
+    let recorded = recorded.map(|entry| (entry.path.as_slice(), Obstacle::Repository));
+    LeftOut(recorded.chain(unreadable).filter(|(path, _)| !is_within(gitlinks, path)).collect())
+}
+
+/// The entries of what is left out, from the tree that the workspace had when the parent was made.
+async fn kept_entries(
+    repository: &BareRepository,
+    origin: &Origin,
+    left_out: &LeftOut<'_>,
+) -> Result<Vec<TreeEntry>, StepFailure> {
+    if left_out.0.is_empty() || origin.base_tree == origin.folder_tree {
+        return Ok(Vec::new());
+    }
+    let then = repository.differences(&origin.base_tree, &origin.folder_tree, CHANGES_BYTES).await.map_err(broken)?;
+    Ok(then.into_iter().filter(|entry| left_out.has(&entry.path)).collect())
+}
+
+/// Entries whose names equal those of others but for case or composition.
+fn colliding(files: &[TreeEntry], entries: &[TreeEntry]) -> Vec<RefusedPath> {
+    let present: HashSet<&[u8]> = paths(files.iter()).collect();
+    let changes: Vec<_> =
+        entries.iter().map(|entry| change(entry, 0, !present.contains(entry.path.as_slice()))).collect();
+    let deleted: HashSet<&[u8]> = paths(entries.iter().filter(|entry| entry.mode.is_none())).collect();
+    let kept = paths(files.iter()).filter(|path| !deleted.contains(path));
+    tree::collisions(kept.chain(paths(entries.iter().filter(|entry| entry.mode.is_some()))), &changes)
 }
 
 fn paths<'a>(entries: impl Iterator<Item = &'a TreeEntry>) -> impl Iterator<Item = &'a [u8]> {
@@ -205,15 +256,19 @@ fn paths<'a>(entries: impl Iterator<Item = &'a TreeEntry>) -> impl Iterator<Item
 
 /// True for a path of the set, and for one below such a path.
 fn is_within(folders: &HashSet<&[u8]>, path: &[u8]) -> bool {
-    let ends = memchr::memchr_iter(b'/', path).chain([path.len()]);
-    !folders.is_empty() && ends.into_iter().any(|end| folders.contains(&path[..end]))
+    !folders.is_empty() && ancestors(path).any(|it| folders.contains(it))
+}
+
+/// The folders of a path, and the path itself.
+fn ancestors(path: &[u8]) -> impl Iterator<Item = &[u8]> {
+    memchr::memchr_iter(b'/', path).chain([path.len()]).map(|end| &path[..end])
 }
 
 fn change(entry: &TreeEntry, bytes: u64, is_added: bool) -> TreeChange {
     TreeChange { path: entry.path.clone(), mode: entry.mode, bytes, is_added }
 }
 
-async fn unsafe_links(repository: &BareRepository, entries: &[TreeEntry]) -> Result<Vec<UnsafePath>, StepFailure> {
+async fn unsafe_links(repository: &BareRepository, entries: &[TreeEntry]) -> Result<Vec<RefusedPath>, StepFailure> {
     let links: Vec<_> = entries.iter().filter(|entry| entry.mode == Some(LINK)).collect();
     let objects: Vec<_> = links.iter().map(|link| link.object.as_str()).collect();
     let sizes = repository.sizes(&objects).await.map_err(broken)?;
@@ -225,7 +280,7 @@ async fn unsafe_links(repository: &BareRepository, entries: &[TreeEntry]) -> Res
         repository.contents(&objects, usize::try_from(total).unwrap_or(usize::MAX)).await.map_err(broken)?;
     let checked = links.iter().zip(&targets).filter_map(|(link, target)| {
         let why = unsafe_link(&link.path, target)?;
-        Some(UnsafePath { path: shown(&link.path), why: format!("it is {why}") })
+        Some(RefusedPath { path: shown(&link.path), why: format!("it is {why}") })
     });
     Ok(checked.collect())
 }

@@ -23,6 +23,7 @@ pub(super) fn broken(cause: Failure) -> StepFailure {
     let (code, remedy) = match cause.code {
         ErrorCode::FolderMissing => ("folder-missing", Remedy::Never),
         ErrorCode::InvalidRequest => ("invalid-repository", Remedy::Never),
+        ErrorCode::WorkspaceUnreadable => ("workspace-unreadable", Remedy::Never),
         _ => ("git-failed", Remedy::Later),
     };
     failure(code, &cause.detail, remedy)

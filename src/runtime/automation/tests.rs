@@ -29,7 +29,7 @@ use crate::{
         automation::{
             signing::SigningWay,
             ssh_key::tests::new_key,
-            step::{Changes, Identity, PushFact, Remedy, StepFact, StepFailure, StepInput, StepOutcome},
+            step::{Changes, Identity, PushFact, RefusedPath, Remedy, StepFact, StepFailure, StepInput, StepOutcome},
         },
         clock::Timestamp,
         ids::{FolderId, SessionId},
@@ -871,6 +871,9 @@ async fn forbidden_contents_and_names_are_found_in_the_tree() {
     let mut refused: Vec<_> = changes.unsafe_paths.iter().map(|it| it.path.as_str()).collect();
     refused.sort_unstable();
     assert_eq!(refused, ["absolute", "deep/.GIT/config", "git~1", "line\u{fffd}break", "outside", "readme.md"]);
+    let advice = |path: &str| &changes.unsafe_paths.iter().find(|it| it.path == path).unwrap().why;
+    assert!(advice("absolute").contains("relative target") && !advice("outside").contains("rename"), "{changes:?}");
+    assert!(advice("git~1").contains("rename"), "{changes:?}");
     assert_eq!(paths(&changes), ["README.md", "inside"]);
     assert_ne!(changes.tree, clean.tree);
 }
@@ -918,6 +921,108 @@ async fn hostile_workspace_runs_nothing_and_reaches_no_file_outside() {
     place.put("a", "2\n");
     place.deliver("auto/x", Some(&commit), Some(&commit)).await;
     assert!(!ran.exists());
+}
+
+fn names(left_out: &[RefusedPath]) -> Vec<&str> {
+    left_out.iter().map(|it| it.path.as_str()).collect()
+}
+
+/// What the diff compares, and what it names beside that.
+async fn compared(place: &Place) -> (Vec<String>, Vec<String>) {
+    let diff = place.workspaces.diff(place.reference()).await.unwrap();
+    let files = diff.files.into_iter().map(|file| file.path).collect();
+    (files, diff.left_out.into_iter().map(|it| it.path).collect())
+}
+
+/// Makes a repository inside the workspace, with a commit or without one.
+fn make_repository(place: &Place, name: &str, has_commit: bool) {
+    place.put(&format!("{name}/file"), "x\n");
+    let folder = place.workspace().join(name);
+    git(&folder, &["init", "-q"]);
+    if has_commit {
+        git(&folder, &["add", "."]);
+        git(&folder, &["commit", "-qm", "inner"]);
+    }
+}
+
+#[actix_web::test]
+async fn malformed_list_of_submodules_is_delivered_as_the_file_it_is() {
+    for text in ["[[\n", "[submodule \"x\"]\n\tpath = inner\n\turl = x\n\tupdate = !x\n"] {
+        let place = Place::new(&[("a", "1\n")]).await;
+        place.put(".gitmodules", text);
+        make_repository(&place, "inner", true);
+        make_repository(&place, "empty", false);
+        place.put("a", "2\n");
+        let changes = place.changes(None).await;
+        assert_eq!((paths(&changes), names(&changes.left_out)), (vec![".gitmodules", "a"], vec!["empty", "inner"]));
+        assert!(changes.left_out[0].why.contains("repository of its own"), "{changes:?}");
+        let (files, left_out) = compared(&place).await;
+        assert!(
+            files.starts_with(&[".gitmodules".into(), "a".into()]) && left_out == ["empty", "inner"],
+            "{files:?}"
+        );
+        assert_eq!(place.changes(None).await, changes);
+    }
+}
+
+#[actix_web::test]
+async fn files_and_folders_that_the_agent_closed_are_named_and_the_rest_is_delivered() {
+    let place = Place::new(&[("closed/kept", "1\n"), ("file", "1\n"), ("rest", "1\n")]).await;
+    place.put(".gitignore", "ignored\n");
+    for name in ["ignored/x", "new/x", "un\u{1b}named/x"] {
+        place.put(name, "x\n");
+    }
+    place.put("file", "2\n");
+    place.put("rest", "2\n");
+    let close = |mode: u32| {
+        for name in ["closed", "file", "ignored", "new", "un\u{1b}named"] {
+            let mode = fs::Permissions::from_mode(mode);
+            fs::set_permissions(place.workspace().join(name), mode).unwrap();
+        }
+    };
+    close(0);
+    let changes = place.changes(None).await;
+    let (files, left_out) = compared(&place).await;
+    close(0o755);
+    assert_eq!(paths(&changes), [".gitignore", "rest"]);
+    let expected = ["closed", "file", "new", "un\u{fffd}named"];
+    assert_eq!((names(&changes.left_out), changes.left_out_total), (expected.to_vec(), 4));
+    assert_eq!((files, left_out), (vec![".gitignore".into(), "rest".into()], expected.map(String::from).to_vec()));
+}
+
+#[actix_web::test]
+async fn file_of_an_earlier_turn_that_cannot_be_read_now_stays_on_the_branch() {
+    let place = Place::new(&[("a", "1\n"), ("piped", "1\n"), ("sub/old", "1\n")]).await;
+    for name in ["a", "piped", "new", "inner/file", "sub/new", "sub/old"] {
+        place.put(name, "2\n");
+    }
+    let first = place.deliver("auto/x", None, None).await;
+    fs::set_permissions(place.workspace().join("new"), fs::Permissions::from_mode(0)).unwrap();
+    fs::set_permissions(place.workspace().join("sub"), fs::Permissions::from_mode(0)).unwrap();
+    fs::remove_file(place.workspace().join("piped")).unwrap();
+    assert!(Command::new("mkfifo").arg(place.workspace().join("piped")).status().unwrap().success());
+    make_repository(&place, "inner", true);
+    place.put("a", "3\n");
+    let changes = place.changes(Some(&first.sha)).await;
+    assert_eq!((paths(&changes), names(&changes.left_out)), (vec!["a"], vec!["inner", "new", "piped", "sub"]));
+    assert!(changes.left_out[2].why.contains("pipe"), "{changes:?}");
+    let commit = place.commit(&changes).await;
+    place.push("auto/x", &commit, Some(&first.sha)).await.unwrap();
+    let listed = git(&place.remote(), &["diff", "--name-only", &first.sha, "auto/x"]);
+    assert_eq!(listed, "a", "nothing else was changed or deleted");
+}
+
+#[actix_web::test]
+async fn workspace_that_git_refuses_is_no_failure_that_passes() {
+    let place = Place::new(&[("a", "1\n")]).await;
+    for n in 0..1001 {
+        place.put(&format!("closed/{n}"), "x\n");
+        let path = place.workspace().join(format!("closed/{n}"));
+        fs::set_permissions(path, fs::Permissions::from_mode(0)).unwrap();
+    }
+    let failure = place.perform(StepInput::Changes { parent: None }).await.unwrap_err();
+    assert_eq!((failure.code.as_str(), failure.remedy), ("workspace-unreadable", Remedy::Never), "{failure:?}");
+    assert!(failure.message.contains("more than 1000 paths"), "{failure:?}");
 }
 
 /// Finds the token in arguments and environments of all processes.

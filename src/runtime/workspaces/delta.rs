@@ -17,17 +17,20 @@ use std::{
 use sha2::{Digest, Sha256};
 
 use super::{
-    diff::{Baseline, PATHS_BYTES, Scratch, add_all, as_user, blocking, blocking_pipes, whole_parts},
+    diff::{Baseline, is_gone},
     git::{Call, Git, Input},
     large::LargeFiles,
+    left_out::Adding,
     repositories::{TreeEntry, raw_entries},
+    scratch::{PATHS_BYTES, Scratch, TIMEOUT, as_git, blocking, blocking_pipes, whole_parts},
 };
 use crate::{
     domain::{
-        automation::tree::{
-            GITLINK, MAX_CHANGE_BYTES, MAX_CHANGE_FILES, MAX_FILE_BYTES, TreeChange, too_large, unsafe_path,
+        automation::{
+            left_out::Obstacle,
+            tree::{GITLINK, MAX_CHANGE_BYTES, MAX_CHANGE_FILES, MAX_FILE_BYTES, TreeChange, too_large, unsafe_path},
         },
-        turn::outcome::Failure,
+        turn::outcome::{ErrorCode, Failure},
     },
     process::user::RunAs,
 };
@@ -50,6 +53,8 @@ pub(crate) struct Delta {
     pub entries: Vec<TreeEntry>,
     /// Paths that git adds to no tree, or that no tree should have; some are in `entries`. At most [`MAX_UNSAFE`].
     pub unsafe_paths: Vec<Vec<u8>>,
+    /// Paths that git cannot read: nothing of them is in `entries`.
+    pub left_out: Vec<(Vec<u8>, Obstacle)>,
     /// Pipes that git waits for when it reads the workspace. If there are any, nothing else was read.
     pub pipes: Vec<Vec<u8>>,
     /// True if git's list of changed files is too long to read.
@@ -117,8 +122,8 @@ impl Baseline {
         let _ = run(refresh, 0).await;
         let listing = ["ls-files", "-z", "--modified", "--others", "--exclude-standard"].map(OsString::from);
         let listed = run(listing.to_vec(), PATHS_BYTES).await?;
-        let (top, paths) = (workspace.to_owned(), listed.bytes);
-        let found = blocking(move || as_user(user, || Found::among(&paths, &top, file_bytes, &then))).await?;
+        let (top, paths, rights) = (workspace.to_owned(), listed.bytes.clone(), scratch.rights.clone());
+        let found = blocking(move || as_git(&rights, || Found::among(&paths, &top, file_bytes, &then))).await?;
         let mut delta = Delta { summary: found.summary, unsafe_paths: found.unsafe_paths, ..Delta::default() };
         delta.ignored = ignored(&scratch, git, workspace, &objects, &kept).await?;
         delta.is_incomplete = listed.cut;
@@ -127,8 +132,22 @@ impl Baseline {
             return Ok(delta);
         }
         delta.refused = found.oversized;
-        add_all(git, &scratch, workspace, &objects, Some(&kept), &found.excluded).await?;
-        let fixed = ["diff", "--cached", "--raw", "-z", "--no-abbrev", "--no-renames", "--no-ext-diff"];
+        let (large, is_warned) = (&found.excluded, listed.is_warned);
+        let files =
+            Adding { git, scratch: &scratch, workspace, objects: &objects, kept: Some(&kept), large, is_warned };
+        let left_out = files.add_all(&listed.bytes).await?;
+        delta.left_out = left_out.iter().map(|(path, obstacle)| (path.to_vec(), obstacle)).collect();
+        // With the last word git does not read `.gitmodules`, which may be malformed.
+        let fixed = [
+            "diff",
+            "--cached",
+            "--raw",
+            "-z",
+            "--no-abbrev",
+            "--no-renames",
+            "--no-ext-diff",
+            "--ignore-submodules=none",
+        ];
         let args = fixed.iter().map(OsString::from).chain([tree.into(), "--".into()]).collect();
         let changed = run(args, CHANGES_BYTES).await?;
         delta.is_incomplete = changed.cut;
@@ -174,10 +193,10 @@ impl Scratch {
             max_output,
             input: Input::Bytes(names),
             target: Some(pack),
-            ..Call::local(workspace, args, super::diff::TIMEOUT)
+            ..Call::local(workspace, args, TIMEOUT)
         };
-        match git.run(call).await?.cut {
-            true => Err(super::unavailable("pack", &"the change is too large")),
+        match git.execute(call).await?.read()?.cut {
+            true => Err(Failure::new(ErrorCode::WorkspaceUnreadable, "pack: the change is too large")),
             false => Ok(()),
         }
     }
@@ -229,8 +248,8 @@ impl Found {
                 break;
             }
         }
-        let is_gone = |path: &&OsStr| fs::symlink_metadata(workspace.join(path)).is_err();
-        let gone = then.paths().filter(is_gone).map(|path| path.as_bytes().to_vec()).collect();
+        let gone = then.paths().filter(|path| is_gone(&workspace.join(path)));
+        let gone = gone.map(|path| path.as_bytes().to_vec()).collect();
         let wrong =
             whole_parts(paths).filter(|path| unsafe_path(path.strip_suffix(b"/").unwrap_or(path), None).is_some());
         let unsafe_paths = wrong.take(MAX_UNSAFE).map(<[u8]>::to_vec).collect();

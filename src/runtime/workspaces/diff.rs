@@ -11,41 +11,33 @@ use std::{
     collections::HashMap,
     ffi::OsString,
     fs, io,
-    os::unix::fs::{DirBuilderExt, FileTypeExt, OpenOptionsExt},
     path::{Path, PathBuf},
-    time::Duration,
 };
 
 use super::{
-    git::{Call, Git, Rights},
+    git::{Git, Output},
     large::LargeFiles,
+    left_out::{Adding, LeftOut},
+    scratch::{PATHS_BYTES, Scratch, as_git, as_user, blocking, failed, give, whole_parts},
 };
 use crate::{
-    contract::runtime::{ChangeStatus, ChangedFile, WorkspaceDiff},
+    contract::runtime::{ChangeStatus, ChangedFile, LeftOutPath, WorkspaceDiff},
     domain::{
-        automation::tree::shown,
-        turn::outcome::{ErrorCode, Failure},
+        automation::{
+            left_out::{MAX_LEFT_OUT, Obstacle},
+            tree::shown,
+        },
+        turn::outcome::Failure,
     },
-    process::{ownership, user::RunAs},
+    process::user::RunAs,
 };
 
 /// Id of the empty tree, which git knows without an object.
 const EMPTY_TREE: &str = "4b825dc642cb6eb9a060e54bf8d69288fbee4904";
-/// Time limit of one git call. Adding a checkout of 100,000 files, the slowest call, takes 20 s.
-pub(super) const TIMEOUT: Duration = Duration::from_secs(120);
 /// Largest file list of a diff, in bytes. Enough for [`MAX_FILES`] entries of 500 bytes; one takes about 200.
 const LIST_BYTES: usize = 512 * 1024;
-/// Largest list of all files of a workspace, in bytes: half a million paths of 60 bytes.
-pub(super) const PATHS_BYTES: usize = 32 * 1024 * 1024;
 /// Paths in one command line: of 4 KiB each they take a quarter of what the kernel allows.
 const PATHS_IN_CALL: usize = 100;
-/// Largest number of folders that are searched for repositories inside the workspace, which bounds the time.
-const MAX_SEARCHED_FOLDERS: usize = 50_000;
-
-/// Time that a git call runs before pipes that could block it are searched for; most calls take milliseconds.
-const PIPE_AFTER: Duration = Duration::from_secs(3);
-/// The most pipes that a search returns; the first one shows what is wrong.
-const MAX_PIPES: usize = 20;
 
 /// Limits of a comparison.
 #[derive(Debug, Clone, Copy)]
@@ -61,36 +53,6 @@ pub(crate) struct DiffLimits {
 pub(crate) struct Baseline {
     pub(super) folder: PathBuf,
     scratch: PathBuf,
-}
-
-/// Temporary git folder, with the rights of the calls that use it. Dropping it removes the folder.
-pub(super) struct Scratch {
-    pub(super) folder: PathBuf,
-    pub(super) rights: Rights,
-}
-
-impl Drop for Scratch {
-    fn drop(&mut self) {
-        // A folder that cannot be removed now is removed when a later runtime starts.
-        let _ = fs::remove_dir_all(&self.folder);
-    }
-}
-
-fn failed(cause: &io::Error) -> Failure {
-    Failure::new(ErrorCode::WorkspaceUnavailable, format!("the baseline of the workspace: {cause}"))
-}
-
-/// Does work on files with the rights of a user, if one is given.
-pub(super) fn as_user<T>(user: Option<RunAs>, work: impl FnOnce() -> io::Result<T>) -> io::Result<T> {
-    let _identity = user.map(RunAs::assume_for_files).transpose()?;
-    work()
-}
-
-pub(super) async fn blocking<T: Send + 'static>(
-    work: impl FnOnce() -> io::Result<T> + Send + 'static,
-) -> Result<T, Failure> {
-    let done = tokio::task::spawn_blocking(work).await.map_err(io::Error::other);
-    done.and_then(|result| result).map_err(|cause| failed(&cause))
 }
 
 impl Baseline {
@@ -136,8 +98,12 @@ impl Baseline {
         .await?;
         let objects = self.folder.join("objects");
         let index = scratch.folder.join("index");
-        let large = scratch.large_files(git, workspace, &objects, None, file_bytes).await?;
-        add_all(git, &scratch, workspace, &objects, None, &large).await?;
+        let (large, listed) = scratch.large_files(git, workspace, &objects, None, file_bytes).await?;
+        let is_warned = listed.is_warned;
+        // What is left out now is named by each comparison. Repositories are recorded, so that moves are seen.
+        let files =
+            Adding { git, scratch: &scratch, workspace, objects: &objects, kept: None, large: &large, is_warned };
+        files.add_all(b"").await?;
         let tree = scratch.run(git, workspace, &objects, None, vec!["write-tree".into()], 100).await?;
         let folder = self.folder.clone();
         let work = move || {
@@ -170,11 +136,17 @@ impl Baseline {
         let (scratch, tree, then) = blocking(move || baseline.open(&git_of, &top, user)).await?;
         let kept = self.folder.join("objects");
         let objects = scratch.folder.join("objects");
-        let large = scratch.large_files(git, workspace, &objects, Some(&kept), file_bytes).await?;
+        let (large, listed) = scratch.large_files(git, workspace, &objects, Some(&kept), file_bytes).await?;
         let changed = scratch.changed_large_files(git, workspace, &objects, &large, &then).await?;
-        add_all(git, &scratch, workspace, &objects, Some(&kept), &large).await?;
+        let (of_scratch, older, is_warned) = (&scratch, Some(kept.as_path()), listed.is_warned);
+        let files =
+            Adding { git, scratch: of_scratch, workspace, objects: &objects, kept: older, large: &large, is_warned };
+        let left_out = files.add_all(&listed.bytes).await?;
         let compare = |how: &[&str]| -> Vec<OsString> {
-            let fixed = ["diff", "--cached", "--no-ext-diff", "--no-textconv", "--no-renames", "--no-color"];
+            // With that word git does not read `.gitmodules`, which may be malformed.
+            let submodules = "--ignore-submodules=none";
+            let fixed =
+                ["diff", "--cached", "--no-ext-diff", "--no-textconv", "--no-renames", "--no-color", submodules];
             fixed.iter().chain(how).map(OsString::from).chain([tree.clone().into(), "--".into()]).collect()
         };
         let list = compare(&["-z", "--raw", "--no-abbrev"]);
@@ -190,6 +162,7 @@ impl Baseline {
             files,
             patch: crate::domain::text::cut_bytes(&patch_text, patch_bytes).to_owned(),
             truncated: more || list.cut || patch.cut,
+            left_out: named(&left_out),
         })
     }
 
@@ -209,7 +182,7 @@ impl Baseline {
             fs::create_dir(scratch.folder.join("objects"))?;
             let tree = match fs::read_to_string(self.folder.join("tree")) {
                 Ok(tree) if tree.len() == 40 && tree.bytes().all(|byte| byte.is_ascii_hexdigit()) => tree,
-                Ok(_) => return Err(io::Error::other("is damaged")),
+                Ok(_) => return Err(io::Error::new(io::ErrorKind::InvalidData, "is damaged")),
                 Err(cause) if cause.kind() == io::ErrorKind::NotFound => EMPTY_TREE.to_owned(),
                 Err(cause) => return Err(cause),
             };
@@ -228,35 +201,8 @@ impl Baseline {
     }
 }
 
-/// Gives a folder of this program to the user, unless it is given already.
-fn give(folder: &Path, user: Option<RunAs>) -> io::Result<()> {
-    let Some(user) = user else { return Ok(()) };
-    let given = ownership::belongs_to(folder, user);
-    given.and_then(|given| if given { Ok(()) } else { ownership::hand_over(folder, user) }).map_err(io::Error::other)
-}
-
 impl Scratch {
-    /// Creates a minimal git folder of `user`. Its attributes override those of the workspace, whose filters and encodings
-    /// could run commands, fail or hide content.
-    fn new(parent: &Path, user: Option<RunAs>) -> io::Result<Self> {
-        let folder = parent.join(format!("scratch-{}", uuid::Uuid::new_v4()));
-        fs::DirBuilder::new().mode(0o700).create(&folder)?;
-        let scratch = Self { folder, rights: Rights::default() };
-        give(&scratch.folder, user)?;
-        let at = |name: &str| scratch.folder.join(name);
-        as_user(user, || {
-            fs::create_dir(at("info"))?;
-            fs::create_dir(at("refs"))?;
-            fs::write(at("HEAD"), "ref: refs/heads/baseline\n")?;
-            // Names that other systems take for `.git` are compared like others; no commit gets them.
-            let config = "[core]\n\trepositoryformatversion = 0\n\tbare = false\n\tprotectNTFS = false\n\tprotectHFS = false\n";
-            fs::write(at("config"), config)?;
-            fs::write(at("info/attributes"), "* -text !eol !filter !ident !working-tree-encoding !diff !merge\n")
-        })?;
-        Ok(scratch)
-    }
-
-    /// Finds the large files that git would read: those that are tracked or not ignored.
+    /// Finds the large files that git would read: those that are tracked or not ignored. Returns the list of these, too.
     async fn large_files(
         &self,
         git: &Git,
@@ -264,14 +210,18 @@ impl Scratch {
         objects: &Path,
         kept: Option<&Path>,
         file_bytes: u64,
-    ) -> Result<LargeFiles, Failure> {
+    ) -> Result<(LargeFiles, Output), Failure> {
         let args = ["ls-files", "-z", "--cached", "--others", "--exclude-standard"].map(OsString::from).to_vec();
         let paths = self.call(git, workspace, objects, kept, args, PATHS_BYTES).await?;
         if paths.cut {
-            return Err(failed(&io::Error::other("the workspace has too many files to compare")));
+            let why = "the workspace has too many files to compare";
+            return Err(failed(&io::Error::new(io::ErrorKind::InvalidData, why)));
         }
-        let (workspace, user) = (workspace.to_owned(), self.rights.user);
-        blocking(move || as_user(user, || LargeFiles::among(&paths.bytes, &workspace, file_bytes))).await
+        let (workspace, rights) = (workspace.to_owned(), self.rights.clone());
+        let search = move || {
+            as_git(&rights, || LargeFiles::among(&paths.bytes, &workspace, file_bytes)).map(|large| (large, paths))
+        };
+        blocking(search).await
     }
 
     /// The large files that changed since the baseline, which had the large files `then`. The index is that of the baseline.
@@ -301,174 +251,6 @@ impl Scratch {
         }
         Ok(files)
     }
-
-    async fn run(
-        &self,
-        git: &Git,
-        workspace: &Path,
-        objects: &Path,
-        kept: Option<&Path>,
-        args: Vec<OsString>,
-        max_output: usize,
-    ) -> Result<Vec<u8>, Failure> {
-        Ok(self.call(git, workspace, objects, kept, args, max_output).await?.bytes)
-    }
-
-    pub(super) async fn call(
-        &self,
-        git: &Git,
-        workspace: &Path,
-        objects: &Path,
-        kept: Option<&Path>,
-        args: Vec<OsString>,
-        max_output: usize,
-    ) -> Result<super::git::Output, Failure> {
-        let (env, rights) = (self.variables(workspace, objects, kept), self.rights.clone());
-        let running = git.run(Call { env, max_output, rights, ..Call::local(workspace, args, TIMEOUT) });
-        tokio::select! {
-            output = running => output,
-            pipe = self.blocking_pipe(workspace) => {
-                let path = shown(&pipe);
-                Err(failed(&io::Error::other(format!("git cannot read {path:?}, which is a pipe: remove it"))))
-            }
-        }
-    }
-
-    /// Returns once a call runs for [`PIPE_AFTER`] and there is a pipe that blocks git; else never.
-    async fn blocking_pipe(&self, workspace: &Path) -> Vec<u8> {
-        tokio::time::sleep(PIPE_AFTER).await;
-        match blocking_pipes(workspace, self.rights.user).await.into_iter().next() {
-            Some(pipe) => pipe,
-            None => std::future::pending().await,
-        }
-    }
-
-    /// Variables by which git uses this folder, and not that of the workspace.
-    pub(super) fn variables(
-        &self,
-        workspace: &Path,
-        objects: &Path,
-        kept: Option<&Path>,
-    ) -> Vec<(&'static str, OsString)> {
-        let mut env = vec![
-            ("GIT_DIR", self.folder.clone().into()),
-            ("GIT_WORK_TREE", workspace.to_owned().into()),
-            ("GIT_INDEX_FILE", self.folder.join("index").into()),
-            ("GIT_OBJECT_DIRECTORY", objects.to_owned().into()),
-        ];
-        if let Some(kept) = kept {
-            env.push(("GIT_ALTERNATE_OBJECT_DIRECTORIES", kept.to_owned().into()));
-        }
-        env
-    }
-}
-
-/// Adds the workspace's files to the index. git records a repository inside the workspace as one entry and fails on
-/// one without a commit, and on a file that it cannot read; all inner repositories and unreadable files are excluded then.
-pub(super) async fn add_all(
-    git: &Git,
-    scratch: &Scratch,
-    workspace: &Path,
-    objects: &Path,
-    kept: Option<&Path>,
-    large: &LargeFiles,
-) -> Result<(), Failure> {
-    // In a file, because a command line is limited.
-    let file = scratch.folder.join("paths");
-    let mut from = OsString::from("--pathspec-from-file=");
-    from.push(&file);
-    let add: Vec<OsString> = ["add".into(), "--all".into(), "--pathspec-file-nul".into(), from].into();
-    let write = |inner: &[PathBuf]| {
-        // git adds no path with `.git` in any case, and fails on it.
-        let mut specs = b".\0:(exclude,icase,glob,top)**/.git\0:(exclude,icase,glob,top)**/.git/**".to_vec();
-        for path in inner.iter().map(|path| path.as_os_str()).chain(large.paths()) {
-            specs.extend_from_slice(b"\0:(exclude,literal,top)");
-            specs.extend_from_slice(path.as_encoded_bytes());
-        }
-        // As its reader, which otherwise could not read it.
-        as_user(scratch.rights.user, || fs::write(&file, specs)).map_err(|cause| failed(&cause))
-    };
-    write(&[])?;
-    // The search is slow, so it is made only after a failure.
-    let Err(first) = scratch.run(git, workspace, objects, kept, add.clone(), 0).await else { return Ok(()) };
-    let (top, user) = (workspace.to_owned(), scratch.rights.user);
-    let inner = blocking(move || as_user(user, || Ok(refused_in(&top)))).await?;
-    // The failure has another cause.
-    if inner.is_empty() {
-        return Err(first);
-    }
-    write(&inner)?;
-    scratch.run(git, workspace, objects, kept, add, 0).await.map(drop)
-}
-
-/// Finds the pipes that block git, as paths relative to the workspace: it opens each `.gitignore` and `.gitattributes`, and
-/// an open pipe without a writer waits for one. Does not follow links.
-pub(super) async fn blocking_pipes(workspace: &Path, user: Option<RunAs>) -> Vec<Vec<u8>> {
-    let top = workspace.to_owned();
-    let search = move || as_user(user, || Ok(pipes_in(&top)));
-    blocking(search).await.unwrap_or_default()
-}
-
-fn pipes_in(workspace: &Path) -> Vec<Vec<u8>> {
-    let (mut found, mut open) = (Vec::new(), vec![PathBuf::new()]);
-    for _ in 0..MAX_SEARCHED_FOLDERS {
-        let Some(relative) = open.pop() else { break };
-        let Ok(entries) = fs::read_dir(workspace.join(&relative)) else { continue };
-        for entry in entries.flatten() {
-            let (name, Ok(kind)) = (entry.file_name(), entry.file_type()) else { continue };
-            if kind.is_dir() {
-                open.push(relative.join(name));
-            } else if kind.is_fifo() && (name == ".gitignore" || name == ".gitattributes") {
-                found.push(relative.join(name).into_os_string().into_encoded_bytes());
-            }
-        }
-    }
-    found.truncate(MAX_PIPES);
-    found
-}
-
-/// Finds the repositories inside a workspace, the files that cannot be read, pipes and sockets, as paths relative to it. Does not follow
-/// links.
-fn refused_in(workspace: &Path) -> Vec<PathBuf> {
-    let mut found = Vec::new();
-    let mut open = vec![PathBuf::new()];
-    for _ in 0..MAX_SEARCHED_FOLDERS {
-        let Some(relative) = open.pop() else { break };
-        let Ok(entries) = fs::read_dir(workspace.join(&relative)) else { continue };
-        for entry in entries.flatten() {
-            let name = entry.file_name();
-            if name == ".git" {
-                if !relative.as_os_str().is_empty() {
-                    found.push(relative.clone());
-                }
-            } else if entry.file_type().is_ok_and(|kind| kind.is_dir()) {
-                open.push(relative.join(name));
-            } else if entry.file_type().is_ok_and(|kind| is_refused(&entry, kind)) {
-                found.push(relative.join(name));
-            }
-        }
-    }
-    // Bounds the command line; no real workspace has this many.
-    found.truncate(1000);
-    found
-}
-
-/// True for what git does not add: what it cannot read, and links in place of its own files.
-fn is_refused(entry: &fs::DirEntry, kind: fs::FileType) -> bool {
-    let is_own = || [".gitmodules", ".gitattributes", ".gitignore"].iter().any(|name| entry.file_name() == *name);
-    is_special(kind) || kind.is_symlink() && is_own() || kind.is_file() && is_unreadable(&entry.path())
-}
-
-/// True for a pipe or a socket. git ignores one, but fails if it replaced a tracked file.
-fn is_special(kind: fs::FileType) -> bool {
-    kind.is_fifo() || kind.is_socket()
-}
-
-fn is_unreadable(file: &Path) -> bool {
-    // A pipe that replaced the file meanwhile must not hang the thread.
-    let flags = libc::O_NONBLOCK | libc::O_NOFOLLOW;
-    let opened = fs::File::options().read(true).custom_flags(flags).open(file);
-    opened.is_err_and(|cause| cause.kind() == io::ErrorKind::PermissionDenied)
 }
 
 /// Largest number of files that a diff lists, as documented for `WorkspaceDiff`.
@@ -502,6 +284,19 @@ pub(crate) fn read_files(raw: &[u8], numstat: &[u8]) -> (Vec<ChangedFile>, bool)
     (files, false)
 }
 
+/// True if there is no such file. One in a folder that cannot be read may be there.
+pub(super) fn is_gone(file: &Path) -> bool {
+    let gone = [io::ErrorKind::NotFound, io::ErrorKind::NotADirectory];
+    fs::symlink_metadata(file).is_err_and(|cause| gone.contains(&cause.kind()))
+}
+
+/// The first paths that were left out, as text.
+fn named(left_out: &LeftOut) -> Vec<LeftOutPath> {
+    let to_named =
+        |(path, obstacle): (&[u8], Obstacle)| LeftOutPath { path: shown(path), why: obstacle.why().to_owned() };
+    left_out.iter().take(MAX_LEFT_OUT).map(to_named).collect()
+}
+
 /// Adds the changed large files to those that git compared, in the order of their paths. A file that was large `then` and is
 /// small now counts as modified, and a missing one as deleted.
 fn with_large_files(
@@ -514,7 +309,7 @@ fn with_large_files(
     for file in files.iter_mut().filter(|file| then.contains(file.path.as_bytes())) {
         file.status = ChangeStatus::Modified;
     }
-    let gone = then.paths().filter(|path| fs::symlink_metadata(workspace.join(path)).is_err());
+    let gone = then.paths().filter(|path| is_gone(&workspace.join(path)));
     let gone = gone.map(|path| ChangedFile {
         path: path.to_string_lossy().into_owned(),
         status: ChangeStatus::Deleted,
@@ -531,11 +326,6 @@ fn with_large_files(
     (files, more || is_cut)
 }
 
-/// Splits at NUL and drops a last part without one.
-pub(super) fn whole_parts(bytes: &[u8]) -> impl Iterator<Item = &[u8]> {
-    bytes.split_inclusive(|byte| *byte == 0).filter_map(|part| part.strip_suffix(b"\0"))
-}
-
 /// Parses a count; `None` for the `-` that git prints for a binary file.
 fn number(text: &[u8]) -> Option<u64> {
     std::str::from_utf8(text).ok()?.parse().ok()
@@ -543,7 +333,7 @@ fn number(text: &[u8]) -> Option<u64> {
 
 #[cfg(test)]
 mod tests {
-    use std::collections::BTreeMap;
+    use std::{collections::BTreeMap, time::Duration};
 
     use super::*;
     use crate::contract::runtime::ChangeStatus;

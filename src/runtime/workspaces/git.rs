@@ -63,6 +63,9 @@ const REMOTE_FILE_BYTES: u64 = 10 * 1024 * 1024 * 1024;
 /// Time between SIGTERM and SIGKILL. git removes its lock files on SIGTERM.
 const KILL_GRACE: Duration = Duration::from_secs(1);
 
+/// Longest text of git in an error, in bytes.
+const MAX_ERROR_BYTES: usize = 1000;
+
 /// Starts git with a fixed environment.
 #[derive(Debug, Clone)]
 pub(crate) struct Git {
@@ -156,17 +159,60 @@ impl Finished {
     /// The output of a call that succeeded or was cut.
     ///
     /// # Errors
-    /// `workspace_unavailable` with the redacted tail of stderr.
+    /// `workspace_unavailable` with the redacted tail of stderr as one line, since the other side may have written it.
     pub(crate) fn success(self) -> Result<Output, Failure> {
-        let Some(ended) = self.ended.filter(|ended| ended.exit_code != Some(0)) else { return Ok(self.output) };
-        let stderr = Redacted::new(ended.stderr_tail.trim()).map(|tail| text::tail_bytes(tail, 1000).to_owned());
-        match ended.signal {
-            Some(libc::SIGXCPU | libc::SIGXFSZ) => {
-                Err(failed(&format!("exceeded its processor time or file size. {stderr}")))
-            }
-            _ => Err(failed(stderr.as_str())),
+        let Self { mut output, ended } = self;
+        let Some(ended) = ended else { return Ok(output) };
+        if ended.exit_code == Some(0) {
+            output.is_warned = !ended.stderr_tail.trim().is_empty();
+            return Ok(output);
+        }
+        let stderr = Redacted::new(ended.stderr_tail.trim());
+        let stderr = stderr.map(|tail| text::one_line(text::tail_bytes(tail, MAX_ERROR_BYTES)));
+        match is_over_limit(&ended) {
+            true => Err(failed(&format!("exceeded its processor time or file size. {stderr}"))),
+            false => Err(failed(stderr.as_str())),
         }
     }
+
+    /// As [`success`](Self::success), for a call that reads the files of a workspace.
+    ///
+    /// # Errors
+    /// `workspace_unreadable` if a repeat would meet the same, else `workspace_unavailable`.
+    pub(crate) fn read(self) -> Result<Output, Failure> {
+        let is_of_files = self.ended.as_ref().is_some_and(|ended| {
+            is_over_limit(ended) || (ended.exit_code.is_some() && !may_pass(&ended.stderr_tail))
+        });
+        self.success().map_err(|failure| match is_of_files {
+            true => Failure { code: ErrorCode::WorkspaceUnreadable, ..failure },
+            false => failure,
+        })
+    }
+}
+
+fn is_over_limit(ended: &Ended) -> bool {
+    matches!(ended.signal, Some(libc::SIGXCPU | libc::SIGXFSZ))
+}
+
+/// True if git names an error of the machine, or a file that changed while it was read. A file's name with such words is
+/// only tried again.
+fn may_pass(stderr: &str) -> bool {
+    const PASSING: [&str; 13] = [
+        "No space left on device",
+        "Disk quota exceeded",
+        "Cannot allocate memory",
+        "Input/output error",
+        "Too many open files",
+        "Resource temporarily unavailable",
+        "Read-only file system",
+        "Interrupted system call",
+        "No such file or directory",
+        "Not a directory",
+        "Is a directory",
+        "short read",
+        "file changed before we could read it",
+    ];
+    PASSING.iter().any(|cause| stderr.contains(cause))
 }
 
 fn failed(why: &str) -> Failure {
@@ -182,11 +228,14 @@ pub(crate) struct Rights {
     pub jail: Option<Arc<Enforcement>>,
 }
 
+#[derive(Debug, Default)]
 pub(crate) struct Output {
     /// At most `max_output` bytes.
     pub bytes: Vec<u8>,
     /// True if the output is incomplete: git printed more, or reading it failed.
     pub cut: bool,
+    /// True if git succeeded and wrote to stderr. Known once the call has ended.
+    pub is_warned: bool,
 }
 
 impl Git {
@@ -257,7 +306,7 @@ impl Git {
                 let text = read_progress(&mut started.output, &progress).await;
                 let mut ended = started.exit.wait().await;
                 ended.stderr_tail = text;
-                Finished { output: Output { bytes: Vec::new(), cut: false }, ended: Some(ended) }
+                Finished { output: Output::default(), ended: Some(ended) }
             };
             let finished = tokio::time::timeout(timeout, work).await;
             return finished.map_err(|_| failed(&format!("did not finish within {} s", timeout.as_secs())));
@@ -364,7 +413,7 @@ async fn read_output(output: &mut pipe::Receiver, limit: usize, target: Option<P
         let read = limited.read_to_end(&mut bytes).await;
         let cut = bytes.len() > limit || read.is_err();
         bytes.truncate(limit);
-        return Output { bytes, cut };
+        return Output { bytes, cut, is_warned: false };
     };
     let copied = async {
         let mut file = File::options().write(true).create_new(true).mode(0o600).open(target).await?;
@@ -375,5 +424,5 @@ async fn read_output(output: &mut pipe::Receiver, limit: usize, target: Option<P
         file.flush().await?;
         io::Result::Ok(copied)
     };
-    Output { cut: !copied.await.is_ok_and(|copied| copied <= limit as u64), bytes }
+    Output { cut: !copied.await.is_ok_and(|copied| copied <= limit as u64), bytes, is_warned: false }
 }

@@ -39,7 +39,7 @@ impl LargeFiles {
             if found.len() > MAX_LARGE {
                 let what =
                     format!("more than {MAX_LARGE} files are larger than `limits.diff_file_bytes` ({limit} bytes)");
-                return Err(io::Error::other(what));
+                return Err(io::Error::new(io::ErrorKind::InvalidData, what));
             }
         }
         Ok(Self(found))

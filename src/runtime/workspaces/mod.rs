@@ -7,10 +7,12 @@ pub(crate) mod diff;
 pub(crate) mod folders;
 pub(crate) mod git;
 mod large;
+mod left_out;
 mod measure;
 pub(crate) mod proxy;
 pub(crate) mod repositories;
 pub(crate) mod repository;
+mod scratch;
 
 use std::{
     collections::HashMap,

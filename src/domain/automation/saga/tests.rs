@@ -58,6 +58,8 @@ fn changes(total: u64) -> Changes {
         base_branch: Some("main".into()),
         findings: Vec::new(),
         unsafe_paths: Default::default(),
+        left_out: Default::default(),
+        left_out_total: 0,
         api_obstacle: None,
     }
 }
@@ -256,7 +258,7 @@ fn commit_that_was_kept_before_an_identity_was_known_is_made_again_for_its_deliv
 #[test]
 fn unsafe_path_fails_the_run_before_an_issue_exists() {
     let mut named = changes(1);
-    let path = crate::domain::automation::step::UnsafePath {
+    let path = crate::domain::automation::step::RefusedPath {
         path: "a/.GIT".into(),
         why: "it is a name of git's own".into(),
     };
