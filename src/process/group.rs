@@ -467,7 +467,7 @@ mod tests {
 
     #[tokio::test]
     async fn command_cannot_exceed_its_processor_time_and_file_size() {
-        let limits = Limits { cpu: Some(Duration::from_secs(1)), file_bytes: Some(4096) };
+        let limits = Limits { cpu: Some(Duration::from_secs(1)), file_bytes: Some(4096), memory_bytes: None };
         for (script, signal) in
             [("while :; do :; done", libc::SIGXCPU), ("exec head -c 100000 /dev/zero > $(mktemp)", libc::SIGXFSZ)]
         {
@@ -477,6 +477,15 @@ mod tests {
             let signals = [Some(signal), Some(libc::SIGKILL)];
             assert!(signals.contains(&ended.signal) || ended.exit_code == Some(128 + signal), "{script}: {ended:?}");
         }
+    }
+
+    #[tokio::test]
+    async fn command_that_needs_more_memory_than_its_limit_is_refused_it() {
+        let limits = Limits { memory_bytes: Some(64 * 1024 * 1024), ..Limits::default() };
+        // A line without an end, which the program keeps.
+        let command = GroupCommand { limits, ..shell("exec tail /dev/zero", Streams::Output) };
+        let ended = spawn(command, ()).await.unwrap().exit.wait().await;
+        assert!(ended.exit_code == Some(1) && ended.stderr_tail.contains("memory exhausted"), "{ended:?}");
     }
 
     #[tokio::test]

@@ -18,8 +18,9 @@ use crate::{
     automation,
     harness::{
         Program, Session, Value,
+        endless_git::EndlessGit,
         github::{GitHub, git::Rejection},
-        json,
+        json, processes,
         program::Folder,
         wait_for,
     },
@@ -568,6 +569,45 @@ fn paths_that_git_cannot_read_are_named_in_diff_log_and_pull_request() {
     let alone = session.starts("run sh -c 'mkdir second && chmod 000 second'");
     let skipped = &self::result(&session, &alone)["githubAutomation"];
     assert_eq!(skipped["skipDetail"], "nothing-staged", "{skipped:#}");
+}
+
+/// The most memory of git and its helpers that are below a folder, in bytes each, while `work` runs.
+fn memory_of_git<T: Send>(folder: &Path, work: impl FnOnce() -> T + Send) -> (T, u64) {
+    std::thread::scope(|scope| {
+        let running = scope.spawn(work);
+        let mut most = 0;
+        while !running.is_finished() {
+            for found in processes::with_marker(folder).iter().filter(|found| found.command.contains("git")) {
+                let status = fs::read_to_string(format!("/proc/{}/status", found.pid)).unwrap_or_default();
+                let peak = status.lines().find_map(|line| line.strip_prefix("VmHWM:"));
+                let peak = peak.and_then(|peak| peak.trim().strip_suffix(" kB")?.parse::<u64>().ok());
+                most = most.max(peak.unwrap_or_default() * 1024);
+            }
+            std::thread::sleep(Duration::from_millis(20));
+        }
+        (running.join().expect("the work ends"), most)
+    })
+}
+
+#[test]
+fn host_whose_progress_never_ends_a_line_takes_bounded_memory_and_is_named() {
+    let host = EndlessGit::start();
+    let program = Program::builder()
+        .set("workspaces.git_hosts", format!("[\"{}\"]", host.host))
+        .set("workspaces.clone_timeout_s", 300)
+        .start();
+    for token in [json!(null), json!("a-token")] {
+        let body = json!({
+            "workspaceId": "endless", "installationId": "tenant-1", "repository": host.repository(), "githubToken": token,
+        });
+        let begun = Instant::now();
+        let (answer, most) = memory_of_git(program.folder.path(), || program.api.post("/acp/session/new", body));
+        let problem = answer.problem(422, "workspace_unavailable").to_string();
+        assert!(problem.contains("exceeded its memory of 1024 MiB"), "{problem}");
+        assert!(problem.len() < 4096 && !problem.contains("xxxx"), "{problem}");
+        assert!((64 << 20..1200 << 20).contains(&most), "{most} bytes, and the limit is 1 GiB");
+        println!("git took {most} bytes and ended after {:?}", begun.elapsed());
+    }
 }
 
 /// Checks that neither bundle nor patch of a run has content from outside.

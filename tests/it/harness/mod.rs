@@ -10,6 +10,7 @@ pub(crate) mod contract;
 pub(crate) mod database;
 pub(crate) mod dice;
 pub(crate) mod disk;
+pub(crate) mod endless_git;
 pub(crate) mod gate;
 pub(crate) mod git_server;
 pub(crate) mod github;
