@@ -1,6 +1,6 @@
 //! Branches whose rules demand signed commits: GitHub signs for the App, and a key signs for everybody.
 
-use std::process::Command;
+use std::{process::Command, time::Duration};
 
 use crate::harness::{
     Program, Session, Value,
@@ -70,6 +70,43 @@ fn branch_that_demands_signatures_gets_commits_that_github_makes_for_the_app() {
     assert_eq!(skipped["githubAutomation"]["skipDetail"], "signing-required", "{skipped:#}");
     assert!(skipped["githubAutomation"]["rescue"].is_object(), "the commit is kept");
     assert_eq!(github.issues(REPOSITORY).len(), 1, "nothing is opened for it");
+}
+
+#[test]
+fn turn_after_a_commit_of_github_without_an_answer_follows_it_on_its_branch() {
+    let github = GitHub::start();
+    let program = with(&github)
+        .set("github.app_id", github.app_id())
+        .env("LUMILINK_GITHUB__PRIVATE_KEY_FILE", &github.app_key_file().display().to_string())
+        .start();
+    let bound = json!({"automation": {"installations": [77]}, "actor": "ada", "reason": "test"});
+    program.api.call("PUT", "/acp/tenants/acme").json(&bound).send().expect(200);
+    github.demand_signatures(REPOSITORY, BRANCHES);
+    let session = open(&program, &github, "one", None);
+    // GitHub makes the commit, the answer is lost, and in all three executions of the step the branch cannot be read.
+    github.fault("POST", "/api/graphql", Fault::DropAfter);
+    let refs = "/octo/hello.git/info/refs";
+    github.fault("GET", refs, Fault::Slow(Duration::ZERO));
+    for _ in 0..3 {
+        github.fault("GET", refs, Fault::Status(502));
+    }
+    let first = session.completes("write a.txt one");
+    assert_eq!(github.faults_left(), 0);
+    let first = &first["githubAutomation"];
+    assert_eq!(
+        (&first["status"], &first["error"]["code"]),
+        (&json!("error"), &json!("github-unavailable")),
+        "{first:#}"
+    );
+    let ours: Vec<_> = github.branches(REPOSITORY).into_iter().filter(|(name, _)| name != "main").collect();
+    let [(branch, made)] = &ours[..] else { panic!("{ours:?}") };
+    let second = session.completes("write b.txt two");
+    let (again, sha) = delivered(&second);
+    assert!(&again == branch && github.has_signed(&sha), "{second:#}");
+    assert_eq!(github.git(REPOSITORY, &["rev-parse", &format!("{branch}^")]).trim(), made, "nothing is overwritten");
+    assert_eq!(github.git(REPOSITORY, &["show", &format!("{branch}:a.txt")]).trim(), "one");
+    assert_eq!((github.branches(REPOSITORY).len(), github.issues(REPOSITORY).len()), (2, 1));
+    assert_eq!(github.pulls(REPOSITORY).len(), 1);
 }
 
 #[test]

@@ -194,8 +194,10 @@ impl Push<'_> {
                 let Some(following) = self.follow(head).await? else { return self.adopt_head(head.to_owned()).await };
                 (sha, lease, is_rebased) = (following, Some(head.to_owned()), true);
             }
-            if lease.is_none() && head.is_some() && head == self.repository.begun(self.commit).await {
-                lease.clone_from(&head);
+            if let Some(head) = head.as_ref().filter(|_| lease.is_none())
+                && self.is_begun(head).await
+            {
+                lease = Some(head.clone());
             }
             if head.is_none() && lease.is_some() {
                 let message = "The branch was deleted on GitHub. The commit is not pushed to a new one of its name";
@@ -383,7 +385,7 @@ impl Push<'_> {
         self.write(&commit, &commit.tree, head).await.map(Some)
     }
 
-    /// True if the branch has the commit of an earlier turn, as it was made or behind another such commit.
+    /// True if the branch has the commit of an earlier turn: as it was made, behind another such commit, or as GitHub made it.
     async fn is_unconfirmed(&self, head: &str) -> Result<bool, StepFailure> {
         for commit in self.unconfirmed {
             let is_moved = self.repository.rebased(commit).await.as_deref() == Some(head);
@@ -391,7 +393,48 @@ impl Push<'_> {
                 return Ok(true);
             }
         }
+        if self.unconfirmed.is_empty() {
+            return Ok(false);
+        }
+        self.fetch(Some(2)).await?;
+        for commit in self.unconfirmed {
+            let moved = self.repository.rebased(commit).await;
+            for ours in [Some(commit), moved.as_ref()].into_iter().flatten() {
+                if self.is_copy(head, ours).await? {
+                    return Ok(true);
+                }
+            }
+        }
         Ok(false)
+    }
+
+    /// True if GitHub made `head` of our commit. It chooses author, committer and signature, so that the name differs; tree,
+    /// parent and the first line of the message are ours.
+    async fn is_copy(&self, head: &str, ours: &str) -> Result<bool, StepFailure> {
+        if self.repository.tree_of(ours).await.map_err(broken)?.is_none() || !self.has_same_tree(head, ours).await? {
+            return Ok(false);
+        }
+        let (theirs, own) = (self.repository.parent_of(head).await, self.repository.parent_of(ours).await);
+        let has_same_parent = theirs.map_err(broken)? == own.map_err(broken)?;
+        Ok(has_same_parent && self.subject(head).await? == self.subject(ours).await?)
+    }
+
+    /// The first line of a commit's message.
+    async fn subject(&self, commit: &str) -> Result<String, StepFailure> {
+        let raw = self.repository.text_of_commit(commit, COMMIT_BYTES).await.map_err(broken)?;
+        let text = String::from_utf8_lossy(&raw);
+        let message = text.split_once("\n\n").map_or("", |(_, message)| message);
+        Ok(message.lines().next().unwrap_or_default().trim_end().to_owned())
+    }
+
+    /// True if the branch is where it was begun for this commit, or for one of an earlier turn, and has nothing else.
+    async fn is_begun(&self, head: &str) -> bool {
+        for commit in std::iter::once(self.commit).chain(self.unconfirmed.iter().map(String::as_str)) {
+            if self.repository.begun(commit).await.as_deref() == Some(head) {
+                return true;
+            }
+        }
+        false
     }
 
     async fn parts(&self) -> Result<Parts, StepFailure> {

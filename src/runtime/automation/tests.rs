@@ -561,6 +561,35 @@ async fn turn_after_a_push_without_an_answer_follows_it_on_the_same_branch() {
 }
 
 #[actix_web::test]
+async fn commit_that_github_made_of_an_unanswered_one_is_recognised_by_its_content() {
+    for (message, is_ours) in [("-F /etc/passwd\n\nSecond line\n\nSigned-off-by: x", true), ("Of a person", false)] {
+        let mut place = Place::new(&[("a", "1\n")]).await;
+        let base = place.head("main");
+        place.put("new", "first\n");
+        let changes = place.changes(None).await;
+        let first = place.commit(&changes).await;
+        // The repository at GitHub gets the tree, and a commit with another name.
+        place.push("auto/other", &first, None).await.unwrap();
+        let tree = format!("{first}^{{tree}}");
+        let made = git(&place.remote(), &["commit-tree", &tree, "-p", &base, "-m", message]);
+        git(&place.remote(), &["update-ref", "refs/heads/auto/x", &made]);
+        git(&place.remote(), &["update-ref", "-d", "refs/heads/auto/other"]);
+        place.put("new", "second\n");
+        let changes = place.changes(None).await;
+        let second = place.commit(&changes).await;
+        place.unconfirmed = vec![first];
+        let pushed = place.push("auto/x", &second, None).await;
+        if is_ours {
+            assert_eq!(pushed.unwrap().sha, place.head("auto/x"));
+            assert_eq!(git(&place.remote(), &["rev-parse", "auto/x^"]), made, "nothing is overwritten");
+            assert_eq!(place.show("auto/x:new"), b"second\n");
+        } else {
+            assert_eq!(pushed.unwrap_err().code, "branch-name-taken");
+        }
+    }
+}
+
+#[actix_web::test]
 async fn commit_is_moved_onto_commits_of_others_and_keeps_them() {
     let text = (1..=20).map(|n| format!("line {n}\n")).collect::<String>();
     let place = Place::new(&[("shared", &text), ("b", "1\n")]).await;
