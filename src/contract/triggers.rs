@@ -19,7 +19,7 @@ words! {
         Pong = "pong",
         /// The delivery is stored, and may start a turn.
         Queued = "queued",
-        /// A delivery with this id arrived before.
+        /// A delivery with this id or this body arrived before.
         Duplicate = "duplicate",
         /// The delivery starts no turn; `reason` says why.
         Ignored = "ignored",

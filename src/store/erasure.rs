@@ -103,12 +103,13 @@ const OF_TARGETS: [Tied; 19] = [
 pub(super) const REMOVED_OTHERWISE: [&str; 3] = ["sessions", "workspaces", "notification_tickets"];
 
 /// Tables whose rows are kept: the audit of removals, which has numbers and ids alone; the positions of streams, so that no
-/// cursor becomes invalid; and those about no tenant.
+/// cursor becomes invalid; and those about no tenant, such as hashes by which a replayed delivery is recognised.
 #[cfg(test)]
-pub(super) const KEPT: [&str; 8] = [
+pub(super) const KEPT: [&str; 9] = [
     "erasures",
     "removals",
     "notification_streams",
+    "github_delivery_hashes",
     "rollback_storm",
     "identity",
     "replicas",

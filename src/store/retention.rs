@@ -26,7 +26,7 @@ pub(crate) enum Retained {
     /// Outcome counts, by start of the bucket.
     OutcomeBuckets,
     AutomationRuns,
-    /// Deliveries of GitHub on which no work remains, by arrival.
+    /// Deliveries of GitHub on which no work remains, and the hashes of all, by arrival.
     GithubDeliveries,
     /// Records of removals, and of erasures that have ended.
     Removals,
@@ -83,8 +83,12 @@ impl Retained {
                  WHERE created_us < $1 AND updated_us < $1 AND status NOT IN ('running', 'waiting') \
                  AND kept_us IS NULL ORDER BY created_us LIMIT $2)",
             ],
-            Self::GithubDeliveries => &["DELETE FROM github_deliveries WHERE delivery_id IN (SELECT delivery_id \
-                 FROM github_deliveries WHERE created_us < $1 AND due_us IS NULL ORDER BY created_us LIMIT $2)"],
+            Self::GithubDeliveries => &[
+                "DELETE FROM github_deliveries WHERE delivery_id IN (SELECT delivery_id \
+                 FROM github_deliveries WHERE created_us < $1 AND due_us IS NULL ORDER BY created_us LIMIT $2)",
+                "DELETE FROM github_delivery_hashes WHERE content_hash IN (SELECT content_hash \
+                 FROM github_delivery_hashes WHERE created_us < $1 ORDER BY created_us LIMIT $2)",
+            ],
             Self::Removals => &[
                 "DELETE FROM removals WHERE removal_id IN (SELECT removal_id FROM removals \
                  WHERE created_us < $1 ORDER BY created_us LIMIT $2)",

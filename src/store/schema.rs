@@ -167,6 +167,13 @@ diesel::table! {
 }
 
 diesel::table! {
+    github_delivery_hashes (content_hash) {
+        content_hash -> Text,
+        created_us -> BigInt,
+    }
+}
+
+diesel::table! {
     identity (one) {
         one -> Bool,
         epoch -> Text,
@@ -491,6 +498,7 @@ diesel::allow_tables_to_appear_in_same_query!(
     erasures,
     github_bindings,
     github_deliveries,
+    github_delivery_hashes,
     identity,
     migration_runs,
     notification_reads,

@@ -1,8 +1,9 @@
-//! Signatures of the deliveries of GitHub's webhook: HMAC-SHA-256 over the body, in `X-Hub-Signature-256`.
+//! Signatures of the deliveries of GitHub's webhook: HMAC-SHA-256 over the body, in `X-Hub-Signature-256`; and the hash by which
+//! a delivery is recognised.
 
 use hmac::{Hmac, Mac};
 use secrecy::{ExposeSecret, SecretString};
-use sha2::Sha256;
+use sha2::{Digest, Sha256};
 
 /// The begin of a signature.
 const SCHEME: &str = "sha256=";
@@ -17,6 +18,12 @@ pub(crate) fn is_signed(secret: &SecretString, body: &[u8], signature: &str) -> 
     let Ok(mut mac) = Hmac::<Sha256>::new_from_slice(secret.expose_secret().as_bytes()) else { return false };
     mac.update(body);
     mac.verify_slice(&given).is_ok()
+}
+
+/// Hash of a body, 64 hexadecimal digits. The headers of a delivery do not count: its signature covers none of them, and so a
+/// replay can have others.
+pub(crate) fn content_hash(body: &[u8]) -> String {
+    Sha256::digest(body).iter().map(|byte| format!("{byte:02x}")).collect()
 }
 
 /// The bytes of 64 hexadecimal digits in lower case.

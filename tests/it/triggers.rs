@@ -10,6 +10,7 @@ use crate::harness::{
     github::{
         GitHub,
         faults::Fault,
+        next_second,
         state::{Issue, Pull},
         webhook_headers,
     },
@@ -37,7 +38,11 @@ pub(crate) fn on(builder: Builder, github: &GitHub) -> Builder {
 }
 
 fn with(github: &GitHub) -> Builder {
-    let builder = Program::builder()
+    with_builder(Program::builder(), github)
+}
+
+fn with_builder(builder: Builder, github: &GitHub) -> Builder {
+    let builder = builder
         .set("workspaces.git_hosts", format!("[\"{}\"]", github.host()))
         .set("github.api_url", github.api_url())
         .set("github.author_name", "lumi-test[bot]")
@@ -105,13 +110,13 @@ fn person(github: &GitHub, login: &str) -> Value {
     json!({"login": login, "id": github.person(login), "type": "User"})
 }
 
-/// The payload of an event about an issue, as the stand-in has it now.
+/// The payload of an event about an issue, as the stand-in has it now; no other one has its time.
 fn payload(github: &GitHub, action: &str, number: u64, sender: &str) -> Value {
     let repository = github.repository(REPOSITORY);
     let issue = &repository.issues[usize::try_from(number).unwrap() - 1];
     let mut subject = json!({
         "id": issue.id, "number": number, "title": issue.title, "body": issue.body, "state": issue.state,
-        "user": person(github, &issue.author), "labels": [],
+        "user": person(github, &issue.author), "labels": [], "created_at": next_second(), "updated_at": next_second(),
     });
     if issue.pull.is_some() {
         subject["pull_request"] = json!({"url": "x"});
@@ -128,7 +133,8 @@ fn payload(github: &GitHub, action: &str, number: u64, sender: &str) -> Value {
 
 fn comment(github: &GitHub, number: u64, sender: &str, body: &str) -> Value {
     let mut payload = payload(github, "created", number, sender);
-    payload["comment"] = json!({"id": 9001, "body": body, "user": person(github, sender)});
+    payload["comment"] =
+        json!({"id": 9001, "body": body, "user": person(github, sender), "created_at": next_second()});
     payload
 }
 
@@ -277,6 +283,8 @@ fn refuses_what_is_not_signed(program: &Program, payload: &Value) {
     wrong.push([without("X-Hub-Signature-256"), vec![("X-Hub-Signature", "sha1=0123".into())]].concat());
     let twice = good.iter().find(|it| it.0 == "X-Hub-Signature-256").unwrap().clone();
     wrong.push([good.clone(), vec![twice]].concat());
+    // Of the right form.
+    wrong.push([without("X-Hub-Signature-256"), vec![("X-Hub-Signature-256", format!("sha256={:064}", 0))]].concat());
     for headers in &wrong {
         let answer = send(headers, &body);
         assert_eq!(answer.status, 401, "{headers:?}");
@@ -291,8 +299,15 @@ fn refuses_what_is_not_signed(program: &Program, payload: &Value) {
     let twice = [good.clone(), vec![("X-GitHub-Delivery", id.clone())]].concat();
     assert_eq!(send(&twice, &body).status, 400, "two ids");
     let deep = format!("{{\"issue\":{}{}}}", "[".repeat(10_000), "]".repeat(10_000));
-    for malformed in [deep.as_str(), "", "[]", "{\"installation\": 7}"] {
-        assert_eq!(call(api, "issues", &id, malformed).send().status, 400, "{malformed:.20}");
+    let twice = body.replacen('{', "{\"installation\": {\"id\": 1}, ", 1);
+    let changed = |from: &str, to: &str| body.replacen(from, to, 1);
+    let (huge, null) = (changed("\"number\":1", "\"number\":1e999"), changed("\"labeled\"", "\"labeled\0\""));
+    let (half, negative) = (changed("Request 1", "\\ud800"), changed("\"number\":1", "\"number\":-1"));
+    let missing = changed("\"full_name\"", "\"fullName\"");
+    let odd = [&deep, &twice, &huge, &null, &half, &negative, &missing];
+    for malformed in odd.map(String::as_str).into_iter().chain(["", "[]", "{\"installation\": 7}"]) {
+        assert_ne!(malformed, body);
+        assert_eq!(call(api, "issues", &id, malformed).send().status, 400, "{malformed:.200}");
     }
     let large = format!("{{\"a\":\"{}\"}}", "x".repeat(2 << 20));
     call(api, "issues", &id, &large).send().problem(413, "payload_too_large");
@@ -371,20 +386,30 @@ fn full_queue_is_503_and_a_repetition_is_accepted_later() {
 #[test]
 fn kills_between_the_steps_leave_one_session_one_turn_and_one_comment() {
     let github = GitHub::start();
-    let mut program = with(&github).behind_proxy().start();
+    kills_between_the_steps(&github, with(&github));
+}
+
+#[test]
+fn kills_between_the_steps_leave_one_of_each_on_postgresql() {
+    let github = GitHub::start();
+    kills_between_the_steps(&github, with(&github).postgres());
+}
+
+fn kills_between_the_steps(github: &GitHub, builder: Builder) {
+    let mut program = builder.behind_proxy().start();
     bind(&program.api, "acme", &[OCTO]).expect(200);
-    let number = open(&github, "ann", "please ; sleep 3 ; echo done", None);
-    let labelled = payload(&github, "labeled", number, "octocat").to_string();
+    let number = open(github, "ann", "please ; sleep 3 ; echo done", None);
+    let labelled = payload(github, "labeled", number, "octocat").to_string();
     let id = uuid::Uuid::new_v4().to_string();
     let held = || wait_for(DEADLINE, "a request is held", || (github.held() == 1).then_some(()));
     // Before the check, in the clone, in the turn, and after the comment was written.
     github.fault("GET", PERMISSION, Fault::Hold);
     queued(call(&program.api, "issues", &id, &labelled).send());
     held();
-    kill(&mut program, &github);
+    kill(&mut program, github);
     github.fault("GET", "/octo/hello.git/info/refs", Fault::Hold);
     held();
-    kill(&mut program, &github);
+    kill(&mut program, github);
     let running = |program: &Program| triggers(&program.api)[0]["state"] == "prompted";
     eventually("the turn runs", || running(&program));
     github.fault("POST", "/api/v3/repos/octo/hello/issues/*/comments", Fault::HoldAfter);
@@ -392,9 +417,9 @@ fn kills_between_the_steps_leave_one_session_one_turn_and_one_comment() {
     program.start_supervisor_again();
     assert_eq!(call(&program.api, "issues", &id, &labelled).send().expect(200), json!({"result": "duplicate"}));
     held();
-    kill(&mut program, &github);
+    kill(&mut program, github);
     let ended = ends(&program.api, 1, "answered");
-    let written = comments(&github, number);
+    let written = comments(github, number);
     assert!(written.len() == 1 && written[0].contains(&id), "{written:?}");
     assert_eq!(sessions(&program.api), 1);
     let path = format!("/acp/session/{}/prompts", ended["sessionId"].as_str().unwrap());
@@ -409,6 +434,41 @@ fn kill(program: &mut Program, github: &GitHub) {
     github.release();
     eventually("the request is released", || github.held() == 0);
     program.start_supervisor_again();
+}
+
+#[test]
+fn replay_under_other_ids_and_headers_starts_no_second_turn() {
+    for builder in [Program::builder(), Program::builder().postgres()] {
+        let github = GitHub::start();
+        let program = with_builder(builder, &github).start();
+        let api = &program.api;
+        bind(api, "acme", &[OCTO]).expect(200);
+        let number = open(&github, "ann", "please ; echo done", None);
+        let labelled = payload(&github, "labeled", number, "octocat").to_string();
+        // Only the body is signed: the id and the name of the event are the sender's to choose.
+        let replay = |event: &'static str| {
+            let (api, labelled) = (api.clone(), labelled.clone());
+            let id = uuid::Uuid::new_v4().to_string();
+            thread::spawn(move || call(&api, event, &id, &labelled).send())
+        };
+        let racing: Vec<_> = (0..6).map(|_| replay("issues")).collect();
+        let mut results: Vec<_> =
+            racing.into_iter().map(|it| it.join().unwrap().body["result"].as_str().unwrap().to_owned()).collect();
+        results.sort();
+        assert_eq!(results, ["duplicate", "duplicate", "duplicate", "duplicate", "duplicate", "queued"]);
+        ends(api, 1, "answered");
+        assert_eq!(replay("issues").join().unwrap().expect(200), json!({"result": "duplicate"}));
+        // There it lacks the member with the pull request.
+        assert_eq!(replay("pull_request").join().unwrap().status, 400);
+        ignored(replay("push").join().unwrap(), "event");
+        let mut old: Value = serde_json::from_str(&labelled).unwrap();
+        old["issue"]["updated_at"] = json!("2024-01-01T00:00:00Z");
+        ignored(deliver(api, "issues", &old), "expired");
+        // The label was removed and applied again.
+        queued(deliver(api, "issues", &payload(&github, "labeled", number, "octocat")));
+        ends(api, 2, "answered");
+        assert_eq!(sessions(api), 1);
+    }
 }
 
 #[test]

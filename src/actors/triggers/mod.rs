@@ -28,7 +28,7 @@ use crate::{
     github::{App, Github, GithubLimits},
     store::{self, DeliveryRow, QueueLimits, QueuedDelivery},
     telemetry::labels::{DeliveryOutcome, DeliveryResult},
-    webhook::is_signed,
+    webhook::{content_hash, is_signed},
 };
 
 /// Handle to the queue. Cheap to clone.
@@ -57,7 +57,7 @@ pub(crate) enum Received {
     /// The test of a new webhook.
     Pong,
     Queued,
-    /// A delivery with this id arrived before.
+    /// A delivery with this id or this body arrived before.
     Duplicate,
     Ignored(IgnoreReason),
 }
@@ -155,7 +155,7 @@ impl Triggers {
         }
         let mention = self.mention();
         let rules = Rules { label: &self.0.settings.triggers.label, mention: mention.as_deref() };
-        let request = match decide(event, payload, rules) {
+        let request = match decide(event, payload, rules, self.0.workspaces.services().clock.now()) {
             Ok(request) => request,
             Err(Rejection::Ignored(reason)) => return Ok(Received::Ignored(reason)),
             Err(Rejection::Malformed(member)) => {
@@ -164,12 +164,12 @@ impl Triggers {
             }
         };
         self.0.workspaces.admission()?;
-        self.queue(delivery_id, event, tenant, request).await
+        self.queue((delivery_id, &content_hash(body)), event, tenant, request).await
     }
 
     async fn queue(
         &self,
-        delivery_id: Uuid,
+        (delivery_id, content_hash): (Uuid, &str),
         event: EventKind,
         installation_id: InstallationId,
         request: Request,
@@ -196,7 +196,11 @@ impl Triggers {
         };
         let settings = &self.0.settings.triggers;
         let limits = QueueLimits { of_all: settings.max_queued, of_tenant: settings.max_queued_of_tenant };
-        let queued = services.store.queue_delivery(&row, limits).await.map_err(|cause| store::failure(&cause))?;
+        let queued = services
+            .store
+            .queue_delivery(&row, content_hash, limits)
+            .await
+            .map_err(|cause| store::failure(&cause))?;
         match queued {
             QueuedDelivery::New => {
                 self.0.queued.notify_one();

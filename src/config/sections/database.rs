@@ -7,6 +7,7 @@ use serde::{Deserialize, Serialize};
 
 use super::{check::Check, hidden};
 use crate::domain::{
+    automation::trigger::REDELIVERY_DAYS,
     ids::InstallationId,
     retention::{HistoryAges, HistoryPart, history_parts},
 };
@@ -49,9 +50,6 @@ impl Database {
     }
 }
 
-/// Days for which GitHub repeats a delivery on request.
-const REDELIVERY_DAYS: u64 = 3;
-
 /// Days after which records are removed; 0 keeps them.
 #[derive(Debug, Clone, Serialize, Deserialize)]
 #[serde(default, deny_unknown_fields)]
@@ -67,8 +65,8 @@ pub(crate) struct Retention {
     /// Commits of these runs that could not be delivered and are kept at the runtime, by the newest attempt to deliver them;
     /// never longer than the runs. A month, so that somebody notices and can retry, while the disk does not fill up.
     pub rescues_days: u64,
-    /// Deliveries of GitHub that started turns, or were to, by arrival; 0, or 4 and more: GitHub repeats deliveries for 3 days,
-    /// and a repeat is recognised by its record.
+    /// Deliveries of GitHub that started turns, or were to, and hashes of their bodies, by arrival; 0, or 4 and more: GitHub
+    /// repeats deliveries for 3 days, and a repeat is recognised by them.
     pub github_deliveries_days: u64,
     /// Notifications and their webhook deliveries. An older cursor is reset.
     pub notifications_days: u64,

@@ -1,6 +1,6 @@
 //! The table of GitHub's deliveries: the queue of what starts turns, and the record of it.
 //!
-//! One id has one row, so a repeated delivery starts nothing. A change names the version that it replaces, and an erased row
+//! One id and one content have one row, so a repeated delivery starts nothing, under whichever id. A change names the version that it replaces, and an erased row
 //! is not written again.
 
 use diesel::{ExpressionMethods, Insertable, OptionalExtension, QueryDsl, Queryable, RunQueryDsl};
@@ -16,7 +16,7 @@ use crate::{
     store::{
         Store, StoreError,
         engine::columns::{self, Cursor, Listed},
-        schema::github_deliveries,
+        schema::{github_deliveries, github_delivery_hashes},
     },
 };
 
@@ -55,7 +55,7 @@ pub(crate) struct QueueLimits {
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) enum QueuedDelivery {
     New,
-    /// A delivery with this id arrived before.
+    /// A delivery with this id, or this content, arrived before.
     Duplicate,
     /// The queue of all tenants, or that of the tenant, is full.
     Full,
@@ -128,22 +128,30 @@ impl Record {
 }
 
 impl Store {
-    /// Queues a delivery, unless its id is known or the queue is full. Safe to retry.
+    /// Queues a delivery, unless its id or the hash of its content is known, or the queue is full. Safe to retry.
     ///
     /// # Cancel safety
     /// A dropped future may have written.
     pub(crate) async fn queue_delivery(
         &self,
         row: &DeliveryRow,
+        content_hash: &str,
         limits: QueueLimits,
     ) -> Result<QueuedDelivery, StoreError> {
-        let record = Record::new(row);
+        let (record, content_hash) = (Record::new(row), content_hash.to_owned());
+        // If another process queues the same delivery, the database refuses this write, which then runs again.
         self.write(move |tx| {
             let known = github_deliveries::table.find(record.delivery_id.as_str());
             let known: Option<i64> = known.select(github_deliveries::version).first(tx.connection).optional()?;
             if known.is_some() {
                 // After a commit whose report was lost, it is the row of this write.
                 return Ok(if tx.in_doubt { QueuedDelivery::New } else { QueuedDelivery::Duplicate });
+            }
+            let known = github_delivery_hashes::table.find(content_hash.as_str());
+            let known: Option<i64> =
+                known.select(github_delivery_hashes::created_us).first(tx.connection).optional()?;
+            if known.is_some() {
+                return Ok(QueuedDelivery::Duplicate);
             }
             let open = || github_deliveries::table.filter(github_deliveries::due_us.is_not_null());
             let ours = open().filter(github_deliveries::installation_id.eq(record.installation_id.as_str()));
@@ -153,6 +161,11 @@ impl Store {
             if is_full(all, limits.of_all) || is_full(ours, limits.of_tenant) {
                 return Ok(QueuedDelivery::Full);
             }
+            let hash = (
+                github_delivery_hashes::content_hash.eq(content_hash.as_str()),
+                github_delivery_hashes::created_us.eq(record.created_us),
+            );
+            tx.rows += diesel::insert_into(github_delivery_hashes::table).values(hash).execute(tx.connection)?;
             tx.rows += diesel::insert_into(github_deliveries::table).values(&record).execute(tx.connection)?;
             Ok(QueuedDelivery::New)
         })

@@ -23,7 +23,7 @@ use crate::store::{StoreError, schema::identity};
 const STEPS: EmbeddedMigrations = embed_migrations!();
 
 /// The version of the oldest step. Versions below it belong to development schemas, from before the first release.
-const BASELINE: &str = "20261130213000";
+const BASELINE: &str = "20261201013000";
 
 /// "lumilink" in ASCII: the advisory lock of `PostgreSQL` under which upgrades run.
 const ADVISORY_LOCK: i64 = 0x6c75_6d69_6c69_6e6b;

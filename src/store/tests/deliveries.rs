@@ -1,4 +1,4 @@
-//! Deliveries of GitHub: one row for each id, a bounded queue, one writer; and one tenant for each installation.
+//! Deliveries of GitHub: one row for each id and content, a bounded queue, one writer; and one tenant for each installation.
 
 use uuid::Uuid;
 
@@ -54,6 +54,11 @@ fn delivery(tenant: &str, number: u64, us: i64) -> DeliveryRow {
     }
 }
 
+/// Queues a delivery whose content no other one has.
+async fn queue(store: &Store, row: &DeliveryRow, limits: QueueLimits) -> Result<QueuedDelivery, StoreError> {
+    store.queue_delivery(row, &row.delivery_id.to_string(), limits).await
+}
+
 async fn bind(store: &Store, tenant: &str, installations: &[u64]) -> Result<(), StoreError> {
     let automation = AutomationSettings { installations: installations.to_vec(), ..AutomationSettings::default() };
     let settings = TenantSettings { automation, ..TenantSettings::default() };
@@ -73,7 +78,7 @@ both_databases! {
     async fn repeated_delivery_is_queued_once(database: TestDatabase) {
         let store = database.open();
         let row = delivery("acme", 1, 1);
-        let queue = || store.queue_delivery(&row, WIDE);
+        let queue = || queue(&store, &row, WIDE);
         let results = futures_util::future::join_all([queue(), queue(), queue()]).await;
         let new = results.iter().filter(|it| **it == Ok(QueuedDelivery::New)).count();
         assert_eq!((new, results.len()), (1, 3));
@@ -87,10 +92,34 @@ both_databases! {
         assert!(store.open_deliveries().await.unwrap().is_empty());
     }
 
+    async fn content_is_queued_once_under_whichever_id_also_after_erasure(database: TestDatabase) {
+        let (store, other) = (database.open(), database.open());
+        let rows: Vec<_> = (1..=8).map(|_| delivery("acme", 1, 5)).collect();
+        let queueing = rows.iter().enumerate().map(|(at, row)| {
+            let store = if at % 2 == 0 { &store } else { &other };
+            store.queue_delivery(row, "hash", WIDE)
+        });
+        let results = futures_util::future::join_all(queueing).await;
+        let count = |wanted| results.iter().filter(|it| **it == Ok(wanted)).count();
+        assert_eq!((count(QueuedDelivery::New), count(QueuedDelivery::Duplicate)), (1, 7), "{results:?}");
+        bind(&store, "acme", &[77]).await.unwrap();
+        let target = EraseTarget::Tenant("acme".parse().unwrap());
+        let erasure = OpenErasure { erasure_id: Uuid::now_v7(), target };
+        assert!(store.begin_erasure(erasure.clone(), "ada", at(6)).await.unwrap());
+        store.erase_rows(&erasure, 100).await.unwrap();
+        assert!(store.open_deliveries().await.unwrap().is_empty());
+        let again = || store.queue_delivery(&rows[7], "hash", WIDE);
+        assert_eq!(again().await, Ok(QueuedDelivery::Duplicate), "erased");
+        store.prune(Retained::GithubDeliveries, at(5), 100).await.unwrap();
+        assert_eq!(again().await, Ok(QueuedDelivery::Duplicate), "kept");
+        store.prune(Retained::GithubDeliveries, at(6), 100).await.unwrap();
+        assert_eq!(again().await, Ok(QueuedDelivery::New), "removed with its age");
+    }
+
     async fn queue_is_bounded_for_all_and_for_each_tenant(database: TestDatabase) {
         let store = database.open();
         let limits = QueueLimits { of_all: 3, of_tenant: 2 };
-        let queue = async |tenant: &str, number| store.queue_delivery(&delivery(tenant, number, 1), limits).await.unwrap();
+        let queue = async |tenant: &str, number| queue(&store, &delivery(tenant, number, 1), limits).await.unwrap();
         assert_eq!((queue("acme", 1).await, queue("acme", 2).await), (QueuedDelivery::New, QueuedDelivery::New));
         assert_eq!(queue("acme", 3).await, QueuedDelivery::Full, "of the tenant");
         assert_eq!((queue("other", 4).await, queue("other", 5).await), (QueuedDelivery::New, QueuedDelivery::Full));
@@ -103,7 +132,7 @@ both_databases! {
     async fn one_writer_advances_a_delivery_and_an_erased_one_stays_erased(database: TestDatabase) {
         let store = database.open();
         let mut row = delivery("acme", 1, 1);
-        store.queue_delivery(&row, WIDE).await.unwrap();
+        queue(&store, &row, WIDE).await.unwrap();
         row.session_id = Some(SessionId(Uuid::now_v7()));
         row.state = DeliveryState::Opened;
         store.save_delivery(&row).await.unwrap();
@@ -125,12 +154,12 @@ both_databases! {
     async fn only_ended_deliveries_are_removed_by_age(database: TestDatabase) {
         let store = database.open();
         for number in 1..=2 {
-            store.queue_delivery(&delivery("acme", number, 1), WIDE).await.unwrap();
+            queue(&store, &delivery("acme", number, 1), WIDE).await.unwrap();
         }
         let mut ended = oldest(&store).await;
         ended.due = None;
         store.save_delivery(&ended).await.unwrap();
-        assert_eq!(store.prune(Retained::GithubDeliveries, at(2), 100).await, Ok(1));
+        assert_eq!(store.prune(Retained::GithubDeliveries, at(2), 100).await, Ok(3), "one row and two hashes");
         assert_eq!(store.open_deliveries().await.unwrap().len(), 1);
     }
 

@@ -102,7 +102,7 @@ both_databases! {
     }
 
     async fn upgrade_runs_each_step_once(database: TestDatabase) {
-        assert_eq!(Store::upgrade_schema(&database.url()).unwrap(), ["2026-11-30-213000_baseline"]);
+        assert_eq!(Store::upgrade_schema(&database.url()).unwrap(), ["2026-12-01-013000_baseline"]);
         assert_eq!(Store::upgrade_schema(&database.url()).unwrap(), [""; 0]);
     }
 }

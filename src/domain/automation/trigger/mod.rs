@@ -9,14 +9,16 @@ pub(crate) mod payload;
 pub(crate) mod progress;
 pub(crate) mod texts;
 
+use std::time::Duration;
+
 use serde::{Deserialize, Serialize};
 
 use self::{
     mention::{mentions, mentions_anyone},
-    payload::{Account, Payload, Subject},
+    payload::{Account, Comment, Payload, Subject},
 };
 use super::{policy::MAX_INSTALLATION, repository_pattern::RepositoryName};
-use crate::domain::{text, words::words};
+use crate::domain::{clock::Timestamp, text, words::words};
 
 /// The longest title of a request, in characters, as at GitHub.
 const MAX_TITLE_CHARS: usize = 256;
@@ -25,6 +27,11 @@ const MAX_TITLE_CHARS: usize = 256;
 pub(crate) const MAX_TEXT_CHARS: usize = 20_000;
 /// The longest login that is kept, in characters; GitHub's have up to 39.
 const MAX_LOGIN_CHARS: usize = 100;
+/// Days for which GitHub repeats a delivery on request.
+pub(crate) const REDELIVERY_DAYS: u64 = 3;
+/// Age at which an event starts nothing: GitHub does not repeat it any more. Records of deliveries are kept for 4 days and more,
+/// so a replay that finds no record is too old; the rest of the fourth day covers clocks that differ.
+const MAX_EVENT_AGE: Duration = Duration::from_secs(REDELIVERY_DAYS * 24 * 3600 + 12 * 3600);
 /// The beginning of every hidden mark in texts of this service.
 const OWN_MARK: &str = "<!-- lumilink:";
 
@@ -89,6 +96,8 @@ words! {
         Closed = "closed",
         /// The issue was opened with the label, whose own event follows.
         LabelFollows = "label-follows",
+        /// The event is older than GitHub repeats.
+        Expired = "expired",
         /// The sender has no write permission.
         NoPermission = "no-permission",
         /// The repository is another one by now.
@@ -178,7 +187,12 @@ impl From<IgnoreReason> for Rejection {
 ///
 /// # Errors
 /// The reason for which it starts no turn.
-pub(crate) fn decide(kind: EventKind, payload: Payload, rules: Rules<'_>) -> Result<Request, Rejection> {
+pub(crate) fn decide(
+    kind: EventKind,
+    payload: Payload,
+    rules: Rules<'_>,
+    now: Timestamp,
+) -> Result<Request, Rejection> {
     let cause = cause_of(kind, payload.action.as_deref()).ok_or(IgnoreReason::Event)?;
     let malformed = Rejection::Malformed;
     let installation = payload.installation_id().ok_or(malformed("installation.id"))?;
@@ -199,14 +213,10 @@ pub(crate) fn decide(kind: EventKind, payload: Payload, rules: Rules<'_>) -> Res
     if comment.is_none() && cause == TriggerCause::Comment {
         return Err(malformed("comment"));
     }
-    let author = match (&comment, cause) {
-        (Some(comment), _) if comment.performed_via_github_app.is_some() => {
-            return Err(IgnoreReason::NotAPerson.into());
-        }
-        (Some(comment), _) => Some(comment.user.as_ref()),
-        (None, TriggerCause::Opened) => Some(subject.user.as_ref()),
-        (None, _) => None,
-    };
+    let Origin { author, is_by_program, time } = origin(cause, &subject, comment.as_ref());
+    if is_by_program {
+        return Err(IgnoreReason::NotAPerson.into());
+    }
     let sender = person(payload.sender.as_ref(), author).ok_or(IgnoreReason::NotAPerson)?;
     let text = comment.as_ref().map_or(&subject.body, |comment| &comment.body).as_deref().unwrap_or_default();
     let is_unresolved = match cause {
@@ -224,6 +234,9 @@ pub(crate) fn decide(kind: EventKind, payload: Payload, rules: Rules<'_>) -> Res
     }
     if cause == TriggerCause::Opened && subject.has_label(rules.label) {
         return Err(IgnoreReason::LabelFollows.into());
+    }
+    if time.is_some_and(|time| now.since(time) > MAX_EVENT_AGE) {
+        return Err(IgnoreReason::Expired.into());
     }
     Ok(Request {
         github_installation: installation,
@@ -245,6 +258,31 @@ fn cause_of(kind: EventKind, action: Option<&str>) -> Option<TriggerCause> {
         (EventKind::Issues | EventKind::PullRequest, "opened") => Some(TriggerCause::Opened),
         (EventKind::IssueComment, "created") => Some(TriggerCause::Comment),
         _ => None,
+    }
+}
+
+/// The origin of an event.
+struct Origin<'a> {
+    /// The author of the text, `None` inside for a deleted account; `None` for an act without a text of its own.
+    author: Option<Option<&'a Account>>,
+    /// True if a program wrote the text with the token of a person.
+    is_by_program: bool,
+    time: Option<Timestamp>,
+}
+
+fn origin<'a>(cause: TriggerCause, subject: &'a Subject, comment: Option<&'a Comment>) -> Origin<'a> {
+    match (comment, cause) {
+        (Some(comment), _) => Origin {
+            author: Some(comment.user.as_ref()),
+            is_by_program: comment.performed_via_github_app.is_some(),
+            time: comment.created(),
+        },
+        (None, TriggerCause::Opened) => Origin {
+            author: Some(subject.user.as_ref()),
+            is_by_program: false,
+            time: subject.created(),
+        },
+        (None, _) => Origin { author: None, is_by_program: false, time: subject.updated() },
     }
 }
 

@@ -2,6 +2,8 @@
 
 use serde::{Deserialize, de::IgnoredAny};
 
+use crate::domain::clock::Timestamp;
+
 /// A payload of the events that start turns.
 #[derive(Debug, Default, Deserialize)]
 #[serde(default)]
@@ -57,6 +59,11 @@ pub(crate) struct Subject {
     /// Present on the issue side of a pull request.
     #[serde(default)]
     pull_request: Option<IgnoredAny>,
+    #[serde(default)]
+    created_at: Option<String>,
+    /// Time of the last change; applying a label is one.
+    #[serde(default)]
+    updated_at: Option<String>,
 }
 
 #[derive(Debug, Deserialize)]
@@ -69,6 +76,8 @@ pub(crate) struct Comment {
     /// Present if a program wrote it with the token of a person.
     #[serde(default)]
     pub performed_via_github_app: Option<IgnoredAny>,
+    #[serde(default)]
+    created_at: Option<String>,
 }
 
 #[derive(Debug, Deserialize)]
@@ -99,6 +108,17 @@ impl Payload {
     }
 }
 
+/// The time of a member, at a resolution of one second; `None` if it is missing or malformed.
+fn time_of(text: Option<&String>) -> Option<Timestamp> {
+    text.and_then(|text| Timestamp::parse(text))
+}
+
+impl Comment {
+    pub(crate) fn created(&self) -> Option<Timestamp> {
+        time_of(self.created_at.as_ref())
+    }
+}
+
 impl Account {
     /// True for a person; false for a bot, an organisation or a placeholder.
     pub(crate) fn is_person(&self) -> bool {
@@ -113,5 +133,13 @@ impl Subject {
 
     pub(crate) fn is_pull_request(&self) -> bool {
         self.pull_request.is_some()
+    }
+
+    pub(crate) fn created(&self) -> Option<Timestamp> {
+        time_of(self.created_at.as_ref())
+    }
+
+    pub(crate) fn updated(&self) -> Option<Timestamp> {
+        time_of(self.updated_at.as_ref())
     }
 }

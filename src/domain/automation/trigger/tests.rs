@@ -29,8 +29,13 @@ fn payload(action: &str) -> Value {
     })
 }
 
+/// Time of the decisions: 2026-06-01T12:00:00Z.
+fn now() -> Timestamp {
+    Timestamp::parse("2026-06-01T12:00:00Z").unwrap()
+}
+
 fn decided(kind: EventKind, payload: &Value) -> Result<Request, Rejection> {
-    decide(kind, Payload::parse(payload.to_string().as_bytes()).unwrap(), RULES)
+    decide(kind, Payload::parse(payload.to_string().as_bytes()).unwrap(), RULES, now())
 }
 
 fn ignored(kind: EventKind, payload: &Value) -> IgnoreReason {
@@ -138,6 +143,30 @@ fn own_texts_other_labels_and_closed_issues_start_nothing() {
 }
 
 #[test]
+fn event_that_github_does_not_repeat_any_more_starts_nothing() {
+    let with_time = |kind: EventKind, action: &str, member: &str, name: &str, time: Value| {
+        let mut payload =
+            with(action, &[("/issue/user", account("octocat", 9, "User")), ("/issue/body", json!("hi @lumi-test"))]);
+        // The other times say nothing about the event.
+        payload["issue"]["created_at"] = json!("2020-01-01T00:00:00Z");
+        payload[member][name] = time;
+        decided(kind, &payload)
+    };
+    let (old, young) = (json!("2026-05-28T23:59:59Z"), json!("2026-05-29T00:00:00Z"));
+    for (kind, action, member, name) in [
+        (EventKind::Issues, "labeled", "issue", "updated_at"),
+        (EventKind::Issues, "opened", "issue", "created_at"),
+        (EventKind::IssueComment, "created", "comment", "created_at"),
+    ] {
+        let at = |time: &Value| with_time(kind, action, member, name, time.clone());
+        assert_eq!(at(&old), Err(Rejection::Ignored(IgnoreReason::Expired)), "{action}");
+        for admitted in [&young, &json!("2030-01-01T00:00:00Z"), &Value::Null, &json!("yesterday")] {
+            assert!(at(admitted).is_ok(), "{action} {admitted}");
+        }
+    }
+}
+
+#[test]
 fn malformed_payloads_are_refused() {
     for (pointer, value) in [
         ("/repository/full_name", json!("octo/hello/x")),
@@ -155,7 +184,7 @@ fn malformed_payloads_are_refused() {
     let deep = format!("{{\"x\":{}1{}}}", "[".repeat(5000), "]".repeat(5000));
     for body in ["", "[]", "null", "{\"sender\": 1}", "{\"a\":1", deep.as_str()] {
         let _ = Payload::parse(body.as_bytes())
-            .map(|payload| decide(EventKind::Issues, payload, RULES))
+            .map(|payload| decide(EventKind::Issues, payload, RULES, now()))
             .map(|it| assert!(it.is_err()));
     }
     assert!(Payload::parse(b"{\"action\": \"\xff\"}").is_err(), "not UTF-8");
@@ -168,7 +197,7 @@ fn mention_is_decided_once_the_name_is_known() {
     let rules = Rules { mention: None, ..RULES };
     let read = |text: &str| {
         let payload = with("created", &[("/comment/body", json!(text))]).to_string();
-        decide(EventKind::IssueComment, Payload::parse(payload.as_bytes()).unwrap(), rules)
+        decide(EventKind::IssueComment, Payload::parse(payload.as_bytes()).unwrap(), rules, now())
     };
     let mut request = read("@lumi-test go").unwrap();
     assert!(request.is_unresolved);

@@ -499,6 +499,14 @@ pub(crate) fn webhook_headers(secret: &str, event: &str, delivery: &str, body: &
     let digest: String = mac.finalize().into_bytes().iter().map(|byte| format!("{byte:02x}")).collect();
     vec![
         ("Content-Type", "application/json".into()),
+/// A time in RFC 3339 with seconds, that is new in each call: the times of the events of an issue.
+pub(crate) fn next_second() -> String {
+    static CALLS: std::sync::atomic::AtomicI64 = std::sync::atomic::AtomicI64::new(0);
+    let now = std::time::SystemTime::now().duration_since(std::time::UNIX_EPOCH).expect("after 1970").as_secs();
+    let calls = CALLS.fetch_add(1, std::sync::atomic::Ordering::Relaxed);
+    state::rfc3339(i64::try_from(now).expect("in range") + calls)
+}
+
         ("User-Agent", "GitHub-Hookshot/0123abc".into()),
         ("X-GitHub-Event", event.into()),
         ("X-GitHub-Delivery", delivery.into()),

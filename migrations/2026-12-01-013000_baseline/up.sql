@@ -468,6 +468,15 @@ CREATE INDEX github_deliveries_by_workspace ON github_deliveries (installation_i
 CREATE INDEX github_deliveries_by_session ON github_deliveries (session_id) WHERE session_id IS NOT NULL;
 CREATE INDEX github_deliveries_open ON github_deliveries (created_us, delivery_id) WHERE due_us IS NOT NULL;
 
+-- The SHA-256 of the body of each delivery that was queued, so that none starts a second turn under another id: GitHub signs the
+-- body alone. They have no data of a tenant, and outlast the erasure of the deliveries.
+CREATE TABLE github_delivery_hashes (
+    content_hash TEXT NOT NULL PRIMARY KEY,
+    created_us BIGINT NOT NULL
+);
+
+CREATE INDEX github_delivery_hashes_by_age ON github_delivery_hashes (created_us);
+
 -- The tenant of each installation of the GitHub App that is bound to one: the `installations` of `tenant_settings`, in a form
 -- in which the database refuses a second tenant.
 CREATE TABLE github_bindings (

@@ -9,6 +9,7 @@ DROP TABLE capacity_alerts;
 DROP TABLE erasures;
 DROP TABLE removals;
 DROP TABLE github_bindings;
+DROP TABLE github_delivery_hashes;
 DROP TABLE github_deliveries;
 DROP TABLE automation_sagas;
 DROP TABLE automation_runs;
