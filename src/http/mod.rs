@@ -14,6 +14,7 @@ mod health;
 pub(crate) mod notifications;
 mod openapi;
 pub(crate) mod problem;
+mod reading;
 pub(crate) mod refusals;
 mod request;
 mod route_table;

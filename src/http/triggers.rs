@@ -7,13 +7,13 @@ use actix_web::{
     http::{StatusCode, header::HeaderMap},
     post, web,
 };
-use tokio::sync::Semaphore;
 use uuid::Uuid;
 
 use super::{
     HttpState,
     audit::in_order,
     problem::ApiError,
+    reading::{Places, Unread},
     refusals::{OfDelivery, Problems},
     request::{Query, page, run_to_completion},
     rows,
@@ -26,6 +26,7 @@ use crate::{
     },
     domain::{access::Caller, automation::trigger::EventKind, turn::outcome::ErrorCode},
     store::{AuditFilter, DeliveryRow, Listed},
+    webhook::is_signature,
 };
 
 /// The path of the webhook.
@@ -35,8 +36,8 @@ pub(super) const WEBHOOK_PATH: &str = "/github/webhook";
 const MAX_PAYLOAD_BYTES: usize = 2 * 1024 * 1024;
 /// The size up to which a payload is small, in bytes. Events of an issue with usual texts have 10 to 30 KB.
 const SMALL_BYTES: usize = 64 * 1024;
-/// Small and large payloads that are read at the same time, before their signatures are known: 32 and 96 MiB. Small ones have
-/// many places, so that strangers who send slowly need as many connections to keep the deliveries of GitHub out.
+/// Small and large payloads that are read at the same time, before their signatures are known: 32 and 96 MiB. A new one takes
+/// the place of the slowest if there is none.
 const MAX_READING: (usize, usize) = (512, 48);
 /// Time limit for a payload to arrive; GitHub sends at once.
 const BODY_TIMEOUT: Duration = Duration::from_secs(5);
@@ -44,7 +45,8 @@ const BODY_TIMEOUT: Duration = Duration::from_secs(5);
 const ID_CHARS: usize = 36;
 
 /// Places for small and for large payloads that are being read.
-static READING: (Semaphore, Semaphore) = (Semaphore::const_new(MAX_READING.0), Semaphore::const_new(MAX_READING.1));
+static READING: (Places, Places) =
+    (Places::new(MAX_READING.0, SMALL_BYTES), Places::new(MAX_READING.1, MAX_PAYLOAD_BYTES));
 
 /// Takes a delivery of the GitHub App's webhook. It needs no token: the signature over the body authenticates it.
 ///
@@ -80,8 +82,9 @@ pub(crate) async fn receive_delivery(
         triggers.refused(kind);
         ApiError::new(ErrorCode::SignatureInvalid, "the signature is missing or wrong")
     };
-    let signature = only(request.headers(), "x-hub-signature-256").ok_or_else(unsigned)?.to_owned();
-    let body = read(&request, payload).await?;
+    let signature = only(request.headers(), "x-hub-signature-256").filter(|it| is_signature(it));
+    let signature = signature.ok_or_else(unsigned)?.to_owned();
+    let body = read(&request, payload).await.inspect_err(|_| triggers.refused(kind))?;
     if !triggers.is_authentic(&body, &signature) {
         return Err(unsigned());
     }
@@ -114,19 +117,28 @@ fn only<'a>(headers: &'a HeaderMap, name: &str) -> Option<&'a str> {
 /// Reads a payload. Its header `Content-Length`, which GitHub sends, says whether it is small.
 async fn read(request: &HttpRequest, payload: web::Payload) -> Result<web::Bytes, ApiError> {
     let declared = only(request.headers(), "content-length").and_then(|length| length.parse::<usize>().ok());
-    let (places, most) = match declared.is_some_and(|length| length <= SMALL_BYTES) {
-        true => (&READING.0, SMALL_BYTES),
-        false => (&READING.1, MAX_PAYLOAD_BYTES),
+    let places = match declared {
+        Some(length) if length <= SMALL_BYTES => Ok(&READING.0),
+        Some(length) if length > MAX_PAYLOAD_BYTES => Err(Unread::TooLarge),
+        _ => Ok(&READING.1),
     };
-    let full =
-        |_| ApiError::new(ErrorCode::QueueFull, "as many deliveries are being read as the service takes at once");
-    let _place = places.try_acquire().map_err(full)?;
-    let too_slow = |_| ApiError::new(ErrorCode::InvalidRequest, "the body did not arrive in time");
-    let read = tokio::time::timeout(BODY_TIMEOUT, payload.to_bytes_limited(most)).await.map_err(too_slow)?;
-    let detail =
-        format!("the payload is larger than {MAX_PAYLOAD_BYTES} bytes, which no event that starts turns needs");
-    let body = read.map_err(|_| ApiError::new(ErrorCode::PayloadTooLarge, detail))?;
-    body.map_err(|_| ApiError::new(ErrorCode::InvalidRequest, "the body could not be read"))
+    let read = match places {
+        Ok(places) => places.read(payload, BODY_TIMEOUT).await,
+        Err(unread) => Err(unread),
+    };
+    read.map_err(|unread| match unread {
+        Unread::Outpaced => ApiError::new(
+            ErrorCode::QueueFull,
+            "as many deliveries are being read as the service takes at once, and this one is the slowest",
+        ),
+        Unread::TooLarge => {
+            let what = "which no event that starts turns needs";
+            let detail = format!("the payload is larger than {MAX_PAYLOAD_BYTES} bytes, {what}");
+            ApiError::new(ErrorCode::PayloadTooLarge, detail)
+        }
+        Unread::TooSlow => ApiError::new(ErrorCode::InvalidRequest, "the body did not arrive in time"),
+        Unread::Broken => ApiError::new(ErrorCode::InvalidRequest, "the body could not be read"),
+    })
 }
 
 /// Lists deliveries of GitHub that started turns, or were to, newest first, without their texts.

@@ -20,6 +20,11 @@ pub(crate) fn is_signed(secret: &SecretString, body: &[u8], signature: &str) -> 
     mac.verify_slice(&given).is_ok()
 }
 
+/// True if a text has the form of a signature.
+pub(crate) fn is_signature(text: &str) -> bool {
+    text.strip_prefix(SCHEME).and_then(bytes_of).is_some()
+}
+
 /// Hash of a body, 64 hexadecimal digits. The headers of a delivery do not count: its signature covers none of them, and so a
 /// replay can have others.
 pub(crate) fn content_hash(body: &[u8]) -> String {

@@ -9,7 +9,7 @@ mod poster;
 mod signature;
 
 pub(crate) use self::{
-    github::{content_hash, is_signed},
+    github::{content_hash, is_signature, is_signed},
     poster::{Answered, NoAnswer, Poster, PosterOptions, Receiver},
     signature::Signer,
 };

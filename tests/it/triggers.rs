@@ -1,7 +1,7 @@
 //! Turns that a label or a mention at GitHub starts: once for each delivery, for people with write permission, whatever is
 //! killed in between.
 
-use std::{process::Command, thread};
+use std::{io::Write, net::TcpStream, process::Command, thread, time::Instant};
 
 use crate::harness::{
     Api, DEADLINE, Program, Value,
@@ -469,6 +469,35 @@ fn replay_under_other_ids_and_headers_starts_no_second_turn() {
         ends(api, 2, "answered");
         assert_eq!(sessions(api), 1);
     }
+}
+
+#[test]
+fn slow_connections_of_strangers_keep_no_delivery_out() {
+    let github = GitHub::start();
+    let program = with(&github).start();
+    let address = program.address;
+    let id = uuid::Uuid::new_v4().to_string();
+    // Headers as GitHub's, and a body that does not arrive.
+    let stranger = |length: usize| {
+        let mut stream = TcpStream::connect(address).expect("the server listens");
+        let headers = webhook_headers("not the secret", "issues", &id, b"{}");
+        let headers: Vec<_> = headers.iter().map(|(name, value)| format!("{name}: {value}\r\n")).collect();
+        let head = format!("POST {HOOK} HTTP/1.1\r\nHost: {address}\r\nContent-Length: {length}\r\n");
+        stream.write_all(format!("{head}{}\r\n{{", headers.concat()).as_bytes()).expect("it is read");
+        stream.set_nonblocking(true).expect("a socket");
+        stream
+    };
+    for (places, length) in [(512, 60_000), (48, 1_000_000)] {
+        let began = Instant::now();
+        let strangers: Vec<_> = (0..places + 30).map(|_| stranger(length)).collect();
+        // All places were taken: those beyond were answered, or others for them.
+        let answered = || strangers.iter().filter(|it| it.peek(&mut [0; 1]).is_ok()).count();
+        eventually("all places are taken", || answered() >= 30);
+        let large = json!({"zen": "x".repeat(if length > 100_000 { 100_000 } else { 10 })});
+        assert_eq!(deliver(&program.api, "ping", &large).expect(200), json!({"result": "pong"}));
+        assert!(answered() < places, "the others still wait, after {:?}", began.elapsed());
+    }
+    assert!(program.metrics().sum("lumilink_github_deliveries_total", &[("result", "refused")]) >= 30.0);
 }
 
 #[test]

@@ -57,7 +57,7 @@ impl AutomationMetrics {
             deliveries: make.counters(
                 "lumilink_github_deliveries_total",
                 "Deliveries of GitHub's webhook that arrived, by event and by what became of them; `refused` has a wrong \
-                 signature.",
+                 signature, or was not read: too slow, or too large.",
                 &["event", "result"],
             )?,
             triggers: make.counters(

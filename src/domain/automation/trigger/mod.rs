@@ -7,6 +7,7 @@
 pub(crate) mod mention;
 pub(crate) mod payload;
 pub(crate) mod progress;
+pub(crate) mod reading;
 pub(crate) mod texts;
 
 use std::time::Duration;
