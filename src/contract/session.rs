@@ -29,7 +29,8 @@ use crate::domain::{
 #[schema(examples(json!({"installationId": "acme", "workspaceId": "demo"})))]
 #[serde(rename_all = "camelCase", deny_unknown_fields)]
 pub(crate) struct NewSessionBody {
-    /// Name of the workspace, unique within its tenant.
+    /// Name of the workspace, unique within its tenant. Names that begin with `gh`, digits and a colon are those of workspaces
+    /// that a label or a comment at GitHub has opened.
     #[schema(example = "demo")]
     pub workspace_id: WorkspaceId,
     /// Name of the tenant; optional with a token of a tenant.

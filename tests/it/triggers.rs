@@ -501,6 +501,47 @@ fn slow_connections_of_strangers_keep_no_delivery_out() {
 }
 
 #[test]
+fn workspace_of_an_issue_is_opened_by_its_delivery_alone_and_continued_by_anybody() {
+    let github = GitHub::start();
+    let program = with(&github).start();
+    let api = &program.api;
+    bind(api, "acme", &[OCTO]).expect(200);
+    github.create("octo/other");
+    github.commit("octo/other", "main", &[("other.txt", "x")]);
+    let number = open(&github, "ann", "please ; echo done", None);
+    let name = format!("gh{}:octo:hello:{number}", github.repository(REPOSITORY).id);
+    let new = |workspace: &str, repository: Option<&str>| {
+        let mut body = json!({"workspaceId": workspace, "installationId": "acme"});
+        if let Some(repository) = repository {
+            body["repository"] = json!(github.url(repository));
+        }
+        api.call("POST", "/acp/session/new").json(&body).send()
+    };
+    for repository in [Some("octo/other"), Some(REPOSITORY), None] {
+        let problem = new(&name, repository).problem(400, "invalid_request");
+        assert!(problem["detail"].as_str().unwrap().contains("comment at GitHub"), "{problem}");
+    }
+    queued(deliver(api, "issues", &payload(&github, "labeled", number, "octocat")));
+    let ended = ends(api, 1, "answered");
+    assert_eq!(ended["workspaceId"], json!(name));
+    new(&name, Some("octo/other")).problem(400, "invalid_request");
+    // By its id, and by its workspace.
+    let id = ended["sessionId"].as_str().unwrap().to_owned();
+    let session = crate::harness::Session { api: api.clone(), id: id.clone(), opened: Value::Null };
+    session.completes("echo again");
+    let found = api.get(&format!("/acp/sessions?installationId=acme&workspaceId={name}")).expect(200);
+    assert_eq!(found["items"][0]["sessionId"], json!(id));
+    for repository in [Some(REPOSITORY), None] {
+        let opened = new(&name, repository).expect(201);
+        let folder = std::path::PathBuf::from(opened["workspace"]["path"].as_str().unwrap());
+        assert!(folder.join("README.md").exists() && !folder.join("other.txt").exists());
+    }
+    // The next delivery finds its session.
+    queued(deliver(api, "issues", &payload(&github, "labeled", number, "octocat")));
+    assert_eq!(ends(api, 2, "answered")["sessionId"], json!(id));
+}
+
+#[test]
 fn installation_is_bound_to_one_tenant_also_in_a_race() {
     let program = Program::start();
     let api = &program.api;

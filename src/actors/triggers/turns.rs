@@ -65,7 +65,7 @@ impl Triggers {
                 return Ok(id);
             }
         }
-        let request = self.open_request(row)?;
+        let request = self.open_request(row).await?;
         let once = OpenOnce { idempotency: key_of(row), is_async: true, answer_of };
         let opened = self.0.workspaces.open_once(request, once).await?;
         opened.session_id.parse().map_err(|_| Setback::Failed(ErrorCode::Internal))
@@ -76,11 +76,18 @@ impl Triggers {
         row.state.at_age(unused, self.0.max_age).admits_prompt().is_ok()
     }
 
-    fn open_request(&self, row: &DeliveryRow) -> Result<OpenSession, Setback> {
+    async fn open_request(&self, row: &DeliveryRow) -> Result<OpenSession, Setback> {
         let request = &row.request;
         let name = RepositoryName::parse(&request.repository);
         let address = name.and_then(|name| github_host::clone_address(&self.0.settings.api_url, &name));
-        let repository = address.ok_or(Setback::Ignored(IgnoreReason::NoRepository))?;
+        let mut repository = address.ok_or(Setback::Ignored(IgnoreReason::NoRepository))?;
+        let known = self.0.workspaces.services().store.workspace(row.key.clone()).await?;
+        if let Some(known) = known.and_then(|known| known.repository)
+            && known.eq_ignore_ascii_case(&repository)
+        {
+            // The owner or the repository was renamed to the same name in other letters.
+            repository = known;
+        }
         let branch = request.is_pull_request.then(|| ref_of_pull_request(request.number));
         Ok(OpenSession {
             workspace: row.key.clone(),
@@ -94,6 +101,7 @@ impl Triggers {
             isolate: None,
             permission_policy: None,
             mcp_servers: McpServers::given(mcp::none()),
+            is_of_delivery: true,
             github_token: None,
             limited: None,
         })

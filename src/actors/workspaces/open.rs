@@ -11,7 +11,7 @@ use crate::{
     contract::runtime::{Checkout, PrepareWorkspace, PreparedWorkspace, WorkspaceRef},
     domain::{
         access::LimitedUse,
-        automation::clone_access,
+        automation::{clone_access, trigger},
         ceilings::Choices,
         ids::{FolderId, InstallationId, SessionId, UserId, WorkspaceKey},
         session::{
@@ -45,6 +45,8 @@ pub(crate) struct OpenSession {
     /// New permission policy of the workspace; unchanged if absent.
     pub permission_policy: Option<PermissionPolicy>,
     pub mcp_servers: McpServers,
+    /// True for the session of a delivery of GitHub, whose workspace has a name that callers cannot give to a new one.
+    pub is_of_delivery: bool,
     /// GitHub token for the clone and for the automation of the session's turns.
     pub github_token: Option<SecretString>,
     /// Token of the caller, if it has limits.
@@ -103,11 +105,15 @@ impl Plan {
         let found = services.store.workspace(request.workspace.clone()).await;
         let found = found.map_err(|cause| store::failure(&cause))?;
         let own_branch = own_branch(request, found.as_ref())?;
+        let mut checkout = request.checkout.clone();
+        if trigger::is_reserved(&request.workspace.workspace_id) && !request.is_of_delivery {
+            checkout = reserved(services, workspace_client, request, found.as_ref()).await?;
+        }
         let new = NewWorkspace {
             key: request.workspace.clone(),
             folder_id: found.as_ref().map_or_else(|| FolderId(Uuid::now_v7()), |row| row.folder_id),
-            repository: request.checkout.as_ref().map(|it| it.repository.clone()),
-            branch: request.checkout.as_ref().and_then(|it| it.branch.clone()),
+            repository: checkout.as_ref().map(|it| it.repository.clone()),
+            branch: checkout.and_then(|it| it.branch),
             path: request.path.clone(),
             permission_policy: request.permission_policy,
             is_ephemeral,
@@ -151,6 +157,27 @@ impl Plan {
         check_same_folder(services, workspace_client, request, &row).await?;
         Ok(row)
     }
+}
+
+/// The checkout of a workspace with a reserved name, which stays that of the delivery that opened it, also while it has no
+/// folder.
+///
+/// # Errors
+/// `invalid_request` if no delivery has opened it, or the request names another repository or a path.
+async fn reserved(
+    services: &Services,
+    workspace_client: &WorkspaceClient,
+    request: &OpenSession,
+    found: Option<&WorkspaceRow>,
+) -> Result<Option<Checkout>, Failure> {
+    let unknown = || {
+        let detail = "workspaceId: names that begin with `gh`, digits and a colon are those of workspaces that a label or a \
+                      comment at GitHub opens, and this one was not opened; give another name";
+        Failure::new(ErrorCode::InvalidRequest, detail)
+    };
+    let row = found.ok_or_else(unknown)?;
+    check_same_folder(services, workspace_client, request, row).await?;
+    Ok(row.repository.clone().map(|repository| Checkout { repository, branch: row.branch.clone() }))
 }
 
 /// The branch of the folder that a session gets alone: on request, or by default if its changes become pull requests. `None`

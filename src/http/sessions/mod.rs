@@ -163,6 +163,7 @@ fn open_request(caller: &Caller, body: NewSessionBody) -> Result<OpenSession, Ap
         isolate: body.isolate,
         permission_policy: body.permission_policy,
         mcp_servers: McpServers::given(mcp_servers),
+        is_of_delivery: false,
         github_token,
         limited: caller.limited_use(),
     })

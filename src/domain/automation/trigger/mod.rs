@@ -19,7 +19,7 @@ use self::{
     payload::{Account, Comment, Payload, Subject},
 };
 use super::{policy::MAX_INSTALLATION, repository_pattern::RepositoryName};
-use crate::domain::{clock::Timestamp, text, words::words};
+use crate::domain::{clock::Timestamp, ids::WorkspaceId, text, words::words};
 
 /// The longest title of a request, in characters, as at GitHub.
 const MAX_TITLE_CHARS: usize = 256;
@@ -33,6 +33,8 @@ pub(crate) const REDELIVERY_DAYS: u64 = 3;
 /// Age at which an event starts nothing: GitHub does not repeat it any more. Records of deliveries are kept for 4 days and more,
 /// so a replay that finds no record is too old; the rest of the fourth day covers clocks that differ.
 const MAX_EVENT_AGE: Duration = Duration::from_secs(REDELIVERY_DAYS * 24 * 3600 + 12 * 3600);
+/// The beginning of the names of workspaces, before the id of the repository.
+const PREFIX: &str = "gh";
 /// The beginning of every hidden mark in texts of this service.
 const OWN_MARK: &str = "<!-- lumilink:";
 
@@ -350,7 +352,7 @@ impl Request {
     /// name. `gh<repository id>:<owner>:<name>:<number>`, at most 128 characters, the name cut if necessary.
     pub(crate) fn workspace(&self) -> String {
         let (owner, name) = self.repository.split_once('/').unwrap_or(("", &self.repository));
-        let (start, end) = (format!("gh{}:{owner}:", self.repository_id), format!(":{}", self.number));
+        let (start, end) = (format!("{PREFIX}{}:{owner}:", self.repository_id), format!(":{}", self.number));
         let room = crate::domain::ids::MAX_NAME_LENGTH.saturating_sub(start.len() + end.len());
         let name: String = name.chars().take(room).collect();
         format!("{start}{name}{end}").to_ascii_lowercase()
@@ -359,3 +361,10 @@ impl Request {
 
 #[cfg(test)]
 mod tests;
+/// True for a name that [`Request::workspace`] can make. No caller gives it to a new workspace, so that the one of an issue has
+/// its repository.
+pub(crate) fn is_reserved(name: &WorkspaceId) -> bool {
+    let id = name.as_str().strip_prefix(PREFIX).and_then(|rest| rest.split_once(':')).map(|(id, _)| id);
+    id.is_some_and(|id| !id.is_empty() && id.bytes().all(|byte| byte.is_ascii_digit()))
+}
+

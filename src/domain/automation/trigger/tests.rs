@@ -233,7 +233,10 @@ fn workspace_is_that_of_the_issue_and_a_valid_name() {
     request.repository = format!("{}/{}", "O".repeat(39), "n.".repeat(50));
     request.number = u64::from(u32::MAX);
     let name = request.workspace();
-    assert!(name.parse::<crate::domain::ids::WorkspaceId>().is_ok() && name.ends_with(":4294967295"), "{name}");
+    assert!(name.ends_with(":4294967295") && is_reserved(&name.parse().unwrap()), "{name}");
+    for free in ["gh", "gh5", "gh:5", "ghost5:x", "gh5x:y", "GH5:octo:hello:3", "my-gh5:x", "web"] {
+        assert!(!is_reserved(&free.parse().unwrap()), "{free}");
+    }
 }
 
 #[test]
