@@ -84,6 +84,9 @@ pub(crate) struct Issue {
     /// Address of the repository in the API.
     #[serde(default)]
     pub repository_url: Option<String>,
+    /// `open` or `closed`.
+    #[serde(default)]
+    pub state: Option<String>,
     /// Present for a pull request.
     #[serde(default)]
     pub pull_request: Option<Value>,

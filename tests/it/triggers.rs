@@ -10,6 +10,7 @@ use crate::harness::{
     github::{
         GitHub,
         faults::Fault,
+        http::Response,
         next_second,
         state::{Issue, Pull},
         webhook_headers,
@@ -539,6 +540,91 @@ fn workspace_of_an_issue_is_opened_by_its_delivery_alone_and_continued_by_anybod
     // The next delivery finds its session.
     queued(deliver(api, "issues", &payload(&github, "labeled", number, "octocat")));
     assert_eq!(ends(api, 2, "answered")["sessionId"], json!(id));
+}
+
+#[test]
+fn renamed_repository_and_closed_moved_and_deleted_issues_are_noticed_before_a_turn() {
+    let github = GitHub::start();
+    let program = with(&github).start();
+    let api = &program.api;
+    bind(api, "acme", &[OCTO]).expect(200);
+    let number = open(&github, "ann", "please ; echo done", None);
+    let closed = open(&github, "ann", "please ; echo done", None);
+    let labelled = |number: u64| payload(&github, "labeled", number, "octocat");
+    // Closed, deleted and moved after the event.
+    let event = labelled(closed);
+    github.close(REPOSITORY, closed);
+    queued(deliver(api, "issues", &event));
+    assert_eq!(ends(api, 1, "ignored")["reason"], "closed");
+    let path = format!("/api/v3/repos/octo/hello/issues/{number}");
+    for (nth, answer) in [
+        Response::json(410, &json!({"message": "This issue was deleted"})),
+        Response::json(404, &json!({"message": "Not Found"})),
+        Response::json(
+            200,
+            &json!({"number": number, "state": "open", "repository_url": "https://x/repos/octo/other"}),
+        ),
+    ]
+    .into_iter()
+    .enumerate()
+    {
+        github.fault("GET", &path, Fault::Answer(answer));
+        queued(deliver(api, "issues", &labelled(number)));
+        assert_eq!(ends(api, 2 + nth, "ignored")["reason"], "no-issue");
+    }
+    assert_eq!(sessions(api), 0);
+    queued(deliver(api, "issues", &labelled(number)));
+    let first = ends(api, 5, "answered");
+    // The event has the name of before a rename, which GitHub redirects: the agent works in another workspace.
+    github.renamed_from(REPOSITORY, "octo/earlier");
+    let mut earlier = labelled(number);
+    earlier["repository"]["full_name"] = json!("octo/earlier");
+    queued(deliver(api, "issues", &earlier));
+    let ended = ends(api, 6, "answered");
+    assert_eq!((&ended["repository"], sessions(api)), (&json!(REPOSITORY), 2));
+    // Renamed to the same name in other letters: the workspace has the one of before.
+    let id = first["sessionId"].as_str().unwrap();
+    api.post("/acp/session/close", json!({"sessionId": id})).expect(200);
+    github.renamed_from(REPOSITORY, "Octo/Hello");
+    let of_id = format!("/api/v3/repositories/{}", github.repository(REPOSITORY).id);
+    let facts = json!({"id": github.repository(REPOSITORY).id, "full_name": "Octo/Hello", "default_branch": "main"});
+    github.fault("GET", &of_id, Fault::Answer(Response::json(200, &facts)));
+    let mut upper = labelled(number);
+    upper["repository"]["full_name"] = json!("Octo/Hello");
+    queued(deliver(api, "issues", &upper));
+    assert_ne!(ends(api, 7, "answered")["sessionId"], json!(id));
+    assert_eq!(comments(&github, number).len(), 3);
+    // A transfer to an account without a bound installation.
+    let own = github.install("evil");
+    github.create("evil/hello");
+    github.renamed_from("evil/hello", "octo/given");
+    let mut given = labelled(number);
+    given["repository"] = json!({"id": github.repository("evil/hello").id, "full_name": "octo/given"});
+    queued(deliver(api, "issues", &given));
+    assert_eq!(ends(api, 8, "ignored")["reason"], "no-installation");
+    assert!(own > 0 && github.comments("evil/hello").is_empty());
+}
+
+#[test]
+fn installation_suspended_with_a_cached_token_and_a_locked_issue_end_the_work() {
+    let github = GitHub::start();
+    let program = with(&github).start();
+    let api = &program.api;
+    bind(api, "acme", &[OCTO]).expect(200);
+    let number = open(&github, "ann", "please ; echo done", None);
+    let labelled = || payload(&github, "labeled", number, "octocat");
+    let locked = json!({"message": "Unable to create comment because issue is locked."});
+    github.fault("POST", "/api/v3/repos/octo/hello/issues/*/comments", Fault::Answer(Response::json(403, &locked)));
+    queued(deliver(api, "issues", &labelled()));
+    assert_eq!(ends(api, 1, "failed")["reason"], "issue-locked");
+    assert_eq!((sessions(api), comments(&github, number).len()), (1, 0));
+    github.edit_installation(|it| it.is_suspended = true);
+    queued(deliver(api, "issues", &labelled()));
+    assert_eq!(ends(api, 2, "ignored")["reason"], "no-installation");
+    // The binding is removed while the event waits, or before it.
+    github.edit_installation(|it| it.is_suspended = false);
+    bind(api, "acme", &[]).expect(200);
+    ignored(deliver(api, "issues", &labelled()), "no-installation");
 }
 
 #[test]

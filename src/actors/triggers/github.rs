@@ -18,7 +18,7 @@ use crate::{
         clock::Timestamp,
         turn::outcome::{ErrorCode, Failure},
     },
-    github::{Access, Collaborator, GithubClient, PullRequest, Repository, Scope, comment_once},
+    github::{Access, Collaborator, GithubClient, Issue, PullRequest, Repository, Scope, comment_once},
     store::{DeliveryRow, StoreError},
 };
 
@@ -116,8 +116,8 @@ fn refused(refusal: &Refusal) -> Setback {
 }
 
 impl Connection {
-    /// Checks that the repository is still the one of the event, that the sender may start turns, and that a pull request
-    /// is open; records the name of the repository in the request.
+    /// Checks that the repository is still the one of the event, that the sender may start turns, and that the issue or pull
+    /// request is open; records the name of the repository in the request.
     pub(super) async fn check(&mut self, request: &mut Request) -> Result<(), Setback> {
         let facts = self.repository.resolve(&mut self.client).await.map_err(|refusal| refused(&refusal))?;
         if facts.id != Some(request.repository_id) {
@@ -141,18 +141,34 @@ impl Connection {
         if !permission.admits(request) {
             return Err(Setback::Ignored(IgnoreReason::NoPermission));
         }
-        if request.is_pull_request {
-            self.check_open(request.number).await?;
-        }
-        Ok(())
+        self.check_open(request).await
     }
 
-    /// Checks that a pull request is open.
-    async fn check_open(&mut self, number: u64) -> Result<(), Setback> {
-        let digits = number.to_string();
-        let path = self.repository.path(&["pulls", &digits]);
-        let pull: PullRequest = self.client.get(&path).await.map_err(|refusal| refused(&refusal))?;
-        if pull.is_open() { Ok(()) } else { Err(Setback::Ignored(IgnoreReason::Closed)) }
+    /// Checks that the issue or the pull request is still there and open.
+    async fn check_open(&mut self, request: &Request) -> Result<(), Setback> {
+        let digits = request.number.to_string();
+        let state = if request.is_pull_request {
+            let path = self.repository.path(&["pulls", &digits]);
+            self.client.get::<PullRequest>(&path).await.map(|pull| pull.state)
+        } else {
+            let path = self.repository.path(&["issues", &digits]);
+            let found = self.client.get::<Issue>(&path).await;
+            // One that was moved to another repository is found there, by a redirect.
+            let is_here =
+                |found: &Issue| found.repository_url.as_deref().is_none_or(|url| self.repository.is_at(url));
+            match found {
+                Ok(found) if !is_here(&found) => return Err(Setback::Ignored(IgnoreReason::NoIssue)),
+                found => found.map(|found| found.state),
+            }
+        };
+        match state {
+            Ok(state) if state.as_deref() == Some("open") => Ok(()),
+            Ok(_) => Err(Setback::Ignored(IgnoreReason::Closed)),
+            Err(refusal) if matches!(refusal.cause, Cause::NotFound | Cause::Gone) => {
+                Err(Setback::Ignored(IgnoreReason::NoIssue))
+            }
+            Err(refusal) => Err(refused(&refusal)),
+        }
     }
 
     /// Shows the sender that the delivery is being worked on: 👀 at the comment, or at the issue. GitHub keeps one reaction of

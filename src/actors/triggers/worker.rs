@@ -31,6 +31,8 @@ const TURN_LOOK: Duration = Duration::from_millis(500);
 const STORE_PAUSE: Duration = Duration::from_secs(1);
 /// Reason of a delivery that waited too long.
 const EXPIRED: &str = "expired";
+/// Code of a refusal after which another token is minted.
+const TOKEN_REFUSED: &str = "token-refused";
 
 /// The continuation of the work on a delivery.
 enum Next {
@@ -195,32 +197,44 @@ impl Triggers {
 
     /// Ends a delivery, or plans its next execution.
     async fn set_back(&self, row: &mut DeliveryRow, setback: Setback) -> Result<Next, StoreError> {
-        let now = self.now();
         match setback {
             Setback::Store(cause) => return Err(cause),
-            Setback::Busy => row.due = Some(now.plus(BUSY_PAUSE)),
+            Setback::Busy => {
+                row.due = Some(self.now().plus(BUSY_PAUSE));
+                self.save(row).await?;
+            }
             Setback::Ignored(reason) if row.prompt_id.is_some() => {
                 return self.give_up(row, reason.as_str(), None).await;
             }
-            Setback::Ignored(reason) => {
-                self.end(row, DeliveryState::Ignored, Some(reason.as_str())).await?;
-                return Ok(Next::Leave);
-            }
-            Setback::Later { code, at } => {
-                row.attempts += 1;
-                if code == "token-refused" {
-                    self.forget_token(row).await;
-                }
-                let Some(next) = next_attempt(row.attempts, at, now) else {
-                    return self.give_up(row, &code, ErrorCode::from_name(&code)).await;
-                };
-                let (delivery_id, attempts) = (row.delivery_id, row.attempts);
-                tracing::warn!(marker = "[GITHUB-AUTO]", %delivery_id, code, attempts, "delivery of GitHub is tried again");
-                (row.due, row.reason) = (Some(next), Some(code));
+            Setback::Ignored(reason) => self.end(row, DeliveryState::Ignored, Some(reason.as_str())).await?,
+            Setback::Later { code, at } => return self.try_later(row, code, at).await,
+            // Once with a new token, whose refusal says more: the installation was suspended, for instance.
+            Setback::Refused { code } if code == TOKEN_REFUSED && row.attempts == 0 => {
+                return self.try_later(row, code, None).await;
             }
             Setback::Failed(code) => return self.give_up(row, code.as_str(), Some(code)).await,
             Setback::Refused { code } => return self.give_up(row, &code, None).await,
         }
+        Ok(Next::Leave)
+    }
+
+    /// Plans the next execution of a step, unless it was the last one.
+    async fn try_later(
+        &self,
+        row: &mut DeliveryRow,
+        code: String,
+        at: Option<Timestamp>,
+    ) -> Result<Next, StoreError> {
+        row.attempts += 1;
+        if code == TOKEN_REFUSED {
+            self.forget_token(row).await;
+        }
+        let Some(next) = next_attempt(row.attempts, at, self.now()) else {
+            return self.give_up(row, &code, ErrorCode::from_name(&code)).await;
+        };
+        let (delivery_id, attempts) = (row.delivery_id, row.attempts);
+        tracing::warn!(marker = "[GITHUB-AUTO]", %delivery_id, code, attempts, "delivery of GitHub is tried again");
+        (row.due, row.reason) = (Some(next), Some(code));
         self.save(row).await?;
         Ok(Next::Leave)
     }

@@ -99,12 +99,16 @@ words! {
         Closed = "closed",
         /// The issue was opened with the label, whose own event follows.
         LabelFollows = "label-follows",
+        /// The issue was moved here from another repository.
+        Moved = "moved",
         /// The event is older than GitHub repeats.
         Expired = "expired",
         /// The sender has no write permission.
         NoPermission = "no-permission",
         /// The repository is another one by now.
         NoRepository = "no-repository",
+        /// The issue or the pull request was deleted, or moved to another repository.
+        NoIssue = "no-issue",
     }
 }
 
@@ -197,6 +201,10 @@ pub(crate) fn decide(
     now: Timestamp,
 ) -> Result<Request, Rejection> {
     let cause = cause_of(kind, payload.action.as_deref()).ok_or(IgnoreReason::Event)?;
+    if cause == TriggerCause::Opened && payload.is_moved() {
+        // Its text is of another time, and may have been edited since.
+        return Err(IgnoreReason::Moved.into());
+    }
     let malformed = Rejection::Malformed;
     let installation = payload.installation_id().ok_or(malformed("installation.id"))?;
     let repository = payload.repository.ok_or(malformed("repository"))?;
@@ -282,7 +290,7 @@ fn origin<'a>(cause: TriggerCause, subject: &'a Subject, comment: Option<&'a Com
         },
         (None, TriggerCause::Opened) => Origin {
             author: Some(subject.user.as_ref()),
-            is_by_program: false,
+            is_by_program: subject.performed_via_github_app.is_some(),
             time: subject.created(),
         },
         (None, _) => Origin { author: None, is_by_program: false, time: subject.updated() },
@@ -359,8 +367,6 @@ impl Request {
     }
 }
 
-#[cfg(test)]
-mod tests;
 /// True for a name that [`Request::workspace`] can make. No caller gives it to a new workspace, so that the one of an issue has
 /// its repository.
 pub(crate) fn is_reserved(name: &WorkspaceId) -> bool {
@@ -368,3 +374,5 @@ pub(crate) fn is_reserved(name: &WorkspaceId) -> bool {
     id.is_some_and(|id| !id.is_empty() && id.bytes().all(|byte| byte.is_ascii_digit()))
 }
 
+#[cfg(test)]
+mod tests;

@@ -18,6 +18,8 @@ pub(crate) struct Payload {
     pub comment: Option<Comment>,
     /// The label that was applied.
     pub label: Option<Label>,
+    /// Present in `opened` for an issue that was moved here from another repository.
+    changes: Option<IgnoredAny>,
 }
 
 #[derive(Debug, Deserialize)]
@@ -59,6 +61,9 @@ pub(crate) struct Subject {
     /// Present on the issue side of a pull request.
     #[serde(default)]
     pull_request: Option<IgnoredAny>,
+    /// Present if a program opened it with the token of a person.
+    #[serde(default)]
+    pub performed_via_github_app: Option<IgnoredAny>,
     #[serde(default)]
     created_at: Option<String>,
     /// Time of the last change; applying a label is one.
@@ -105,6 +110,11 @@ impl Payload {
     /// Id of the installation of the App.
     pub(crate) fn installation_id(&self) -> Option<u64> {
         self.installation.as_ref().map(|installation| installation.id)
+    }
+
+    /// True for an issue that was opened in another repository.
+    pub(crate) fn is_moved(&self) -> bool {
+        self.changes.is_some()
     }
 }
 

@@ -45,11 +45,18 @@ type Answer = Result<Response, Response>;
 impl Call<'_> {
     /// Answers a request; `parts` is the path below `/api/v3`.
     pub(super) fn answer(&mut self, parts: &[&str]) -> Response {
+        let suspended = |id: u64| self.world.installations.iter().any(|it| it.id == id && it.is_suspended);
+        if matches!(&self.caller, Caller::Token(Holder::Installation { id, .. }) if suspended(*id)) {
+            return error(403, "This installation has been suspended");
+        }
         let answer = match parts {
             ["app", ..] => self.app(&parts[1..]),
+            ["repos", owner, name, rest @ ..] if self.world.moved.contains_key(&format!("{owner}/{name}")) => {
+                Err(self.moved(&format!("{owner}/{name}"), rest))
+            }
             ["repos", owner, name, "installation"] => self.installation_of(&format!("{owner}/{name}")),
             ["repos", owner, name, rest @ ..] => self.repository(&format!("{owner}/{name}"), rest),
-            ["repositories", id] => self.repository_of_id(id),
+            ["repositories", id, rest @ ..] => self.repository_of_id(id, rest),
             ["installation", "repositories"] => self.installation_repositories(),
             ["user"] => self.user(),
             ["users", login] => self.user_of(login),
@@ -234,9 +241,18 @@ impl Call<'_> {
         Ok(Response::json(200, &json!({"total_count": found.len(), "incomplete_results": false, "items": found})))
     }
 
-    fn repository_of_id(&mut self, id: &str) -> Answer {
+    fn repository_of_id(&mut self, id: &str, rest: &[&str]) -> Answer {
         let name = self.world.repositories.values().find(|it| it.id.to_string() == id).map(|it| it.full_name.clone());
-        self.repository(&name.ok_or_else(not_found)?, &[])
+        let name = name.ok_or_else(not_found)?;
+        if rest == ["installation"] { self.installation_of(&name) } else { self.repository(&name, rest) }
+    }
+
+    /// The redirect from an earlier name of a repository.
+    fn moved(&self, earlier: &str, rest: &[&str]) -> Response {
+        let path = std::iter::once(self.world.moved[earlier].to_string());
+        let path: Vec<_> = path.chain(rest.iter().map(|it| (*it).to_owned())).collect();
+        let address = format!("{}/api/v3/repositories/{}", self.world.origin, path.join("/"));
+        error(301, "Moved Permanently").with("Location", address)
     }
 
     fn repository(&mut self, full_name: &str, rest: &[&str]) -> Answer {

@@ -251,6 +251,13 @@ impl GitHub {
         world.repositories.insert(full_name.to_owned(), repository);
     }
 
+    /// Gives a repository an earlier name, from which the API redirects, as after a rename or a transfer.
+    pub(crate) fn renamed_from(&self, full_name: &str, earlier: &str) {
+        let mut world = self.world();
+        let id = world.repository(full_name).expect("it exists").id;
+        world.moved.insert(earlier.to_owned(), id);
+    }
+
     /// Forks a repository; the fork is administered by its owner.
     pub(crate) fn fork(&self, from: &str, to: &str) {
         self.shared.git.fork(from, to);
@@ -492,13 +499,6 @@ impl GitHub {
     }
 }
 
-/// The headers of a webhook's delivery, signed with the secret as GitHub signs.
-pub(crate) fn webhook_headers(secret: &str, event: &str, delivery: &str, body: &[u8]) -> Vec<(&'static str, String)> {
-    let mut mac = Hmac::<Sha256>::new_from_slice(secret.as_bytes()).expect("any length is a key");
-    mac.update(body);
-    let digest: String = mac.finalize().into_bytes().iter().map(|byte| format!("{byte:02x}")).collect();
-    vec![
-        ("Content-Type", "application/json".into()),
 /// A time in RFC 3339 with seconds, that is new in each call: the times of the events of an issue.
 pub(crate) fn next_second() -> String {
     static CALLS: std::sync::atomic::AtomicI64 = std::sync::atomic::AtomicI64::new(0);
@@ -507,6 +507,13 @@ pub(crate) fn next_second() -> String {
     state::rfc3339(i64::try_from(now).expect("in range") + calls)
 }
 
+/// The headers of a webhook's delivery, signed with the secret as GitHub signs.
+pub(crate) fn webhook_headers(secret: &str, event: &str, delivery: &str, body: &[u8]) -> Vec<(&'static str, String)> {
+    let mut mac = Hmac::<Sha256>::new_from_slice(secret.as_bytes()).expect("any length is a key");
+    mac.update(body);
+    let digest: String = mac.finalize().into_bytes().iter().map(|byte| format!("{byte:02x}")).collect();
+    vec![
+        ("Content-Type", "application/json".into()),
         ("User-Agent", "GitHub-Hookshot/0123abc".into()),
         ("X-GitHub-Event", event.into()),
         ("X-GitHub-Delivery", delivery.into()),

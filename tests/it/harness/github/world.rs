@@ -25,6 +25,8 @@ pub(super) struct World {
     pub app_slug: String,
     pub app_key: Option<PublicKey>,
     pub repositories: BTreeMap<String, Repository>,
+    /// Ids of repositories by earlier names.
+    pub moved: BTreeMap<String, u64>,
     pub installations: Vec<Installation>,
     pub tokens: Vec<Token>,
     /// Logins and ids of people.
