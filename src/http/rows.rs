@@ -153,12 +153,12 @@ pub(crate) fn find_preparing(state: &HttpState, caller: &Caller, id: SessionId) 
     preparing.filter(|it| caller.reaches_session(&it.key, it.user_id.as_ref()))
 }
 
-/// Refuses a request to a session that is being prepared.
+/// Refuses a request to a session that is being prepared for the first time.
 ///
 /// # Errors
 /// `session_preparing`.
 pub(crate) fn is_prepared(state: &HttpState, caller: &Caller, id: SessionId) -> Result<(), ApiError> {
-    match find_preparing(state, caller, id) {
+    match find_preparing(state, caller, id).filter(|it| !it.is_loaded) {
         Some(_) => Err(ApiError::new(ErrorCode::SessionPreparing, "the folder of the session is being prepared")),
         None => Ok(()),
     }

@@ -127,6 +127,71 @@ fn preparation_that_fails_leaves_a_failed_session_that_a_load_prepares() {
     session.completes("write a.txt x");
 }
 
+/// A session that is not live and whose folder is gone, as after the loss of a disk.
+fn lost(program: &mut Program, github: &GitHub, workspace: &str) -> Session {
+    let mut wanted = body(github, workspace);
+    wanted["isolate"] = json!(true);
+    let session = program.api.open_with(wanted);
+    let folder = session.path();
+    program.kill_supervisor();
+    fs::remove_dir_all(folder).expect("it is there");
+    program.start_supervisor_again();
+    github.fault(FETCH.0, FETCH.1, Fault::Hold);
+    session
+}
+
+#[test]
+fn load_that_clones_again_publishes_its_progress_and_can_be_closed() {
+    let github = GitHub::start();
+    let mut program = with(&github).start();
+    let session = lost(&mut program, &github, "ws");
+    let before = session.state()["lastEventId"].as_u64().unwrap();
+    let id = session.id.clone();
+    let load = {
+        let api = program.api.clone();
+        move || api.post("/acp/session/load", json!({"sessionId": id}))
+    };
+    let loading = std::thread::spawn(load.clone());
+    session.becomes("preparing");
+    let mut events = session.api.events(&format!("/acp/session/{}/events", session.id));
+    // Another load and a prompt wait for the first one.
+    let second = std::thread::spawn(load.clone());
+    github.release();
+    let seen = events.until("the session is ready", |event| event.data["update"]["state"] == "idle");
+    let progress: Vec<_> =
+        seen.iter().filter(|event| event.name == "preparation").map(|it| &it.data["update"]).collect();
+    assert!(progress.iter().any(|it| it["phase"] == "receiving" && it["percent"] == 100), "{progress:?}");
+    assert!(seen.iter().all(|event| event.id.is_none_or(|id| id > before)));
+    for loaded in [loading, second] {
+        loaded.join().unwrap().expect(200);
+    }
+    session.completes("write a.txt x");
+    // One that fails says so in the events, and the session can be loaded later.
+    let other = lost(&mut program, &github, "other");
+    github.edit(REPOSITORY, |it| it.is_private = true);
+    let id = other.id.clone();
+    let api = program.api.clone();
+    let loading = std::thread::spawn(move || api.post("/acp/session/load", json!({"sessionId": id})));
+    other.becomes("preparing");
+    let mut events = other.api.events(&format!("/acp/session/{}/events", other.id));
+    github.release();
+    let seen = events.until("the failure", |event| event.data["update"]["failure"].is_object());
+    assert_eq!(seen.last().unwrap().data["update"]["failure"]["code"], "workspace_unavailable");
+    loading.join().unwrap().problem(422, "workspace_unavailable");
+    assert_eq!(other.state()["state"], "hibernated");
+    // A close ends the clone, and the load.
+    github.edit(REPOSITORY, |it| it.is_private = false);
+    github.fault(FETCH.0, FETCH.1, Fault::Hold);
+    let id = other.id.clone();
+    let api = program.api.clone();
+    let loading = std::thread::spawn(move || api.post("/acp/session/load", json!({"sessionId": id})));
+    other.becomes("preparing");
+    assert_eq!(other.post("close", json!({})).expect(200)["state"], "closed");
+    loading.join().unwrap().problem(409, "session_closed");
+    github.release();
+    eventually("the clone is removed", || folders(&program).1 == 0);
+}
+
 #[test]
 fn close_of_a_session_that_is_prepared_ends_its_clone_and_leaves_no_folder() {
     let github = GitHub::start();

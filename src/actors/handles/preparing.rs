@@ -1,6 +1,9 @@
 //! Sessions whose folder is being prepared: they have a row, events and a seat, and no actor yet.
 
-use std::{collections::HashMap, sync::Arc};
+use std::{
+    collections::{HashMap, hash_map::Entry},
+    sync::Arc,
+};
 
 use parking_lot::Mutex;
 use tokio::sync::watch;
@@ -30,6 +33,8 @@ pub(crate) struct PreparingSession {
     pub user_id: Option<UserId>,
     /// Its events, which continue when it is live.
     pub feed: EventFeed,
+    /// True if it was ready before, and is loaded: requests to it wait for the load.
+    pub is_loaded: bool,
     stop: watch::Sender<Option<StopPreparing>>,
     /// Closed when the preparation has ended, with its row on disk.
     ended: watch::Receiver<()>,
@@ -67,13 +72,30 @@ impl PreparingSessions {
         feed: EventFeed,
         metrics: Metrics,
     ) -> (RegisteredPreparing, watch::Receiver<Option<StopPreparing>>) {
-        let id = feed.session();
         let (stop, stopped) = watch::channel(None);
         let (alive, ended) = watch::channel(());
-        let session = PreparingSession { key, user_id, feed: feed.clone(), stop, ended };
-        self.0.lock().insert(id, Arc::new(session));
+        let session = PreparingSession { key, user_id, feed: feed.clone(), is_loaded: false, stop, ended };
+        self.0.lock().insert(feed.session(), Arc::new(session));
         metrics.session_changed(None, Some(SessionState::Preparing));
-        (RegisteredPreparing { sessions: self.clone(), feed, metrics, _alive: alive }, stopped)
+        (RegisteredPreparing { sessions: self.clone(), feed, metrics, alive: Some(alive) }, stopped)
+    }
+
+    /// Registers a session that is loaded, until the returned value is dropped. `None` if another load of it is registered.
+    pub(crate) fn register_loaded(
+        &self,
+        (key, user_id): (WorkspaceKey, Option<UserId>),
+        feed: EventFeed,
+        stop: watch::Sender<Option<StopPreparing>>,
+        metrics: Metrics,
+    ) -> Option<RegisteredPreparing> {
+        let (alive, ended) = watch::channel(());
+        let session = PreparingSession { key, user_id, feed: feed.clone(), is_loaded: true, stop, ended };
+        match self.0.lock().entry(feed.session()) {
+            Entry::Occupied(_) => return None,
+            Entry::Vacant(place) => place.insert(Arc::new(session)),
+        };
+        metrics.session_changed(None, Some(SessionState::Preparing));
+        Some(RegisteredPreparing { sessions: self.clone(), feed, metrics, alive: Some(alive) })
     }
 }
 
@@ -83,12 +105,18 @@ pub(crate) struct RegisteredPreparing {
     sessions: PreparingSessions,
     feed: EventFeed,
     metrics: Metrics,
-    _alive: watch::Sender<()>,
+    /// `None` once nothing is left that could be stopped.
+    alive: Option<watch::Sender<()>>,
 }
 
 impl RegisteredPreparing {
     pub(crate) fn feed(&self) -> &EventFeed {
         &self.feed
+    }
+
+    /// Ends the waits of [`PreparingSession::stop`]: the folder is there, and a close or a drain ends the start of the agent.
+    pub(crate) fn end_stops(&mut self) {
+        self.alive = None;
     }
 }
 
@@ -123,5 +151,22 @@ mod tests {
         drop(registered);
         stopping.await.unwrap();
         assert!(sessions.get(id).is_none() && *stopped.borrow() == Some(StopPreparing::Close));
+    }
+
+    #[tokio::test]
+    async fn of_several_loads_of_a_session_one_is_registered() {
+        let sessions = PreparingSessions::default();
+        let key = WorkspaceKey { installation_id: "acme".parse().unwrap(), workspace_id: "web".parse().unwrap() };
+        let id = SessionId(Uuid::from_u128(1));
+        let register = || {
+            let (feed, (stop, _)) = (EventFeed::new(id, 10, 1000, 0), watch::channel(None));
+            sessions.register_loaded((key.clone(), None), feed, stop, Metrics::new("test", None).unwrap())
+        };
+        let mut first = register();
+        assert!(first.is_some() && register().is_none() && sessions.get(id).is_some_and(|it| it.is_loaded));
+        first.as_mut().unwrap().end_stops();
+        sessions.get(id).unwrap().stop(StopPreparing::Close).await;
+        drop(first);
+        assert!(register().is_some() && sessions.get(id).is_none());
     }
 }

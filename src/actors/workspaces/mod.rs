@@ -4,6 +4,7 @@
 //! workspace.
 
 pub(crate) mod liveness;
+mod loading;
 pub(crate) mod once;
 pub(crate) mod open;
 mod opening;
@@ -19,12 +20,14 @@ use actix::{Actor, Addr, Message, Recipient};
 use parking_lot::Mutex;
 
 use self::{
+    loading::Loading,
     open::{OpenSession, Placing},
     supervisor::{Release, WorkspaceSupervisor},
 };
 use super::{
     handles::{
         capacity_guard::{CapacityGuard, Permit},
+        event_feed::EventFeed,
         folder_use::{FolderGuard, own_reference},
         index::{LiveSession, Mailbox},
         messages::{Adopted, CancelTurn, ChangeServers, CloseSession, DrainSessions, Past, StartSession},
@@ -229,6 +232,20 @@ impl Workspaces {
     /// Loads a session that is not live; returns the facts of one that is. `given` replaces the session's MCP servers: one
     /// that is live gets a fresh agent if they differ.
     pub(crate) async fn load(&self, row: &SessionRow, given: Option<McpServers>) -> Result<ReadySession, Failure> {
+        let loading = Loading::new(self.services(), row);
+        let loaded = self.load_with(row, given, &loading).await;
+        if let Err(failure) = &loaded {
+            loading.fail(failure).await;
+        }
+        loaded
+    }
+
+    async fn load_with(
+        &self,
+        row: &SessionRow,
+        given: Option<McpServers>,
+        loading: &Loading<'_>,
+    ) -> Result<ReadySession, Failure> {
         let servers = self.admit_load(row, given.as_ref())?;
         if let Some(live) = self.live(row.session_id)
             && let Some(ready) = self.load_live(&live, row, given.as_ref()).await?
@@ -247,7 +264,7 @@ impl Workspaces {
         if services.store.erasures().hides(&row.key, row.session_id) {
             return Err(Failure::new(ErrorCode::NotFound, format!("no session {}", row.session_id)));
         }
-        let prepared = self.prepare_again(&workspace, row).await?;
+        let prepared = loading.prepare(self.workspace_client(), &workspace).await?;
         let adopted = match services.left.take(row.session_id) {
             Some(left) => adoption::find_idle(services, &left).await,
             None => None,
@@ -258,16 +275,7 @@ impl Workspaces {
         let is_adopted = adopted.is_some();
         let shown = shown(row, given.as_ref(), &servers);
         let (supervised, spec) = self.place(&workspace, &prepared, Placing::again(row, servers)).await?;
-        let transcript_bytes = services.store.transcript_bytes(row.session_id).await;
-        let past = Past {
-            transcript_bytes: transcript_bytes.map_err(|cause| store::failure(&cause))?,
-            agent_session_id: row.agent_session_id.clone(),
-            last_event_id: row.next_event_after(),
-            restarts: row.restarts,
-            chosen: Chosen::of_row(row.choices.clone(), row.agent_facts.as_deref()),
-            is_stored: true,
-            feed: None,
-        };
+        let past = self.past_of(row, loading.feed()).await?;
         let facts = start(&supervised, spec, past, seat, adopted).await?;
         self.mark_stored(row.session_id);
         if let Some(given) = &given {
@@ -299,17 +307,18 @@ impl Workspaces {
         Ok(self.ready(row.session_id, row.key.clone(), prepared, facts, kind, shown))
     }
 
-    /// Ensures that the folder of a session exists, and records where that of the workspace is.
-    async fn prepare_again(&self, workspace: &WorkspaceRow, row: &SessionRow) -> Result<PreparedWorkspace, Failure> {
-        let services = &self.0.services;
-        let token = services.given_tokens.of(row.session_id.0);
-        let prepared = open::prepare(services, self.workspace_client(), workspace, Some(row), token).await?;
-        let is_unknown = workspace.removed.is_some() || workspace.workspace_path.is_none();
-        if is_unknown && row.own_folder.is_none() {
-            let written = services.store.set_workspace_path(row.key.clone(), prepared.path.clone()).await;
-            written.map_err(|cause| store::failure(&cause))?;
-        }
-        Ok(prepared)
+    /// The state from which a session continues. `feed` has the events of its load.
+    async fn past_of(&self, row: &SessionRow, feed: Option<EventFeed>) -> Result<Past, Failure> {
+        let transcript_bytes = self.0.services.store.transcript_bytes(row.session_id).await;
+        Ok(Past {
+            transcript_bytes: transcript_bytes.map_err(|cause| store::failure(&cause))?,
+            agent_session_id: row.agent_session_id.clone(),
+            last_event_id: row.next_event_after(),
+            restarts: row.restarts,
+            chosen: Chosen::of_row(row.choices.clone(), row.agent_facts.as_deref()),
+            is_stored: true,
+            feed,
+        })
     }
 
     /// Holds the folder of an isolated session, so that it is not removed meanwhile.
@@ -389,20 +398,12 @@ impl Workspaces {
         let workspace =
             workspace.ok_or_else(|| Failure::new(ErrorCode::NotFound, "the session's workspace no longer exists"))?;
         let token = services.given_tokens.of(session.session_id.0);
-        let prepared = open::prepare(services, self.workspace_client(), &workspace, Some(&session), token).await?;
+        let prepared =
+            open::prepare(services, self.workspace_client(), &workspace, Some(&session), token, &|_| ()).await?;
         let servers = self.servers_of(&session);
         let seat = self.admit_returning(&session);
         let (supervised, spec) = self.place(&workspace, &prepared, Placing::again(&session, servers)).await?;
-        let transcript_bytes = services.store.transcript_bytes(session.session_id).await;
-        let past = Past {
-            transcript_bytes: transcript_bytes.map_err(|cause| store::failure(&cause))?,
-            agent_session_id: session.agent_session_id.clone(),
-            last_event_id: session.next_event_after(),
-            restarts: session.restarts,
-            chosen: Chosen::of_row(session.choices.clone(), session.agent_facts.as_deref()),
-            is_stored: true,
-            feed: None,
-        };
+        let past = self.past_of(&session, None).await?;
         start(&supervised, spec, past, seat, Some(Box::new(adopted))).await?;
         self.mark_stored(session.session_id);
         Ok(())

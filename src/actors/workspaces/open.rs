@@ -261,6 +261,7 @@ pub(crate) async fn prepare(
     row: &WorkspaceRow,
     session: Option<&SessionRow>,
     github_token: Option<SecretString>,
+    on_progress: OnProgress<'_>,
 ) -> Result<PreparedWorkspace, Failure> {
     let own = session.and_then(|session| session.own_folder.as_ref());
     let branch = own.map_or(&row.branch, |own| &own.branch).clone();
@@ -268,7 +269,7 @@ pub(crate) async fn prepare(
     let installation_id = Some(row.key.installation_id.clone());
     let workspace = reference(services, row, session);
     let prepare = PrepareWorkspace { workspace, agent: None, installation_id, checkout, github_token };
-    let prepared = prepare_folder(services, workspace_client, prepare, &|_| ()).await?;
+    let prepared = prepare_folder(services, workspace_client, prepare, on_progress).await?;
     Ok(PreparedWorkspace { is_ephemeral: row.is_ephemeral, ..prepared })
 }
 
