@@ -179,7 +179,7 @@ impl Triggers {
 
     async fn check(&self, row: &mut DeliveryRow) -> Result<(), Setback> {
         let mut connection = self.connect(row).await?;
-        if row.request.is_unresolved {
+        if !row.request.mentioned.is_empty() {
             let unknown = || Setback::Refused { code: "no-mention-name".to_owned() };
             let name = self.mention().or(connection.name.clone()).ok_or_else(unknown)?;
             row.request.resolve(&name).map_err(Setback::Ignored)?;

@@ -34,7 +34,7 @@ fn delivery(tenant: &str, number: u64, us: i64) -> DeliveryRow {
         cause: TriggerCause::Label,
         comment_id: None,
         sender: Person { id: 9, login: "octocat".into() },
-        is_unresolved: false,
+        mentioned: Vec::new(),
         text: Some(text),
     };
     DeliveryRow {

@@ -13,6 +13,8 @@ const INDENT: usize = 4;
 const FENCE: usize = 3;
 /// The longest link and the longest tag, in bytes, so that a text of brackets is read in time linear in its length.
 const MAX_SPAN_BYTES: usize = 1024;
+/// The longest name, in bytes; GitHub's have up to 39 characters.
+const MAX_NAME_BYTES: usize = 100;
 /// Elements of HTML whose content is no text of the author.
 const OPAQUE: [&str; 6] = ["a", "blockquote", "code", "kbd", "pre", "samp"];
 
@@ -25,13 +27,26 @@ pub(crate) fn mentions(text: &str, name: &str) -> bool {
     !name.is_empty() && any_mention(text, is_name)
 }
 
-/// True if a Markdown text mentions anybody.
-pub(crate) fn mentions_anyone(text: &str) -> bool {
-    any_mention(text, |rest| rest.starts_with(|c: char| c.is_ascii_alphanumeric()))
+/// Names that a Markdown text mentions, in lower case, each once, at most `most`. Those of Apps are among them: letters and digits of
+/// ASCII, and hyphens.
+pub(crate) fn names(text: &str, most: usize) -> Vec<String> {
+    let mut names: Vec<String> = Vec::new();
+    any_mention(text, |rest| {
+        let after = rest.trim_start_matches(|c: char| c.is_ascii_alphanumeric() || c == '-');
+        let name = &rest[..rest.len() - after.len()];
+        if (1..=MAX_NAME_BYTES).contains(&name.len()) && is_end(after) {
+            let name = name.to_ascii_lowercase();
+            if !names.contains(&name) {
+                names.push(name);
+            }
+        }
+        names.len() >= most
+    });
+    names
 }
 
-/// Calls `is_meant` with what follows each `@` that can begin a mention.
-fn any_mention(text: &str, is_meant: impl Fn(&str) -> bool) -> bool {
+/// Calls `is_meant` with what follows each `@` that can begin a mention, until it returns true.
+fn any_mention(text: &str, mut is_meant: impl FnMut(&str) -> bool) -> bool {
     let own = without_spans(&without_blocks(text));
     own.split_whitespace().filter(|word| !is_address(word)).any(|word| {
         word.char_indices().filter(|(_, c)| *c == '@').any(|(at, _)| {
@@ -310,9 +325,12 @@ mod tests {
     }
 
     #[test]
-    fn mention_of_anybody_is_found_outside_of_code() {
-        assert!(mentions_anyone("hello @octocat") && mentions_anyone("@a"));
-        assert!(!mentions_anyone("a@b.c `@octocat` @ @-") && !mentions_anyone(""));
+    fn names_are_those_of_mentions_each_once() {
+        let found = names("hello @Octocat, @lumi-test[bot] and (@octocat) @a", 10);
+        assert_eq!(found, ["octocat", "lumi-test", "a"]);
+        assert_eq!(names("@a @b @c", 2), ["a", "b"]);
+        assert!(names("a@b.c `@octocat` @ @lumi\u{200b}-test @lumi_test @lumi-testé @lumі-test", 10).is_empty());
+        assert!(names(&format!("@{}", "a".repeat(101)), 10).is_empty() && names("", 10).is_empty());
     }
 
     #[test]
@@ -334,7 +352,8 @@ mod tests {
     proptest! {
         #[test]
         fn every_text_is_read(text in r"[@a`~<>/\[\]()!\\ \n\t-]{0,60}|\PC{0,60}") {
-            let _ = (mentions(&text, "a"), mentions_anyone(&text));
+            let names = names(&text, 100);
+            prop_assert!(names.iter().all(|name| mentions(&text, name)), "{names:?}");
             let marked = format!("{text}\n\n```\n@lumi\n```\n");
             prop_assert!(!mentions(&marked, "lumi") || text.contains(['`', '~']));
         }

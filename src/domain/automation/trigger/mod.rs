@@ -15,7 +15,7 @@ use std::time::Duration;
 use serde::{Deserialize, Serialize};
 
 use self::{
-    mention::{mentions, mentions_anyone},
+    mention::{mentions, names},
     payload::{Account, Comment, Payload, Subject},
 };
 use super::{policy::MAX_INSTALLATION, repository_pattern::RepositoryName};
@@ -33,6 +33,8 @@ pub(crate) const REDELIVERY_DAYS: u64 = 3;
 /// Age at which an event starts nothing: GitHub does not repeat it any more. Records of deliveries are kept for 4 days and more,
 /// so a replay that finds no record is too old; the rest of the fourth day covers clocks that differ.
 const MAX_EVENT_AGE: Duration = Duration::from_secs(REDELIVERY_DAYS * 24 * 3600 + 12 * 3600);
+/// Names that are kept of a text while that of the App is not known. Few texts mention more people.
+const MAX_NAMES: usize = 50;
 /// The beginning of the names of workspaces, before the id of the repository.
 const PREFIX: &str = "gh";
 /// The beginning of every hidden mark in texts of this service.
@@ -150,9 +152,9 @@ pub(crate) struct Request {
     pub comment_id: Option<u64>,
     /// The person who applied the label or wrote the text.
     pub sender: Person,
-    /// True if the text mentions somebody, and the name of the App was not known.
+    /// Names that the text mentions, if that of the App was not known; else empty.
     #[serde(default)]
-    pub is_unresolved: bool,
+    pub mentioned: Vec<String>,
     /// Removed at the end.
     #[serde(default)]
     pub text: Option<RequestText>,
@@ -230,12 +232,12 @@ pub(crate) fn decide(
     }
     let sender = person(payload.sender.as_ref(), author).ok_or(IgnoreReason::NotAPerson)?;
     let text = comment.as_ref().map_or(&subject.body, |comment| &comment.body).as_deref().unwrap_or_default();
-    let is_unresolved = match cause {
+    let mentioned = match cause {
         TriggerCause::Label => {
             let name = payload.label.as_ref().map(|label| label.name.as_str()).unwrap_or_default();
-            is_label(name, rules.label).then_some(false).ok_or(IgnoreReason::OtherLabel)?
+            is_label(name, rules.label).then(Vec::new).ok_or(IgnoreReason::OtherLabel)?
         }
-        TriggerCause::Comment | TriggerCause::Opened => is_unresolved(text, rules)?,
+        TriggerCause::Comment | TriggerCause::Opened => mentioned(text, rules)?,
     };
     if text.contains(OWN_MARK) {
         return Err(IgnoreReason::OwnText.into());
@@ -258,7 +260,7 @@ pub(crate) fn decide(
         cause,
         comment_id: comment.as_ref().map(|comment| comment.id),
         sender,
-        is_unresolved,
+        mentioned,
         text: Some(texts_of(subject, comment.and_then(|comment| comment.body))),
     })
 }
@@ -308,13 +310,19 @@ fn person(sender: Option<&Account>, author: Option<Option<&Account>>) -> Option<
     is_sound.then(|| Person { id: sender.id, login: login.to_owned() })
 }
 
-/// True if the text mentions somebody and the name of the App is not known.
-fn is_unresolved(text: &str, rules: Rules<'_>) -> Result<bool, IgnoreReason> {
-    let (is_mentioned, is_unresolved) = match rules.mention {
-        Some(name) => (mentions(text, name), false),
-        None => (mentions_anyone(text), true),
+/// The names that a text mentions, if that of the App is not known; else none.
+///
+/// # Errors
+/// `no-mention`.
+fn mentioned(text: &str, rules: Rules<'_>) -> Result<Vec<String>, IgnoreReason> {
+    let (is_mentioned, names) = match rules.mention {
+        Some(name) => (mentions(text, name), Vec::new()),
+        None => {
+            let names = names(text, MAX_NAMES);
+            (!names.is_empty(), names)
+        }
     };
-    if is_mentioned { Ok(is_unresolved) } else { Err(IgnoreReason::NoMention) }
+    if is_mentioned { Ok(names) } else { Err(IgnoreReason::NoMention) }
 }
 
 /// True for the same label: GitHub ignores the case of letters.
@@ -348,12 +356,9 @@ impl Request {
     /// # Errors
     /// `no-mention`.
     pub(crate) fn resolve(&mut self, name: &str) -> Result<(), IgnoreReason> {
-        if !std::mem::take(&mut self.is_unresolved) {
-            return Ok(());
-        }
-        let text = self.text.as_ref();
-        let text = text.map(|text| text.comment.as_ref().unwrap_or(&text.body).as_str()).unwrap_or_default();
-        if mentions(text, name) { Ok(()) } else { Err(IgnoreReason::NoMention) }
+        let mentioned = std::mem::take(&mut self.mentioned);
+        let is_mentioned = mentioned.is_empty() || mentioned.iter().any(|it| it.eq_ignore_ascii_case(name));
+        if is_mentioned { Ok(()) } else { Err(IgnoreReason::NoMention) }
     }
 
     /// Name of the workspace: one for each issue and pull request, also after a repository was replaced by another of its

@@ -243,9 +243,14 @@ fn mention_is_decided_once_the_name_is_known() {
         decide(EventKind::IssueComment, Payload::parse(payload.as_bytes()).unwrap(), rules, now())
     };
     let mut request = read("@lumi-test go").unwrap();
-    assert!(request.is_unresolved);
+    assert_eq!(request.mentioned, ["lumi-test"]);
     assert_eq!(request.clone().resolve("other"), Err(IgnoreReason::NoMention));
-    assert_eq!((request.resolve("lumi-test"), request.is_unresolved), (Ok(()), false));
+    assert_eq!((request.resolve("Lumi-Test"), request.mentioned.len()), (Ok(()), 0));
+    // Beyond the part of the text that is kept, and with a hidden character, which is not kept.
+    let long = read(&format!("{} @lumi-test", "x".repeat(MAX_TEXT_CHARS))).unwrap().resolve("lumi-test");
+    assert_eq!(long, Ok(()));
+    let hidden = read("@lumi\u{200B}-test and @ann").unwrap().resolve("lumi-test");
+    assert_eq!(hidden, Err(IgnoreReason::NoMention));
     assert_eq!(read("nobody"), Err(Rejection::Ignored(IgnoreReason::NoMention)));
 }
 
@@ -303,7 +308,7 @@ fn answer_is_inert_and_has_its_marker() {
     let body = outcome.body("11111111-2222");
     assert!(body.starts_with("The changes are in https://github.com/octo/hello/pull/4. Session …abcdef."), "{body}");
     assert!(body.ends_with("<!-- lumilink:delivery=11111111-2222 -->\n"), "{body}");
-    assert!(!mentions_anyone(&body) && !body.contains("@octocat"), "{body}");
+    assert!(names(&body, 1).is_empty() && !body.contains("@octocat"), "{body}");
     let failed = Outcome { failure: Some(ErrorCode::AgentCrashed), ..Outcome::default() }.body("1");
     assert!(failed.starts_with("The turn failed (`agent_crashed`). Mention the App again"), "{failed}");
     let odd = Outcome { pull_request: Some("javascript:alert(1)".into()), ..Outcome::default() }.body("1");
