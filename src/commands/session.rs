@@ -325,8 +325,8 @@ pub(crate) fn diff_text(diff: &WorkspaceDiff) -> String {
         };
         out.push_str(&format!("{mark} {}\n", clean_line(&file.path)));
     }
-    for left_out in &diff.left_out {
-        out.push_str(&format!("! {}: {}\n", clean_line(&left_out.path), clean_line(&left_out.why)));
+    for omitted in &diff.omitted {
+        out.push_str(&format!("! {}: {}\n", clean_line(&omitted.path), clean_line(&omitted.why)));
     }
     out.push_str(&clean(&diff.patch));
     if diff.truncated {

@@ -311,13 +311,13 @@ pub(crate) struct WorkspaceDiff {
     pub truncated: bool,
     /// Paths that git cannot read, and that are not compared: at most 20.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
-    pub left_out: Vec<LeftOutPath>,
+    pub omitted: Vec<OmittedPath>,
 }
 
 /// A path that a [`WorkspaceDiff`] does not compare.
 #[derive(Debug, Clone, Serialize, Deserialize, utoipa::ToSchema)]
 #[serde(rename_all = "camelCase")]
-pub(crate) struct LeftOutPath {
+pub(crate) struct OmittedPath {
     /// Path relative to the workspace, without control characters, of at most 200 characters.
     pub path: String,
     /// The reason and advice, as a part of a sentence whose subject is the path.

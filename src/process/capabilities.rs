@@ -45,7 +45,7 @@ mod tests {
         let folder = tempfile::tempdir().unwrap();
         let file = folder.path().join("a");
         fs::write(&file, "x").unwrap();
-        fs::set_permissions(&file, fs::Permissions::from_mode(0)).unwrap();
+        fs::set_permissions(&file, fs::Permissions::from_mode(0o000)).unwrap();
         let laid_down = lay_down().unwrap();
         assert_eq!(fs::read(&file).unwrap_err().kind(), io::ErrorKind::PermissionDenied);
         drop(laid_down);

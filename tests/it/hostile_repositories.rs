@@ -556,7 +556,7 @@ fn paths_that_git_cannot_read_are_named_in_diff_log_and_pull_request() {
     assert_end(&github, "named", End::Delivered(&[]), &result);
     let expected = ["@octocat <b>fixes #1", "closed", "empty", "piped"];
     let diff = session.get("/diff").expect(200);
-    let named: Vec<_> = diff["leftOut"].as_array().unwrap().iter().map(|it| it["path"].as_str().unwrap()).collect();
+    let named: Vec<_> = diff["omitted"].as_array().unwrap().iter().map(|it| it["path"].as_str().unwrap()).collect();
     assert_eq!(named, expected, "{diff:#}");
     let automation = &result["githubAutomation"];
     let logs = automation["diagnostics"]["logs"].to_string();

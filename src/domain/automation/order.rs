@@ -6,7 +6,7 @@ use uuid::Uuid;
 
 use super::{
     branch::{BranchName, NewBranch},
-    left_out::sentences,
+    omitted::sentences,
     plan::Unconfirmed,
     saga::Saga,
     signing::{Signer, SigningWay},
@@ -53,8 +53,8 @@ impl Texts {
 /// The remarks about the turn, and the paths that its commit does not have.
 fn notes(saga: &Saga) -> Vec<String> {
     let changes = saga.facts.changes.iter();
-    let left_out = changes.flat_map(|changes| sentences(&changes.left_out, changes.left_out_total));
-    left_out.chain(saga.plan.figures.remarks.iter().cloned()).collect()
+    let omitted = changes.flat_map(|changes| sentences(&changes.omitted, changes.omitted_total));
+    omitted.chain(saga.plan.figures.remarks.iter().cloned()).collect()
 }
 
 /// The input of the next step of a run.

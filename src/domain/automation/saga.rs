@@ -245,11 +245,20 @@ impl Saga {
         }
     }
 
+    /// A commit that fails is the last obstacle: one that is only kept, because of another obstacle, may have no change.
     fn obstacle(&self) -> Option<Obstacle<'_>> {
-        for step in [StepName::Changes, StepName::Preflight, StepName::Commit, StepName::Push] {
-            if let Some(failed) = self.failures.iter().find(|failed| failed.step == step) {
-                return Some(Obstacle::Failure(&failed.failure));
-            }
+        let of_commit = || self.failure_of(StepName::Commit).map(Obstacle::Failure);
+        self.obstacle_of_delivery().or_else(of_commit)
+    }
+
+    fn failure_of(&self, step: StepName) -> Option<&StepFailure> {
+        self.failures.iter().find(|failed| failed.step == step).map(|failed| &failed.failure)
+    }
+
+    fn obstacle_of_delivery(&self) -> Option<Obstacle<'_>> {
+        let steps = [StepName::Changes, StepName::Preflight, StepName::Push];
+        if let Some(failure) = steps.into_iter().find_map(|step| self.failure_of(step)) {
+            return Some(Obstacle::Failure(failure));
         }
         // A rate limit and a refused token stop every other request too.
         let stops =
@@ -272,7 +281,7 @@ impl Saga {
             }));
         }
         if changes.total == 0 {
-            let has_others = changes.ignored > 0 || changes.left_out_total > 0;
+            let has_others = changes.ignored > 0 || changes.omitted_total > 0;
             let detail = if has_others { SkipDetail::NothingStaged } else { SkipDetail::NoChanges };
             return Some(Obstacle::Skip(detail));
         }

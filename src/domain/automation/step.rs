@@ -219,12 +219,12 @@ pub(crate) struct Changes {
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub unsafe_paths: Vec<RefusedPath>,
     /// Changed paths that git cannot read; `tree` has them as `parent` does. At most
-    /// [`MAX_LEFT_OUT`](super::left_out::MAX_LEFT_OUT).
+    /// [`MAX_OMITTED`](super::omitted::MAX_OMITTED).
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
-    pub left_out: Vec<RefusedPath>,
+    pub omitted: Vec<RefusedPath>,
     /// Number of all such paths.
     #[serde(default)]
-    pub left_out_total: u64,
+    pub omitted_total: u64,
     /// Why GitHub cannot make this commit itself; see [`api_obstacle`](super::signing::api_obstacle).
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub api_obstacle: Option<String>,

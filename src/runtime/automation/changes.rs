@@ -13,7 +13,7 @@ use super::{
 };
 use crate::{
     domain::automation::{
-        left_out::{MAX_LEFT_OUT, Obstacle, sentences},
+        omitted::{MAX_OMITTED, Obstacle, sentences},
         signing::{self, ChangedFile},
         skip::SkipDetail,
         step::{Changes, Finding, RefusedPath, Remedy, StepFact, StepFailure, StepInput},
@@ -58,7 +58,7 @@ struct Usable {
     entries: Vec<TreeEntry>,
     unsafe_paths: Vec<RefusedPath>,
     /// The first paths that are as in the parent, since git cannot read them; and the number of all.
-    left_out: (Vec<RefusedPath>, u64),
+    omitted: (Vec<RefusedPath>, u64),
     /// Objects of the clone, which are no new content.
     known: HashSet<String>,
     has_attributes: bool,
@@ -104,8 +104,8 @@ pub(super) async fn changes(step: &mut Step<'_>) -> Made {
         base_branch: cloned.branch,
         findings,
         unsafe_paths: usable.unsafe_paths,
-        left_out: usable.left_out.0,
-        left_out_total: usable.left_out.1,
+        omitted: usable.omitted.0,
+        omitted_total: usable.omitted.1,
         api_obstacle: signing::api_obstacle(
             changed.iter().zip(&listed).map(|(entry, listed)| file_of(entry, listed.bytes)),
         ),
@@ -155,13 +155,13 @@ async fn usable(
     origin: &Origin,
     delta: &Delta,
 ) -> Result<Usable, StepFailure> {
-    if delta.entries.is_empty() && delta.unsafe_paths.is_empty() && delta.left_out.is_empty() {
+    if delta.entries.is_empty() && delta.unsafe_paths.is_empty() && delta.omitted.is_empty() {
         let why = "it is a pipe, for which git waits; remove it";
         let of_pipe = |path: &Vec<u8>| RefusedPath { path: shown(path), why: why.to_owned() };
         return Ok(Usable {
             entries: Vec::new(),
             unsafe_paths: delta.pipes.iter().map(of_pipe).collect(),
-            left_out: Default::default(),
+            omitted: Default::default(),
             known: HashSet::new(),
             has_attributes: false,
         });
@@ -169,9 +169,9 @@ async fn usable(
     let files = repository.files(&origin.base_tree, FILES_BYTES).await.map_err(broken)?;
     let gitlinks: HashSet<&[u8]> =
         files.iter().filter(|file| file.mode == Some(GITLINK)).map(|file| file.path.as_slice()).collect();
-    let left_out = left_out(delta, &gitlinks);
-    let (mut entries, mut unsafe_paths) = (kept_entries(repository, origin, &left_out).await?, Vec::new());
-    for entry in delta.entries.iter().filter(|entry| !left_out.has(&entry.path)) {
+    let omitted = omitted(delta, &gitlinks);
+    let (mut entries, mut unsafe_paths) = (kept_entries(repository, origin, &omitted).await?, Vec::new());
+    for entry in delta.entries.iter().filter(|entry| !omitted.has(&entry.path)) {
         if is_within(&gitlinks, &entry.path) {
             step.log(&format!("not committed, since it is of another repository: {}", shown(&entry.path)));
         } else if let Some(why) = unsafe_path(&entry.path, entry.mode) {
@@ -193,19 +193,19 @@ async fn usable(
     let refused: HashSet<&str> = unsafe_paths.iter().map(|it| it.path.as_str()).collect();
     entries.retain(|entry| !refused.contains(shown(&entry.path).as_str()));
     unsafe_paths.truncate(MAX_UNSAFE);
-    let left_out = left_out.named();
-    for sentence in sentences(&left_out.0, left_out.1) {
+    let omitted = omitted.named();
+    for sentence in sentences(&omitted.0, omitted.1) {
         step.log(&sentence);
     }
     let has_attributes = files.iter().any(|file| file.path.ends_with(b".gitattributes"));
     let known = files.into_iter().map(|file| file.object).collect();
-    Ok(Usable { entries, unsafe_paths, left_out, known, has_attributes })
+    Ok(Usable { entries, unsafe_paths, omitted, known, has_attributes })
 }
 
 /// Paths that stay as they are in the parent.
-struct LeftOut<'a>(BTreeMap<&'a [u8], Obstacle>);
+struct Omitted<'a>(BTreeMap<&'a [u8], Obstacle>);
 
-impl LeftOut<'_> {
+impl Omitted<'_> {
     /// True for such a path, and for one below it.
     fn has(&self, path: &[u8]) -> bool {
         !self.0.is_empty() && ancestors(path).any(|it| self.0.contains_key(it))
@@ -215,29 +215,29 @@ impl LeftOut<'_> {
     fn named(&self) -> (Vec<RefusedPath>, u64) {
         let to_named =
             |(path, obstacle): (&&[u8], &Obstacle)| RefusedPath { path: shown(path), why: obstacle.why().to_owned() };
-        (self.0.iter().take(MAX_LEFT_OUT).map(to_named).collect(), self.0.len() as u64)
+        (self.0.iter().take(MAX_OMITTED).map(to_named).collect(), self.0.len() as u64)
     }
 }
 
-/// What git cannot read, and the repositories that it recorded. Submodules of the clone are no news.
-fn left_out<'a>(delta: &'a Delta, gitlinks: &HashSet<&[u8]>) -> LeftOut<'a> {
-    let unreadable = delta.left_out.iter().map(|(path, obstacle)| (path.as_slice(), *obstacle));
+/// The paths that git cannot read, and the repositories that it recorded. Submodules of the clone are no news.
+fn omitted<'a>(delta: &'a Delta, gitlinks: &HashSet<&[u8]>) -> Omitted<'a> {
+    let unreadable = delta.omitted.iter().map(|(path, obstacle)| (path.as_slice(), *obstacle));
     let recorded = delta.entries.iter().filter(|entry| entry.mode == Some(GITLINK));
     let recorded = recorded.map(|entry| (entry.path.as_slice(), Obstacle::Repository));
-    LeftOut(recorded.chain(unreadable).filter(|(path, _)| !is_within(gitlinks, path)).collect())
+    Omitted(recorded.chain(unreadable).filter(|(path, _)| !is_within(gitlinks, path)).collect())
 }
 
 /// The entries of what is left out, from the tree that the workspace had when the parent was made.
 async fn kept_entries(
     repository: &BareRepository,
     origin: &Origin,
-    left_out: &LeftOut<'_>,
+    omitted: &Omitted<'_>,
 ) -> Result<Vec<TreeEntry>, StepFailure> {
-    if left_out.0.is_empty() || origin.base_tree == origin.folder_tree {
+    if omitted.0.is_empty() || origin.base_tree == origin.folder_tree {
         return Ok(Vec::new());
     }
     let then = repository.differences(&origin.base_tree, &origin.folder_tree, CHANGES_BYTES).await.map_err(broken)?;
-    Ok(then.into_iter().filter(|entry| left_out.has(&entry.path)).collect())
+    Ok(then.into_iter().filter(|entry| omitted.has(&entry.path)).collect())
 }
 
 /// Entries whose names equal those of others but for case or composition.

@@ -90,7 +90,7 @@ pub(super) async fn commit(step: &mut Step<'_>) -> Made {
     }
     let parent_tree = repository.tree_of(parent).await.map_err(broken)?.ok_or_else(|| missing_parent(parent))?;
     if parent_tree == *tree {
-        return Err(skipped(SkipDetail::NoChanges, "The turn changed nothing"));
+        return Err(skipped(SkipDetail::NoChanges, "The commit would change nothing"));
     }
     let new = NewCommit { tree, parent, message, author, committer, at: *at };
     let mut sha = repository.commit(&new).await.map_err(broken)?;

@@ -194,10 +194,8 @@ impl Push<'_> {
                 let Some(following) = self.follow(head).await? else { return self.adopt_head(head.to_owned()).await };
                 (sha, lease, is_rebased) = (following, Some(head.to_owned()), true);
             }
-            if let Some(head) = head.as_ref().filter(|_| lease.is_none())
-                && self.is_begun(head).await
-            {
-                lease = Some(head.clone());
+            if lease.is_none() && self.is_begun(head.as_deref()).await {
+                lease.clone_from(&head);
             }
             if head.is_none() && lease.is_some() {
                 let message = "The branch was deleted on GitHub. The commit is not pushed to a new one of its name";
@@ -428,9 +426,9 @@ impl Push<'_> {
     }
 
     /// True if the branch is where it was begun for this commit, or for one of an earlier turn, and has nothing else.
-    async fn is_begun(&self, head: &str) -> bool {
+    async fn is_begun(&self, head: Option<&str>) -> bool {
         for commit in std::iter::once(self.commit).chain(self.unconfirmed.iter().map(String::as_str)) {
-            if self.repository.begun(commit).await.as_deref() == Some(head) {
+            if head.is_some() && self.repository.begun(commit).await.as_deref() == head {
                 return true;
             }
         }

@@ -952,15 +952,15 @@ async fn hostile_workspace_runs_nothing_and_reaches_no_file_outside() {
     assert!(!ran.exists());
 }
 
-fn names(left_out: &[RefusedPath]) -> Vec<&str> {
-    left_out.iter().map(|it| it.path.as_str()).collect()
+fn names(omitted: &[RefusedPath]) -> Vec<&str> {
+    omitted.iter().map(|it| it.path.as_str()).collect()
 }
 
-/// What the diff compares, and what it names beside that.
+/// The paths that the diff compares, and those that it names besides.
 async fn compared(place: &Place) -> (Vec<String>, Vec<String>) {
     let diff = place.workspaces.diff(place.reference()).await.unwrap();
     let files = diff.files.into_iter().map(|file| file.path).collect();
-    (files, diff.left_out.into_iter().map(|it| it.path).collect())
+    (files, diff.omitted.into_iter().map(|it| it.path).collect())
 }
 
 /// Makes a repository inside the workspace, with a commit or without one.
@@ -983,13 +983,10 @@ async fn malformed_list_of_submodules_is_delivered_as_the_file_it_is() {
         make_repository(&place, "empty", false);
         place.put("a", "2\n");
         let changes = place.changes(None).await;
-        assert_eq!((paths(&changes), names(&changes.left_out)), (vec![".gitmodules", "a"], vec!["empty", "inner"]));
-        assert!(changes.left_out[0].why.contains("repository of its own"), "{changes:?}");
-        let (files, left_out) = compared(&place).await;
-        assert!(
-            files.starts_with(&[".gitmodules".into(), "a".into()]) && left_out == ["empty", "inner"],
-            "{files:?}"
-        );
+        assert_eq!((paths(&changes), names(&changes.omitted)), (vec![".gitmodules", "a"], vec!["empty", "inner"]));
+        assert!(changes.omitted[0].why.contains("repository of its own"), "{changes:?}");
+        let (files, omitted) = compared(&place).await;
+        assert!(files.starts_with(&[".gitmodules".into(), "a".into()]) && omitted == ["empty", "inner"], "{files:?}");
         assert_eq!(place.changes(None).await, changes);
     }
 }
@@ -1011,12 +1008,12 @@ async fn files_and_folders_that_the_agent_closed_are_named_and_the_rest_is_deliv
     };
     close(0);
     let changes = place.changes(None).await;
-    let (files, left_out) = compared(&place).await;
+    let (files, omitted) = compared(&place).await;
     close(0o755);
     assert_eq!(paths(&changes), [".gitignore", "rest"]);
     let expected = ["closed", "file", "new", "un\u{fffd}named"];
-    assert_eq!((names(&changes.left_out), changes.left_out_total), (expected.to_vec(), 4));
-    assert_eq!((files, left_out), (vec![".gitignore".into(), "rest".into()], expected.map(String::from).to_vec()));
+    assert_eq!((names(&changes.omitted), changes.omitted_total), (expected.to_vec(), 4));
+    assert_eq!((files, omitted), (vec![".gitignore".into(), "rest".into()], expected.map(String::from).to_vec()));
 }
 
 #[actix_web::test]
@@ -1026,15 +1023,15 @@ async fn file_of_an_earlier_turn_that_cannot_be_read_now_stays_on_the_branch() {
         place.put(name, "2\n");
     }
     let first = place.deliver("auto/x", None, None).await;
-    fs::set_permissions(place.workspace().join("new"), fs::Permissions::from_mode(0)).unwrap();
-    fs::set_permissions(place.workspace().join("sub"), fs::Permissions::from_mode(0)).unwrap();
+    fs::set_permissions(place.workspace().join("new"), fs::Permissions::from_mode(0o000)).unwrap();
+    fs::set_permissions(place.workspace().join("sub"), fs::Permissions::from_mode(0o000)).unwrap();
     fs::remove_file(place.workspace().join("piped")).unwrap();
     assert!(Command::new("mkfifo").arg(place.workspace().join("piped")).status().unwrap().success());
     make_repository(&place, "inner", true);
     place.put("a", "3\n");
     let changes = place.changes(Some(&first.sha)).await;
-    assert_eq!((paths(&changes), names(&changes.left_out)), (vec!["a"], vec!["inner", "new", "piped", "sub"]));
-    assert!(changes.left_out[2].why.contains("pipe"), "{changes:?}");
+    assert_eq!((paths(&changes), names(&changes.omitted)), (vec!["a"], vec!["inner", "new", "piped", "sub"]));
+    assert!(changes.omitted[2].why.contains("pipe"), "{changes:?}");
     let commit = place.commit(&changes).await;
     place.push("auto/x", &commit, Some(&first.sha)).await.unwrap();
     let listed = git(&place.remote(), &["diff", "--name-only", &first.sha, "auto/x"]);
@@ -1047,7 +1044,7 @@ async fn workspace_that_git_refuses_is_no_failure_that_passes() {
     for n in 0..1001 {
         place.put(&format!("closed/{n}"), "x\n");
         let path = place.workspace().join(format!("closed/{n}"));
-        fs::set_permissions(path, fs::Permissions::from_mode(0)).unwrap();
+        fs::set_permissions(path, fs::Permissions::from_mode(0o000)).unwrap();
     }
     let failure = place.perform(StepInput::Changes { parent: None }).await.unwrap_err();
     assert_eq!((failure.code.as_str(), failure.remedy), ("workspace-unreadable", Remedy::Never), "{failure:?}");

@@ -20,14 +20,14 @@ use super::{
     diff::{Baseline, is_gone},
     git::{Call, Git, Input},
     large::LargeFiles,
-    left_out::Adding,
+    omitted::Adding,
     repositories::{TreeEntry, raw_entries},
     scratch::{PATHS_BYTES, Scratch, TIMEOUT, as_git, blocking, blocking_pipes, whole_parts},
 };
 use crate::{
     domain::{
         automation::{
-            left_out::Obstacle,
+            omitted::Obstacle,
             tree::{GITLINK, MAX_CHANGE_BYTES, MAX_CHANGE_FILES, MAX_FILE_BYTES, TreeChange, too_large, unsafe_path},
         },
         turn::outcome::{ErrorCode, Failure},
@@ -54,7 +54,7 @@ pub(crate) struct Delta {
     /// Paths that git adds to no tree, or that no tree should have; some are in `entries`. At most [`MAX_UNSAFE`].
     pub unsafe_paths: Vec<Vec<u8>>,
     /// Paths that git cannot read: nothing of them is in `entries`.
-    pub left_out: Vec<(Vec<u8>, Obstacle)>,
+    pub omitted: Vec<(Vec<u8>, Obstacle)>,
     /// Pipes that git waits for when it reads the workspace. If there are any, nothing else was read.
     pub pipes: Vec<Vec<u8>>,
     /// True if git's list of changed files is too long to read.
@@ -135,8 +135,8 @@ impl Baseline {
         let (large, is_warned) = (&found.excluded, listed.is_warned);
         let files =
             Adding { git, scratch: &scratch, workspace, objects: &objects, kept: Some(&kept), large, is_warned };
-        let left_out = files.add_all(&listed.bytes).await?;
-        delta.left_out = left_out.iter().map(|(path, obstacle)| (path.to_vec(), obstacle)).collect();
+        let omitted = files.add_all(&listed.bytes).await?;
+        delta.omitted = omitted.iter().map(|(path, obstacle)| (path.to_vec(), obstacle)).collect();
         // With the last word git does not read `.gitmodules`, which may be malformed.
         let fixed = [
             "diff",

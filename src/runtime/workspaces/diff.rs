@@ -17,14 +17,14 @@ use std::{
 use super::{
     git::{Git, Output},
     large::LargeFiles,
-    left_out::{Adding, LeftOut},
+    omitted::{Adding, Omitted},
     scratch::{PATHS_BYTES, Scratch, as_git, as_user, blocking, failed, give, whole_parts},
 };
 use crate::{
-    contract::runtime::{ChangeStatus, ChangedFile, LeftOutPath, WorkspaceDiff},
+    contract::runtime::{ChangeStatus, ChangedFile, OmittedPath, WorkspaceDiff},
     domain::{
         automation::{
-            left_out::{MAX_LEFT_OUT, Obstacle},
+            omitted::{MAX_OMITTED, Obstacle},
             tree::shown,
         },
         turn::outcome::Failure,
@@ -141,7 +141,7 @@ impl Baseline {
         let (of_scratch, older, is_warned) = (&scratch, Some(kept.as_path()), listed.is_warned);
         let files =
             Adding { git, scratch: of_scratch, workspace, objects: &objects, kept: older, large: &large, is_warned };
-        let left_out = files.add_all(&listed.bytes).await?;
+        let omitted = files.add_all(&listed.bytes).await?;
         let compare = |how: &[&str]| -> Vec<OsString> {
             // With that word git does not read `.gitmodules`, which may be malformed.
             let submodules = "--ignore-submodules=none";
@@ -162,7 +162,7 @@ impl Baseline {
             files,
             patch: crate::domain::text::cut_bytes(&patch_text, patch_bytes).to_owned(),
             truncated: more || list.cut || patch.cut,
-            left_out: named(&left_out),
+            omitted: named(&omitted),
         })
     }
 
@@ -291,10 +291,10 @@ pub(super) fn is_gone(file: &Path) -> bool {
 }
 
 /// The first paths that were left out, as text.
-fn named(left_out: &LeftOut) -> Vec<LeftOutPath> {
+fn named(omitted: &Omitted) -> Vec<OmittedPath> {
     let to_named =
-        |(path, obstacle): (&[u8], Obstacle)| LeftOutPath { path: shown(path), why: obstacle.why().to_owned() };
-    left_out.iter().take(MAX_LEFT_OUT).map(to_named).collect()
+        |(path, obstacle): (&[u8], Obstacle)| OmittedPath { path: shown(path), why: obstacle.why().to_owned() };
+    omitted.iter().take(MAX_OMITTED).map(to_named).collect()
 }
 
 /// Adds the changed large files to those that git compared, in the order of their paths. A file that was large `then` and is

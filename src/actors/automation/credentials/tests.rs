@@ -131,8 +131,8 @@ async fn token_has_only_the_permissions_that_the_run_needs() {
             findings: Vec::new(),
             api_obstacle: None,
             unsafe_paths: Vec::new(),
-            left_out: Vec::new(),
-            left_out_total: 0,
+            omitted: Vec::new(),
+            omitted_total: 0,
         });
         credentials.mint(&tenant("acme"), &saga, &github.url, NOW).await.unwrap();
         let body = minted(&github).pop().unwrap();

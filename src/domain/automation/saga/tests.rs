@@ -8,7 +8,7 @@ use crate::domain::{
         plan::{Figures, Unconfirmed},
         signing::Signer,
         skip::WantedMode,
-        step::{ChangedPath, StepInput},
+        step::{ChangedPath, Finding, StepInput},
     },
     ids::SessionId,
 };
@@ -58,8 +58,8 @@ fn changes(total: u64) -> Changes {
         base_branch: Some("main".into()),
         findings: Vec::new(),
         unsafe_paths: Default::default(),
-        left_out: Default::default(),
-        left_out_total: 0,
+        omitted: Default::default(),
+        omitted_total: 0,
         api_obstacle: None,
     }
 }
@@ -269,6 +269,21 @@ fn unsafe_path_fails_the_run_before_an_issue_exists() {
     assert!(
         matches!(verdict, Verdict::Failed(failure) if failure.code == UNSAFE_PATH && failure.message.contains(".GIT"))
     );
+}
+
+#[test]
+fn change_of_nothing_but_a_file_that_is_too_large_is_skipped_for_its_size() {
+    let mut large = changes(1);
+    let (detail, rule) = (SkipDetail::TooLarge, "200000000 bytes".into());
+    large.findings.push(Finding { detail, path: "a.bin".into(), line: None, rule });
+    let mut saga = Saga::new(plan(), NOW);
+    // Without that file there is no commit that could be kept.
+    let (steps, verdict) = run(&mut saga, NOW, |step| match step {
+        Look => Some(done(StepFact::Changes(large.clone()))),
+        Commit => Some(failed("no-changes", Some(SkipDetail::NoChanges), Remedy::Never, None)),
+        _ => None,
+    });
+    assert_eq!((steps, verdict), (vec![Look, Commit], Verdict::Skipped(SkipDetail::TooLarge)));
 }
 
 #[test]

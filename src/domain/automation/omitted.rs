@@ -3,7 +3,7 @@
 use super::step::RefusedPath;
 
 /// The most paths of one answer that are named; the first ones show what is wrong.
-pub(crate) const MAX_LEFT_OUT: usize = 20;
+pub(crate) const MAX_OMITTED: usize = 20;
 /// The most paths that a log or a pull request names.
 const MAX_NAMED: usize = 10;
 
@@ -33,8 +33,8 @@ impl Obstacle {
 }
 
 /// One sentence for each of the first paths, and one for the others. They are no Markdown yet.
-pub(crate) fn sentences(left_out: &[RefusedPath], total: u64) -> Vec<String> {
-    let named = left_out.iter().take(MAX_NAMED);
+pub(crate) fn sentences(omitted: &[RefusedPath], total: u64) -> Vec<String> {
+    let named = omitted.iter().take(MAX_NAMED);
     let mut lines: Vec<_> = named.map(|it| format!("{} is not in the commit: {}.", it.name(), it.why)).collect();
     let others = total.saturating_sub(lines.len() as u64);
     if others > 0 {
@@ -53,7 +53,7 @@ mod tests {
         assert_eq!(sentences(&[], 0), Vec::<String>::new());
         let one = sentences(&[path(1)], 1);
         assert!(one.len() == 1 && one[0].starts_with("\"p1\" is not in the commit: the agent's user"), "{one:?}");
-        let many = sentences(&(0..MAX_LEFT_OUT).map(path).collect::<Vec<_>>(), 700);
+        let many = sentences(&(0..MAX_OMITTED).map(path).collect::<Vec<_>>(), 700);
         assert_eq!(many.len(), MAX_NAMED + 1);
         assert!(many[MAX_NAMED].starts_with("690 more"), "{many:?}");
     }

@@ -17,7 +17,7 @@ use super::{
     scratch::{MAX_SEARCHED_FOLDERS, PATHS_BYTES, Scratch, TIMEOUT, as_git, blocking, failed, whole_parts},
 };
 use crate::domain::{
-    automation::left_out::Obstacle,
+    automation::omitted::Obstacle,
     turn::outcome::{ErrorCode, Failure},
 };
 
@@ -28,9 +28,9 @@ const ENTRIES_BYTES: usize = PATHS_BYTES;
 
 /// Paths that git cannot read, relative to the workspace, as bytes without a slash at the end.
 #[derive(Debug, Default)]
-pub(super) struct LeftOut(BTreeMap<Vec<u8>, Obstacle>);
+pub(super) struct Omitted(BTreeMap<Vec<u8>, Obstacle>);
 
-impl LeftOut {
+impl Omitted {
     pub(super) fn iter(&self) -> impl Iterator<Item = (&[u8], Obstacle)> {
         self.0.iter().map(|(path, obstacle)| (path.as_slice(), *obstacle))
     }
@@ -108,7 +108,7 @@ fn closed_folders(workspace: &Path) -> Vec<PathBuf> {
     found
 }
 
-/// What is added.
+/// The workspace whose files are added, and the index that gets them.
 pub(super) struct Adding<'a> {
     pub git: &'a Git,
     pub scratch: &'a Scratch,
@@ -129,34 +129,34 @@ impl Adding<'_> {
     ///
     /// # Errors
     /// `workspace_unreadable` if git refuses the files for another reason, or too many; else `workspace_unavailable`.
-    pub(super) async fn add_all(&self, listed: &[u8]) -> Result<LeftOut, Failure> {
-        let mut left_out = if self.is_warned { self.closed().await? } else { LeftOut::default() };
-        left_out.add_repositories(listed).map_err(|cause| failed(&cause))?;
-        let Err(first) = self.add_without(&left_out).await else { return Ok(left_out) };
-        let known = left_out.0.len();
-        left_out = self.with_unreadable(left_out).await?;
-        let second = match left_out.0.len() > known {
-            true => self.add_without(&left_out).await,
+    pub(super) async fn add_all(&self, listed: &[u8]) -> Result<Omitted, Failure> {
+        let mut omitted = if self.is_warned { self.closed().await? } else { Omitted::default() };
+        omitted.add_repositories(listed).map_err(|cause| failed(&cause))?;
+        let Err(first) = self.add_without(&omitted).await else { return Ok(omitted) };
+        let known = omitted.0.len();
+        omitted = self.with_unreadable(omitted).await?;
+        let second = match omitted.0.len() > known {
+            true => self.add_without(&omitted).await,
             false => Err(first),
         };
-        let Err(second) = second else { return Ok(left_out) };
+        let Err(second) = second else { return Ok(omitted) };
         // A repository that the index has, and that lost its commit.
-        let known = left_out.0.len();
-        left_out = self.with_recorded_repositories(left_out).await?;
-        match left_out.0.len() > known {
-            true => self.add_without(&left_out).await.map(|()| left_out),
+        let known = omitted.0.len();
+        omitted = self.with_recorded_repositories(omitted).await?;
+        match omitted.0.len() > known {
+            true => self.add_without(&omitted).await.map(|()| omitted),
             false => Err(second),
         }
     }
 
-    async fn add_without(&self, left_out: &LeftOut) -> Result<(), Failure> {
+    async fn add_without(&self, omitted: &Omitted) -> Result<(), Failure> {
         // In a file, because a command line is limited.
         let file = self.scratch.folder.join("paths");
         let mut from = OsString::from("--pathspec-from-file=");
         from.push(&file);
         // git adds no path with `.git` in any case, and fails on it.
         let mut specs = b".\0:(exclude,icase,glob,top)**/.git\0:(exclude,icase,glob,top)**/.git/**".to_vec();
-        let paths = left_out.iter().map(|(path, _)| path);
+        let paths = omitted.iter().map(|(path, _)| path);
         for path in paths.chain(self.large.paths().map(OsStr::as_encoded_bytes)) {
             specs.extend_from_slice(b"\0:(exclude,literal,top)");
             specs.extend_from_slice(path);
@@ -180,24 +180,24 @@ impl Adding<'_> {
         blocking(move || as_git(&rights, || work(&top))).await
     }
 
-    async fn with_unreadable(&self, mut left_out: LeftOut) -> Result<LeftOut, Failure> {
+    async fn with_unreadable(&self, mut omitted: Omitted) -> Result<Omitted, Failure> {
         let args = ["ls-files", "-z", "--modified", "--others", "--exclude-standard"].map(OsString::from).to_vec();
         let paths = self.run(args, PATHS_BYTES).await?;
-        self.search(move |top| left_out.add_among(&paths, top).map(|()| left_out)).await
+        self.search(move |top| omitted.add_among(&paths, top).map(|()| omitted)).await
     }
 
-    async fn with_recorded_repositories(&self, mut left_out: LeftOut) -> Result<LeftOut, Failure> {
+    async fn with_recorded_repositories(&self, mut omitted: Omitted) -> Result<Omitted, Failure> {
         let args = ["ls-files", "-z", "--stage"].map(OsString::from).to_vec();
         let entries = self.run(args, ENTRIES_BYTES).await?;
         for entry in whole_parts(&entries).filter(|entry| entry.starts_with(b"160000 ")) {
             let path = entry.splitn(2, |byte| *byte == b'\t').nth(1).unwrap_or_default();
-            left_out.add(path, Obstacle::Repository).map_err(|cause| failed(&cause))?;
+            omitted.add(path, Obstacle::Repository).map_err(|cause| failed(&cause))?;
         }
-        Ok(left_out)
+        Ok(omitted)
     }
 
     /// The folders that cannot be listed and are not ignored.
-    async fn closed(&self) -> Result<LeftOut, Failure> {
+    async fn closed(&self) -> Result<Omitted, Failure> {
         let found = self.search(|top| Ok(closed_folders(top))).await?;
         let mut names = Vec::new();
         for path in &found {
@@ -206,14 +206,14 @@ impl Adding<'_> {
         }
         let ignored = self.ignored(names.clone()).await?;
         let ignored: std::collections::HashSet<_> = whole_parts(&ignored).collect();
-        let mut left_out = LeftOut::default();
+        let mut omitted = Omitted::default();
         for path in whole_parts(&names).filter(|path| !ignored.contains(path)) {
-            left_out.add(path, Obstacle::Unreadable).map_err(|cause| failed(&cause))?;
+            omitted.add(path, Obstacle::Unreadable).map_err(|cause| failed(&cause))?;
         }
-        Ok(left_out)
+        Ok(omitted)
     }
 
-    /// Those of the paths, each ended by NUL, that the rules of the workspace ignore.
+    /// The ignored ones of the paths, each ended by NUL.
     async fn ignored(&self, paths: Vec<u8>) -> Result<Vec<u8>, Failure> {
         if paths.is_empty() {
             return Ok(paths);
@@ -231,7 +231,7 @@ impl Adding<'_> {
             Some(0) => Ok(finished.output.bytes),
             // None is ignored.
             Some(1) => Ok(Vec::new()),
-            _ => Err(Failure::new(ErrorCode::WorkspaceUnavailable, "git: the ignored folders cannot be told")),
+            _ => Err(Failure::new(ErrorCode::WorkspaceUnavailable, "git: the ignored folders are not known")),
         }
     }
 }
