@@ -136,7 +136,7 @@ pub(crate) struct AgentHandshake {
     pub agent_facts: Option<Box<RawValue>>,
 }
 
-/// States of sessions, separated by commas; none, or an empty text: every state.
+/// States of sessions, separated by commas; none: every state.
 #[derive(Debug, Clone, Default)]
 pub(crate) struct SessionStates(pub Vec<SessionState>);
 
@@ -150,8 +150,7 @@ impl<'de> Deserialize<'de> for SessionStates {
             };
             SessionState::from_name(name).ok_or_else(unknown)
         };
-        let names = text.split(',').filter(|_| !text.is_empty());
-        names.map(state).collect::<Result<_, _>>().map(Self)
+        text.split(',').map(state).collect::<Result<_, _>>().map(Self)
     }
 }
 

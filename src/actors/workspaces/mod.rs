@@ -232,12 +232,29 @@ impl Workspaces {
     /// Loads a session that is not live; returns the facts of one that is. `given` replaces the session's MCP servers: one
     /// that is live gets a fresh agent if they differ.
     pub(crate) async fn load(&self, row: &SessionRow, given: Option<McpServers>) -> Result<ReadySession, Failure> {
+        let settled = self.after_its_end(row).await?;
+        let row = settled.as_ref().unwrap_or(row);
         let loading = Loading::new(self.services(), row);
         let loaded = self.load_with(row, given, &loading).await;
         if let Err(failure) = &loaded {
             loading.fail(failure).await;
         }
         loaded
+    }
+
+    /// The row of a session whose actor has just ended, once it is written; `None` for any other session. Until then the
+    /// index has the session, whose agent is gone.
+    async fn after_its_end(&self, row: &SessionRow) -> Result<Option<SessionRow>, Failure> {
+        let ended = |live: &Arc<LiveSession>| !live.shared.view().state.is_live();
+        let Some(live) = self.live(row.session_id).filter(ended) else { return Ok(None) };
+        let mut mailbox = live.mailbox.clone();
+        let forgotten = async { while mailbox.changed().await.is_ok() {} };
+        if tokio::time::timeout(RESTART_WAIT, forgotten).await.is_err() {
+            let detail = "the session has just ended, and its end is not written yet";
+            return Err(Failure::new(ErrorCode::DatabaseUnavailable, detail));
+        }
+        let written = self.0.services.store.session(row.session_id).await;
+        written.map_err(|cause| store::failure(&cause))
     }
 
     async fn load_with(
