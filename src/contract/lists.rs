@@ -167,7 +167,7 @@ pub(crate) struct SessionQuery {
     pub user_id: Option<UserId>,
     /// Only entries in one of these states, separated by commas.
     #[serde(default)]
-    #[param(value_type = Option<Vec<SessionState>>, style = Form, explode = false)]
+    #[param(value_type = Option<Vec<SessionState>>, style = Form, explode = false, min_items = 1)]
     pub state: SessionStates,
     /// Most entries on the page, 1 to `limits.page_entries`; 50 by default.
     #[param(minimum = 1, maximum = 1000)]
