@@ -176,8 +176,10 @@ fn changed_password_of_the_database_is_used_after_sighup() {
     assert_eq!(reload(&program, "configuration reloaded")["reloaded"], "database.url");
     eventually("the database is back", || program.api.get("/readyz").status == 200);
     assert_eq!(session.says("echo after"), "after");
-    fs::write(&file, url.replace("127.0.0.1", "localhost")).expect("a file");
-    assert_eq!(reload(&program, "configuration reloaded in part")["needs_restart"], "database.url");
+    for other in [url.replace("127.0.0.1", "localhost"), format!("{url}?hostaddr=127.0.0.9")] {
+        fs::write(&file, other).expect("a file");
+        assert_eq!(reload(&program, "configuration reloaded in part")["needs_restart"], "database.url");
+    }
     fs::write(&file, "mysql://ann:third-db-password@127.0.0.1/d").expect("a file");
     let line = reload(&program, "configuration not reloaded; the old settings remain");
     assert!(line["cause"].as_str().unwrap_or_default().contains("database.url"), "{line}");
@@ -188,6 +190,23 @@ fn changed_password_of_the_database_is_used_after_sighup() {
     let line = reload(&program, "configuration not reloaded; the old settings remain");
     assert!(line["cause"].as_str().unwrap_or_default().contains("was not named at the start"), "{line}");
     assert!(!program.log().contains("db-password"));
+}
+
+#[test]
+fn setting_that_needed_a_restart_is_reloaded_once_it_applies() {
+    let receiver = Receiver::start([]);
+    let config = |url: &str, secret: &str| format!("[webhook]\nurl = '{url}'\nsecret = '{secret}'\n");
+    let (own, other) = (receiver.url(), "https://hooks.example.com/x");
+    let secrets = ["correct-horse-battery-staple-1", "correct-horse-battery-staple-2"];
+    let program = Program::builder().config(&config(&own, secrets[0])).start();
+    write(&program.folder, &config(other, secrets[0]));
+    assert_eq!(reload(&program, "configuration reloaded in part")["needs_restart"], "webhook.url");
+    write(&program.folder, &config(other, secrets[1]));
+    let line = reload(&program, "configuration reloaded in part");
+    assert_eq!((&line["reloaded"], &line["needs_restart"]), (&json!("webhook.secret"), &json!("webhook.url")));
+    write(&program.folder, &config(&format!("{own}/new"), secrets[1]));
+    assert_eq!(reload(&program, "configuration reloaded")["reloaded"], "webhook.url");
+    assert_eq!(reload(&program, "configuration reloaded")["reloaded"], "");
 }
 
 #[test]

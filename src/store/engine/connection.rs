@@ -125,40 +125,45 @@ impl DatabaseUrl {
     /// The URL of a `PostgreSQL` server without its password: user, host, database, and the options that say how to
     /// connect. A SQLite file's path. Safe to print.
     pub(crate) fn without_secrets(&self) -> String {
-        self.reduced_to(&["host", "port", "dbname", "user", "sslmode", "sslrootcert"], true)
+        const SHOWN: [&str; 6] = ["host", "port", "dbname", "user", "sslmode", "sslrootcert"];
+        self.reduced(|_| {}, |option| SHOWN.contains(&option)).unwrap_or_else(|| self.name())
     }
 
-    /// The URL without its password, with these of its options, and with its user if asked.
-    fn reduced_to(&self, options: &[&str], with_user: bool) -> String {
-        let Self::Postgres(secret) = self else { return self.name() };
-        let Ok(mut url) = url::Url::parse(secret.get().expose_secret()) else { return self.name() };
-        if url.password().is_some() && url.set_password(None).is_err() {
-            return self.name();
+    /// The URL without its password, changed by `change`, and with the options that `is_kept` names; `None` for a SQLite
+    /// file, and for a text that is no URL.
+    fn reduced(&self, change: impl Fn(&mut url::Url), is_kept: impl Fn(&str) -> bool) -> Option<String> {
+        let Self::Postgres(secret) = self else { return None };
+        let mut url = url::Url::parse(secret.get().expose_secret()).ok()?;
+        if url.password().is_some() {
+            url.set_password(None).ok()?;
         }
-        if !with_user && !url.username().is_empty() && url.set_username("").is_err() {
-            return self.name();
-        }
-        let shown: Vec<(String, String)> = url
-            .query_pairs()
-            .filter(|(name, _)| options.contains(&name.as_ref()))
-            .map(|it| (it.0.into(), it.1.into()))
-            .collect();
+        change(&mut url);
+        let options = url.query_pairs().filter(|(name, _)| is_kept(name));
+        let options: Vec<(String, String)> = options.map(|it| (it.0.into(), it.1.into())).collect();
         url.set_query(None);
-        if !shown.is_empty() {
-            url.query_pairs_mut().extend_pairs(shown);
+        if !options.is_empty() {
+            url.query_pairs_mut().extend_pairs(options);
         }
-        url.to_string()
+        Some(url.to_string())
     }
 
-    /// True if both are the same file, or the same database of the same server, whatever the user, the password and the
-    /// other options are.
-    pub(crate) fn is_same_database(&self, other: &Self) -> bool {
-        let place = |url: &Self| (matches!(url, Self::Sqlite(_)), url.reduced_to(&["host", "port", "dbname"], false));
-        place(self) == place(other)
+    /// True if both are the same file, or differ in nothing but user, password and other credentials: any other option
+    /// may name another server or schema.
+    pub(crate) fn is_same_but_for_credentials(&self, other: &Self) -> bool {
+        const CREDENTIALS: [&str; 6] = ["user", "password", "passfile", "sslcert", "sslkey", "sslpassword"];
+        let without_user = |url: &mut url::Url| {
+            // Refused by a URL without a host, which has no user.
+            let _ = url.set_username("");
+        };
+        let place = |url: &Self| url.reduced(without_user, |option| !CREDENTIALS.contains(&option));
+        match (self, other) {
+            (Self::Sqlite(path), Self::Sqlite(other)) => path == other,
+            _ => place(self).is_some_and(|this| place(other) == Some(this)),
+        }
     }
 
-    /// Lets this URL and its clones connect with the user, the password and the options of another URL of the same
-    /// database from now on. Open connections remain.
+    /// Lets this URL and its clones connect with the credentials of another URL of the same database from now on. Open
+    /// connections remain.
     pub(crate) fn connect_as(&self, other: &Self) {
         if let (Self::Postgres(url), Self::Postgres(new)) = (self, other) {
             url.set(SecretString::clone(&new.get()));
@@ -492,6 +497,33 @@ mod tests {
             ("postgres:///d?host=%2Frun%2Fpg&sslpassword=geheim", "postgres:///d?host=%2Frun%2Fpg"),
         ] {
             assert_eq!(url.parse::<DatabaseUrl>().unwrap().without_secrets(), shown);
+        }
+    }
+
+    #[test]
+    fn urls_of_one_database_differ_in_credentials_alone() {
+        let url = "postgres://ann:old@h:5433/d?sslmode=require&options=-csearch_path%3Da";
+        let is_same = |other: &str| {
+            let [this, other] = [url, other].map(|url| url.parse::<DatabaseUrl>().unwrap());
+            this.is_same_but_for_credentials(&other)
+        };
+        for same in [
+            "postgres://bob:new@h:5433/d?sslmode=require&options=-csearch_path%3Da",
+            "postgres://h:5433/d?user=bob&sslmode=require&password=new&options=-csearch_path%3Da&sslkey=/k",
+        ] {
+            assert!(is_same(same), "{same}");
+        }
+        for other in [
+            "postgres://ann:old@h:5433/e?sslmode=require&options=-csearch_path%3Da",
+            "postgres://ann:old@i:5433/d?sslmode=require&options=-csearch_path%3Da",
+            "postgres://ann:old@h:5432/d?sslmode=require&options=-csearch_path%3Da",
+            "postgres://ann:old@h:5433/d?sslmode=require&options=-csearch_path%3Db",
+            "postgres://ann:old@h:5433/d?sslmode=disable&options=-csearch_path%3Da",
+            "postgres://ann:old@h:5433/d?sslmode=require&options=-csearch_path%3Da&hostaddr=10.0.0.9",
+            "postgres://ann:old@h:5433/d?sslmode=require&options=-csearch_path%3Da&service=x",
+            "sqlite:h",
+        ] {
+            assert!(!is_same(other), "{other}");
         }
     }
 
