@@ -149,6 +149,11 @@ impl Automation {
 }
 
 impl AdvancedRun {
+    /// The state of the run with the outcome that is not stored yet.
+    fn newest(&self) -> &Saga {
+        self.unstored.as_ref().unwrap_or(&self.saga)
+    }
+
     /// Carries out a step at the runtime. An answer that does not come is a failure that may pass.
     async fn execute(&mut self, step: StepName) -> StepReport {
         self.minted = None;

@@ -64,7 +64,7 @@ impl Ended {
 
 /// The end of the attempt of a run. `None` if its parts violate the contract, which is a bug and is logged.
 pub(super) fn of(run: &AdvancedRun, verdict: Option<Verdict>) -> Option<EndedRun> {
-    let (saga, now) = (&run.saga, run.automation.clock.now());
+    let (saga, now) = (run.newest(), run.automation.clock.now());
     let retry_at = verdict.as_ref().and_then(|verdict| saga.next_attempt(verdict, now));
     let ended = Ended::of(verdict);
     let branch = saga.facts.commit.is_some().then(|| order::branch(saga, run.row.run_id));
@@ -102,7 +102,7 @@ fn members(
     retry_at: Option<Timestamp>,
     now: Timestamp,
 ) -> AutomationMembers {
-    let (saga, facts) = (&run.saga, &run.saga.facts);
+    let (saga, facts) = (run.newest(), &run.newest().facts);
     let kept = facts.rescue.as_ref().zip(facts.commit.as_ref()).filter(|_| facts.push.is_none());
     AutomationMembers {
         status: ended.status,
@@ -169,7 +169,7 @@ fn texts(
     branch: Option<&str>,
     retry_at: Option<Timestamp>,
 ) -> Option<(Notice, String)> {
-    let (saga, repository) = (&run.saga, Some(run.saga.plan.repository.as_str()));
+    let (saga, repository) = (run.newest(), Some(run.newest().plan.repository.as_str()));
     let kept = saga.facts.rescue.is_some() && saga.facts.push.is_none();
     let rescued_as = kept.then(|| run.row.run_id.to_string());
     match (ended.skip, &ended.failure) {
@@ -199,7 +199,7 @@ fn announcement(run: &AdvancedRun, ended: &Ended, notice: Notice, text: &str, no
         AutomationStatus::Skipped => NoteStatus::Skipped,
         AutomationStatus::Error => NoteStatus::Error,
     };
-    let facts = &run.saga.facts;
+    let facts = &run.newest().facts;
     let details = NoteDetails {
         skip_reason: ended.skip.map(|(reason, _)| reason),
         issue_url: facts.issue.as_ref().map(|issue| issue.url.clone()),
@@ -207,7 +207,7 @@ fn announcement(run: &AdvancedRun, ended: &Ended, notice: Notice, text: &str, no
         ..NoteDetails::default()
     };
     let note = notices::note(&notice, NoteKind::Automation, Some(status), details, now).with_text(text);
-    let cause = match (ended.skip, run.saga.attempt) {
+    let cause = match (ended.skip, run.newest().attempt) {
         (Some((reason, detail)), 1) => skip::cause_of_skip(row.session_id, row.prompt_id, reason, detail),
         // Every later attempt has a notification of its own.
         (_, attempt) => Uuid::new_v5(&row.run_id, &attempt.to_be_bytes()),

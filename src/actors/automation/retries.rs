@@ -11,7 +11,7 @@ use uuid::Uuid;
 
 use super::{AdvancedRun, Automation};
 use crate::{
-    actors::handles::closing::Run,
+    actors::handles::closing::{DATABASE_PAUSE, Run},
     domain::{
         automation::saga::{Next, SagaStatus},
         clock::Timestamp,
@@ -26,8 +26,6 @@ const LOOK: Duration = Duration::from_secs(5);
 const ATTEMPTS_AT_ONCE: usize = 4;
 /// The most attempts that one look takes up.
 const TAKEN_AT_ONCE: usize = 100;
-/// Pause before the outcome of a step is stored again that the database did not take.
-const DATABASE_PAUSE: Duration = Duration::from_secs(1);
 /// Time after which an attempt of a process that died is taken up again. Longer than the longest step.
 pub(super) const LEASE: Duration = Duration::from_secs(1200);
 

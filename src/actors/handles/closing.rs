@@ -88,6 +88,9 @@ pub(crate) trait Automate: Send + Sync {
     ) -> BoxFuture<'static, Result<Option<SecretString>, StepFailure>>;
 }
 
+/// Pause before the outcome of a step is stored again that the database did not take.
+pub(crate) const DATABASE_PAUSE: Duration = Duration::from_secs(1);
+
 /// The run of one turn.
 pub(crate) trait Run: Send + Sync {
     fn next(&self) -> Next;

@@ -12,7 +12,7 @@ use crate::{
     acp::schema::StopReason,
     actors::{
         handles::{
-            closing::{AgentEnded, Registered, Run, Stop},
+            closing::{AgentEnded, DATABASE_PAUSE, Registered, Run, Stop},
             messages::TurnEnded,
             session::SessionShared,
         },
@@ -34,8 +34,6 @@ use crate::{
     store::{EndSlot, EndStep, RunEnd, StoreError, TurnEnd, Unfinished},
 };
 
-/// Pause before a step is repeated whose outcome could not be stored.
-const DATABASE_PAUSE: Duration = Duration::from_secs(1);
 /// Time between two looks at the processes that an agent left.
 const PROCESS_POLL: Duration = Duration::from_millis(250);
 
@@ -192,7 +190,7 @@ impl Closing {
                 Err(cause @ (StoreError::Conflict(_) | StoreError::Corrupt(_) | StoreError::OtherSchema(_))) => {
                     return self.close(false, Some(&format!("automation was left out: {cause}")));
                 }
-                Err(cause) => {
+                Err(cause @ (StoreError::Unavailable(_) | StoreError::Busy)) => {
                     let prompt_id = self.agent.prompt_id;
                     tracing::warn!(marker = "[GITHUB-AUTO]", %prompt_id, %cause, "automation waits for the database");
                     self.wait_for_database(&mut stop).await;
