@@ -318,3 +318,27 @@ fn full_disk_in_a_step_delays_automation_and_repeats_nothing() {
         full_disk_in_automation(Some(at));
     }
 }
+
+#[test]
+fn load_of_a_session_whose_end_is_not_written_is_refused() {
+    let mut program = Program::builder().set("database.patience_s", 1).set("supervision.max_restarts", 1).start();
+    program.expect_error(WRITER_SAYS);
+    program.expect_error("end of session was not written");
+    let session = program.api.open("ws");
+    // The first crash uses up the restart.
+    session.prompt("crash").problem(502, "agent_crashed");
+    session.becomes("idle");
+    let (_, mut stream) = session.is_busy_with("echo started ; sleep 1 ; crash");
+    let held = lock(&program);
+    stream.rest();
+    session.becomes("failed");
+    let exited = session.state()["connectionId"].clone();
+    session.post("load", json!({})).problem(503, "database_unavailable");
+    drop(held);
+    let loaded = wait_for(DEADLINE, "the session is loaded", || {
+        let answer = session.post("load", json!({}));
+        (answer.status == 200).then_some(answer.body)
+    });
+    assert_ne!(loaded["connectionId"], exited, "the agent of before has exited");
+    assert_eq!(session.says("echo on"), "on");
+}

@@ -243,7 +243,7 @@ impl Workspaces {
     }
 
     /// The row of a session whose actor has just ended, once it is written; `None` for any other session. Until then the
-    /// index has the session, whose agent is gone.
+    /// index has the session, whose agent has exited.
     async fn after_its_end(&self, row: &SessionRow) -> Result<Option<SessionRow>, Failure> {
         let ended = |live: &Arc<LiveSession>| !live.shared.view().state.is_live();
         let Some(live) = self.live(row.session_id).filter(ended) else { return Ok(None) };

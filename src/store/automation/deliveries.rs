@@ -1,7 +1,7 @@
 //! The table of GitHub's deliveries: the queue of what starts turns, and the record of it.
 //!
-//! One id and one content have one row, so a repeated delivery starts nothing, under whichever id. A change names the version that it replaces, and an erased row
-//! is not written again.
+//! One id and one content have one row, so a repeated delivery starts nothing, under whichever id. A change names the
+//! version that it replaces, and an erased row is not written again.
 
 use diesel::{ExpressionMethods, Insertable, OptionalExtension, QueryDsl, Queryable, RunQueryDsl};
 use uuid::Uuid;
